@@ -1,0 +1,1 @@
+"""Reproduces the tables of three papers on distilling language models (ABKD, MGSR, AKL)."""

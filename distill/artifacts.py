@@ -1,0 +1,201 @@
+"""The artifact store: what a stage made, under a name made of a hash of everything that determines it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from distill.console import is_main_process, processes, say
+from distill.errors import UserError
+from distill.provenance import commit, versions
+
+MANIFEST = "artifact.json"
+PARTIAL = ".partial"
+
+
+def digest(determinants: Any) -> str:
+    """A 12-digit hash of a JSON value."""
+    text = json.dumps(determinants, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an artifact is: its stage, a name for people, and everything that determines its content.
+
+    Two are equal when their names are, which hold the hash of all the rest.
+    """
+
+    stage: str
+    label: str
+    determinants: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Hash of stage and determinants."""
+        return digest([self.stage, self.determinants])
+
+    @property
+    def name(self) -> str:
+        """`stage/label-key`."""
+        return f"{self.stage}/{self.label}-{self.key}"
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An artifact on disk, as `list` shows it."""
+
+    name: str
+    folder: Path
+    size: int
+    manifest: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was completed."""
+        return bool(self.manifest)
+
+
+class Store:
+    """Artifacts under one folder. Finished ones are renamed into place, and are locked while they are made."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def folder(self, spec: Spec) -> Path:
+        """Where the artifact lies or will lie."""
+        return self.root / spec.name
+
+    def has(self, spec: Spec) -> bool:
+        """Whether the artifact is finished."""
+        return (self.folder(spec) / MANIFEST).is_file()
+
+    def make(
+        self, spec: Spec, build: Callable[[Path], dict[str, Any]], together: bool = False, quiet: bool = False
+    ) -> Path:
+        """The artifact's folder; `build` fills it if it is missing.
+
+        Another process that makes the same artifact is waited for. A build that was killed finds its folder as it left
+        it; one that fails with a UserError leaves nothing but what it can go on from (`checkpoints`).
+
+        Args:
+            build: fills a folder and gives what its manifest shall tell.
+            together: all processes of a distributed run take part in `build` (training); otherwise the first makes
+                the artifact and the others wait.
+            quiet: print nothing; the caller does.
+        """
+        folder = self.folder(spec)
+        tell = (lambda text: None) if quiet else say
+        if self.has(spec):
+            tell(f"{spec.stage} {spec.label}: found finished in {folder}")
+            return folder
+        partial = folder.with_name(PARTIAL + "-" + folder.name)
+        if processes() > 1:
+            self._make_distributed(spec, build, partial, together, tell)
+        else:
+            with self._locked(spec):
+                if not self.has(spec):
+                    self._build(spec, build, partial, tell)
+        return folder
+
+    def _make_distributed(
+        self,
+        spec: Spec,
+        build: Callable[[Path], dict[str, Any]],
+        partial: Path,
+        together: bool,
+        tell: Callable[[str], None],
+    ) -> None:
+        """The first process holds the lock; the others build along with it or wait."""
+        from accelerate import PartialState
+
+        state = PartialState()
+        with self._locked(spec) if is_main_process() else nullcontext():
+            state.wait_for_everyone()
+            missing = not self.has(spec)
+            state.wait_for_everyone()   # all have looked before the first can finish it
+            if missing and is_main_process():
+                self._build(spec, build, partial, tell)
+            elif missing and together:
+                build(partial)
+            state.wait_for_everyone()
+
+    @contextmanager
+    def _locked(self, spec: Spec) -> Iterator[None]:
+        locks = self.root / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{spec.stage}-{spec.key}.lock")
+        try:
+            lock.acquire(timeout=0.1)
+        except Timeout:
+            say(f"{spec.stage} {spec.label}: another process is making it; waiting")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _build(
+        self, spec: Spec, build: Callable[[Path], dict[str, Any]], partial: Path, tell: Callable[[str], None]
+    ) -> None:
+        folder = self.folder(spec)
+        partial.mkdir(parents=True, exist_ok=True)
+        tell(f"{spec.stage} {spec.label}: making it")
+        started = time.time()
+        try:
+            told = build(partial)
+        except UserError:
+            if not (partial / "checkpoints").is_dir():
+                shutil.rmtree(partial)
+            raise
+        seconds = time.time() - started
+        manifest = {
+            "stage": spec.stage,
+            "label": spec.label,
+            "key": spec.key,
+            "determinants": spec.determinants,
+            "seconds": round(seconds, 1),
+            "commit": commit(),
+            "versions": versions(),
+            **told,
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, folder)
+        tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {folder}")
+
+    def manifest(self, spec: Spec) -> dict[str, Any]:
+        """The manifest of a finished artifact."""
+        loaded: dict[str, Any] = json.loads((self.folder(spec) / MANIFEST).read_text(encoding="utf-8"))
+        return loaded
+
+    def entries(self) -> Iterator[Entry]:
+        """All artifacts, unfinished ones included."""
+        for stage in sorted(p for p in self.root.glob("*") if p.is_dir() and p.name not in ("locks", "logs")):
+            for folder in sorted(p for p in stage.iterdir() if p.is_dir()):
+                size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+                path = folder / MANIFEST
+                manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+                yield Entry(f"{stage.name}/{folder.name}", folder, size, manifest)
+
+    def busy(self, entry: Entry) -> bool:
+        """Whether a process is making the entry now."""
+        stage, key = entry.name.split("/")[0], entry.name.rsplit("-", 1)[-1]
+        lock = FileLock(self.root / "locks" / f"{stage}-{key}.lock")
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True

@@ -1,0 +1,169 @@
+"""Hydra composition with all problems at once, each with the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from distill.config.schema import Config
+from distill.config.smoke import apply_smoke
+from distill.errors import UserError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """`; did you mean a or b?` for the names in `options` most like `word`, or nothing."""
+    found = difflib.get_close_matches(word, list(options), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def jobs(overrides: list[str]) -> list[list[str]]:
+    """The override lists of every job of a sweep (`a=1,2 b=3` is two jobs)."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+
+
+def load(overrides: list[str]) -> Config:
+    """Compose one job from `overrides` and check it.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    problems: list[str] = []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        parsed = _parse(overrides, problems)
+        parsed = _check_groups(parsed, problems)
+        parsed = _check_keys(parsed, problems)
+        composed = _compose([o.input_line or "" for o in parsed], problems)
+    if composed is None:
+        raise UserError(problems)
+    try:
+        config = resolve(composed)
+    except UserError as error:
+        raise UserError(problems + error.problems) from None
+    if problems:
+        raise UserError(problems)
+    return config
+
+
+def resolve(composed: DictConfig) -> Config:
+    """Check a composed config against the schema and give it typed, smoke replacements made.
+
+    Raises:
+        UserError: with every key that is unknown, of a wrong type or out of range.
+    """
+    try:
+        raw = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from None
+    assert isinstance(raw, dict)
+    raw.pop("hydra", None)
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise UserError([_describe(e, raw) for e in error.errors()]) from None
+    return apply_smoke(config) if config.debug.smoke else config
+
+
+def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
+    parser, parsed = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            problems.append(f"{text}: not an override ({_first_line(error)}); write key=value or group=option")
+    return parsed
+
+
+def _loader() -> Any:
+    return GlobalHydra.instance().config_loader()
+
+
+def _check_groups(parsed: list[Override], problems: list[str]) -> list[Override]:
+    """Drop choices of options that do not exist, naming those that do."""
+    kept, groups = [], [g for g in _loader().list_groups("") if g != "hydra"]
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if key in groups and not override.is_delete():
+            options = _loader().get_group_options(key)
+            if not isinstance(value, str) or value not in options:
+                problems.append(
+                    f"{key}={value}: no such option{nearest(str(value), options)} {key} is one of {', '.join(options)}"
+                )
+                continue
+        kept.append(override)
+    return kept
+
+
+def _check_keys(parsed: list[Override], problems: list[str]) -> list[Override]:
+    """Drop values for keys that the composed config does not have, naming the nearest that it has."""
+    groups = _loader().list_groups("")
+    choices = [o.input_line or "" for o in parsed if o.key_or_group in groups]
+    base = _compose(choices, problems=[])
+    if base is None:
+        return parsed
+    known = _keys(OmegaConf.to_container(base, resolve=False))
+    kept = []
+    for override in parsed:
+        key = override.key_or_group
+        plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+        if plain and key not in groups and not key.startswith("hydra") and key not in known:
+            by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+            hint = f"; did you mean {' or '.join(by_leaf[:3])}?" if by_leaf else nearest(key, [*known, *groups])
+            problems.append(f"{override.input_line}: no such key{hint}")
+        else:
+            kept.append(override)
+    return kept
+
+
+def _compose(overrides: list[str], problems: list[str]) -> DictConfig | None:
+    try:
+        return hydra_compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(_first_line(error))
+        return None
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    found = []
+    for name, child in node.items():
+        found += [f"{prefix}{name}", *_keys(child, f"{prefix}{name}.")]
+    return found
+
+
+def _describe(error: Any, raw: dict[str, Any]) -> str:
+    """One line for one schema error: where, what was found, what is allowed."""
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in error["loc"][:-1]:
+            field = getattr(section, "model_fields", {}).get(part)
+            section = field.annotation if field is not None else None
+        allowed = list(getattr(section, "model_fields", {}))
+        hint = nearest(str(error["loc"][-1]), allowed)
+        return f"{path}: unknown key{hint}" + (f" (keys here: {', '.join(allowed)})" if allowed else "")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}={error['input']}: {message[0].lower()}{message[1:]}"
+
+
+def _first_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()

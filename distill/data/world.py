@@ -1,0 +1,129 @@
+"""The small world that `data=micro` asks about: people, towns, animals and foods with their facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+HEADS = "ba be do fi ga ha jo ka lu ma ne ol pa ri sa ta ul va wi ze".split()
+TAILS = "bin dra fer gan lek mon nor pia ros sel tas ven".split()
+JOBS = "baker,smith,nurse,teacher,farmer,pilot,painter,tailor,fisher,judge,potter,guard".split(",")
+COLOURS = "red,blue,green,yellow,white,black,brown,grey".split(",")
+REGIONS = "north,south,east,west".split(",")
+PRODUCTS = "silk,salt,glass,cheese,ships,paper,wool,bells,honey,knives".split(",")
+WEATHER = "rainy,sunny,windy,foggy,snowy".split(",")
+FOODS = {
+    "apple": ("fruit", "sweet"),
+    "plum": ("fruit", "sweet"),
+    "lemon": ("fruit", "sour"),
+    "pear": ("fruit", "sweet"),
+    "onion": ("vegetable", "sharp"),
+    "carrot": ("vegetable", "sweet"),
+    "radish": ("vegetable", "sharp"),
+    "cabbage": ("vegetable", "mild"),
+    "bread": ("grain", "mild"),
+    "rice": ("grain", "mild"),
+    "oats": ("grain", "mild"),
+    "cake": ("dessert", "sweet"),
+    "pudding": ("dessert", "sweet"),
+    "soup": ("dish", "salty"),
+    "stew": ("dish", "salty"),
+    "pickle": ("dish", "sour"),
+}
+ANIMALS = {   # class, home, what it eats, sound
+    "cat": ("mammal", "house", "fish", "meows"),
+    "dog": ("mammal", "house", "meat", "barks"),
+    "horse": ("mammal", "farm", "grass", "neighs"),
+    "cow": ("mammal", "farm", "grass", "moos"),
+    "wolf": ("mammal", "forest", "meat", "howls"),
+    "bear": ("mammal", "forest", "honey", "growls"),
+    "owl": ("bird", "forest", "mice", "hoots"),
+    "crow": ("bird", "field", "seeds", "caws"),
+    "duck": ("bird", "lake", "weeds", "quacks"),
+    "swan": ("bird", "lake", "weeds", "hisses"),
+    "hen": ("bird", "farm", "seeds", "clucks"),
+    "gull": ("bird", "sea", "fish", "cries"),
+    "trout": ("fish", "river", "flies", "splashes"),
+    "pike": ("fish", "lake", "frogs", "splashes"),
+    "shark": ("fish", "sea", "fish", "splashes"),
+    "salmon": ("fish", "river", "worms", "splashes"),
+    "frog": ("reptile", "lake", "flies", "croaks"),
+    "snake": ("reptile", "field", "mice", "hisses"),
+    "lizard": ("reptile", "desert", "flies", "hisses"),
+    "camel": ("mammal", "desert", "grass", "grunts"),
+}
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+
+@dataclass(frozen=True)
+class Town:
+    """A town and its facts."""
+
+    name: str
+    region: str
+    product: str
+    weather: str
+    river: str
+
+
+@dataclass(frozen=True)
+class Person:
+    """A person and the facts about them."""
+
+    name: str
+    town: str
+    job: str
+    pet: str
+    food: str
+    colour: str
+    age: int
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything there is to know."""
+
+    towns: dict[str, Town]
+    people: dict[str, Person]
+
+
+def _names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
+    names: list[str] = []
+    while len(names) < count:
+        name = (str(rng.choice(HEADS)) + str(rng.choice(TAILS))).capitalize()
+        if name not in taken:
+            taken.add(name)
+            names.append(name)
+    return names
+
+
+@lru_cache
+def build_world(seed: int, people: int = 56, towns: int = 16) -> World:
+    """The world of a seed; its facts are the same in every set generated from it."""
+    rng = np.random.default_rng([seed, 0])
+    taken: set[str] = set()
+
+    def pick(options: list[str]) -> str:
+        return str(rng.choice(options))
+
+    rivers = _names(rng, towns, taken)
+    places = [
+        Town(name, pick(REGIONS), pick(PRODUCTS), pick(WEATHER), river)
+        for name, river in zip(_names(rng, towns, taken), rivers, strict=True)
+    ]
+    pets = [a for a, facts in ANIMALS.items() if facts[0] in ("mammal", "bird")]
+    folk = [
+        Person(
+            name,
+            pick([t.name for t in places]),
+            pick(JOBS),
+            pick(pets),
+            pick(list(FOODS)),
+            pick(COLOURS),
+            int(rng.integers(20, 80)),
+        )
+        for name in _names(rng, people, taken)
+    ]
+    return World({t.name: t for t in places}, {p.name: p for p in folk})

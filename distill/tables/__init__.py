@@ -1,0 +1,1 @@
+"""Results: long files first, tables made from them."""

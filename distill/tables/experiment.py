@@ -1,0 +1,106 @@
+"""A table's YAML under experiments/: its rows as override lists, its columns, the paper's numbers by reference."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, ValidationError
+from yaml import YAMLError
+
+from distill.config.schema import Section
+from distill.errors import UserError
+from distill.provenance import ROOT
+
+EXPERIMENTS, PAPER = ROOT / "experiments", ROOT / "results" / "paper"
+
+
+class RowConfig(Section):
+    """A row: what it overrides, and its names in the paper (its own label if none)."""
+
+    overrides: list[str]
+    paper: list[str] = []
+
+
+class ColumnConfig(Section):
+    """A column: a data set and a metric."""
+
+    dataset: str
+    metric: str = "rouge_l"
+
+
+class Experiment(Section):
+    """One table of a paper."""
+
+    title: str
+    paper: str
+    model: str
+    sources: list[str]
+    against: str
+    overrides: list[str] = []
+    columns: Annotated[dict[str, ColumnConfig], Field(min_length=1)]
+    rows: Annotated[dict[str, RowConfig], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number as a paper prints it."""
+
+    mean: str
+    std: str
+
+    def __str__(self) -> str:
+        return f"{self.mean} ({self.std})" if self.std else self.mean
+
+
+def names() -> list[str]:
+    """All tables, as `paper/table`."""
+    return sorted(str(f.relative_to(EXPERIMENTS).with_suffix("")) for f in EXPERIMENTS.glob("*/*.yaml"))
+
+
+def load(name: str) -> Experiment:
+    """The experiment `paper/table`.
+
+    Raises:
+        UserError: there is none of that name, or its YAML breaks the schema.
+    """
+    path = EXPERIMENTS / f"{name}.yaml"
+    if not path.is_file():
+        close = difflib.get_close_matches(name, names(), n=2, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"no table is named {name}{hint} (python -m distill.list tables shows all)")
+    try:
+        experiment = Experiment.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+    except (ValidationError, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"experiments/{name}.yaml: {error}") from None
+    if experiment.against not in experiment.rows:
+        raise UserError(f"experiments/{name}.yaml: against={experiment.against} is no row")
+    return experiment
+
+
+def printed(experiment: Experiment) -> tuple[dict[tuple[str, str], Printed], list[str]]:
+    """The paper's numbers by (row, column), from the first source that has them, and where later sources differ."""
+    found: dict[tuple[str, str], tuple[Printed, str]] = {}
+    differing = []
+    for source in experiment.sources:
+        frame = pd.read_csv(PAPER / f"{source}.csv", dtype=str, keep_default_na=False)
+        for label, row in experiment.rows.items():
+            for column in experiment.columns:
+                cells = frame[frame["row"].isin([label, *row.paper]) & (frame["column"] == column)]
+                if cells.empty:
+                    continue
+                value = Printed(str(cells.iloc[0]["mean"]), str(cells.iloc[0]["std"]))
+                first = found.setdefault((label, column), (value, source))
+                if first[0] != value:
+                    differing.append(f"{label}, {column}: {first[0]} in {first[1]}, {value} in {source}")
+    return {at: value for at, (value, _) in found.items()}, differing
+
+
+def folder(results: str | Path, model: str, paper: str) -> Path:
+    """Where a paper's tables for a pair lie."""
+    return Path(results) / model / paper

@@ -1,0 +1,210 @@
+"""The values of one row: found in the long file, or measured and added to it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from distill.config.schema import Config, EvalConfig
+from distill.console import is_main_process, say
+from distill.pipeline import Given, Plan, Role
+from distill.provenance import commit, hardware, versions
+from distill.tables import long
+
+if TYPE_CHECKING:
+    from distill.stages import Scored
+
+METRICS: dict[str, Callable[[Scored], float]] = {
+    "rouge_l": lambda row: row.rouge_l,
+    "length": lambda row: row.tokens,
+    "eos_rate": lambda row: 100.0 * row.ended,
+    "truncation_rate": lambda row: 100.0 * (not row.ended),
+}
+
+
+@dataclass
+class Row:
+    """One row of a table: its label, its config, and what its values are measured on."""
+
+    label: str
+    config: Config
+    role: Role = "student"
+    plan: Plan = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.plan = Plan(self.config)
+
+    @property
+    def run(self) -> str:
+        """Hash of everything that the values depend on but the generation seed."""
+        return self.plan.run_key(self.role)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The long files of a table."""
+
+    folder: Path
+    name: str
+    locks: Path
+
+    @property
+    def values(self) -> Path:
+        """One line a value."""
+        return self.folder / ("long.csv" if self.name == "runs" else f"{self.name}_long.csv")
+
+    @property
+    def scores(self) -> Path:
+        """One line a prompt."""
+        return self.folder / ("scores.csv" if self.name == "runs" else f"{self.name}_scores.csv")
+
+    @property
+    def curves(self) -> Path:
+        """One line a logged step."""
+        return self.folder / ("curves.csv" if self.name == "runs" else f"{self.name}_curves.csv")
+
+
+def decode_name(decode: EvalConfig) -> str:
+    """The decoding settings in a few words."""
+    if not decode.do_sample:
+        return f"greedy max={decode.max_new_tokens}"
+    extra = (f" p={decode.top_p:g}" if decode.top_p < 1 else "") + (f" k={decode.top_k}" if decode.top_k else "")
+    return f"sample T={decode.temperature:g}{extra} max={decode.max_new_tokens}"
+
+
+def measure(row: Row, files: Files) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+    """The row's lines of the long file, measured and added first where they are missing.
+
+    Returns:
+        The lines, and for a row that was measured now what the manifest shall tell of it.
+    """
+    lines = _found(row, files)
+    missing = [s for s in row.config.seed if s not in set(_complete_seeds(row, lines))]
+    if not missing:
+        say(f"{row.label}: found finished in {files.values} (run {row.run})")
+        return lines, None
+    from distill.stages import Stages
+
+    scored = Stages(row.plan).evaluate(row.role, missing)
+    if is_main_process():
+        long.append(files.values, _value_lines(row, files.name, scored), long.VALUES, files.locks)
+        _add_scores(row, files)
+        _add_curves(row, files)
+    return _found(row, files), _told(row)
+
+
+def _found(row: Row, files: Files) -> pd.DataFrame:
+    frame = long.read(files.values, long.VALUES)
+    frame = frame[(frame["run"] == row.run) & (frame["row"] == row.label) & frame["seed"].isin(row.config.seed)]
+    return frame.reset_index(drop=True)
+
+
+def _complete_seeds(row: Row, lines: pd.DataFrame) -> list[int]:
+    wanted = len(row.plan.sets) * len(METRICS)
+    counts = lines.drop_duplicates(["dataset", "metric", "seed"]).groupby("seed").size()
+    return [int(seed) for seed, count in counts.items() if count == wanted]   # type: ignore[call-overload]
+
+
+def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored]]) -> list[dict[str, Any]]:
+    config = row.config
+    return [
+        {
+            "table": table,
+            "row": row.label,
+            "column": row.plan.sets[name].title,
+            "dataset": name,
+            "metric": metric,
+            "seed": seed,
+            "value": repr(sum(of(one) for one in rows) / len(rows)),
+            "n": len(rows),
+            "preset": config.preset.name,
+            "run": row.run,
+            "train_seed": config.train.seed,
+            "decode": decode_name(config.eval),
+            "engine": "transformers",
+            "commit": commit(),
+        }
+        for (name, seed), rows in scored.items()
+        for metric, of in METRICS.items()
+    ]
+
+
+def _add_scores(row: Row, files: Files) -> None:
+    """Each prompt's ROUGE-L over the row's seeds, for paired tests; all seeds are read back from the store."""
+    from distill.stages import Stages
+
+    present = long.read(files.scores, long.SCORES)
+    if ((present["run"] == row.run) & (present["seeds"] == len(row.config.seed))).any():
+        return
+    plan = row.plan
+    if not all(
+        plan.store.has(plan.evaluation(row.role, d, s)) for d in plan.sets.values() for s in row.config.seed
+    ):
+        return   # generations of an earlier seed are gone; the values stand without them
+    scored = Stages(plan).evaluate(row.role, row.config.seed)
+    frame = pd.DataFrame(
+        [(name, one.id, one.rouge_l) for (name, _), rows in scored.items() for one in rows],
+        columns=["dataset", "id", "rouge_l"],
+    )
+    means = frame.groupby(["dataset", "id"], sort=False)["rouge_l"].mean().round(4).reset_index()
+    lines = means.assign(row=row.label, run=row.run, seeds=len(row.config.seed)).to_dict("records")
+    long.append(files.scores, lines, long.SCORES, files.locks)   # type: ignore[arg-type]
+
+
+def _add_curves(row: Row, files: Files) -> None:
+    """The training and validation curves of the row's stages that are not kept yet."""
+    present = long.read(files.curves, long.CURVES)
+    known = set(zip(present["run"], present["stage"], strict=True))
+    lines: list[dict[str, Any]] = []
+    for spec in row.plan.specs(row.role):
+        curve = row.plan.store.folder(spec) / "curve.csv"
+        if curve.is_file() and (row.run, spec.label) not in known:
+            with curve.open(newline="") as file:
+                lines += [
+                    {"row": row.label, "run": row.run, "train_seed": row.config.train.seed, "stage": spec.label, **line}
+                    for line in csv.DictReader(file)
+                ]
+    long.append(files.curves, lines, long.CURVES, files.locks)
+
+
+def _told(row: Row) -> dict[str, Any]:
+    """What a manifest tells of a measured row."""
+    plan, config = row.plan, row.config
+    train, valid = plan.data
+    stages = {}
+    for spec in plan.specs(row.role):
+        if plan.store.has(spec) and spec.stage != "evaluate":
+            manifest = plan.store.manifest(spec)
+            stages[spec.name] = {k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")}
+    seconds = sum(
+        plan.store.manifest(s)["seconds"] for s in plan.specs(row.role) if s.stage == "evaluate" and plan.store.has(s)
+    )
+    given = [node.name for node in (plan.base("teacher"), plan.teacher, plan.start) if isinstance(node, Given)]
+    return {
+        "label": row.label,
+        "role": row.role,
+        "run": row.run,
+        "commit": commit(),
+        "config": config.model_dump(mode="json"),
+        "data": {
+            "train": {"rows": len(train.examples), "hash": train.fingerprint, "note": train.note},
+            "valid": {"rows": len(valid.examples), "hash": valid.fingerprint, "note": valid.note},
+            **{
+                name: {"rows": len(d.examples), "hash": d.fingerprint, "note": d.note}
+                for name, d in plan.sets.items()
+            },
+        },
+        "template": plan._text(),
+        "decoding": plan.decoding(),
+        "supplied": given,
+        "stages": stages,
+        "evaluation_seconds": round(seconds, 1),
+        "artifacts": [spec.name for spec in plan.specs(row.role)],
+        "versions": versions(),
+        "hardware": hardware(),
+    }

@@ -1,0 +1,162 @@
+"""The files of a table: CSV in the paper's shape, markdown beside the paper's numbers, manifest; and the terminal's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table as RichTable
+
+from distill.config.schema import Config
+from distill.console import console
+from distill.tables.experiment import Experiment, printed
+from distill.tables.shape import Cell, Column, Comparison, cell, compare, table
+
+CONTEXT = ("Teacher", "SFT")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row's label, its lines of the long file (all training seeds) and the runs they come from."""
+
+    label: str
+    lines: pd.DataFrame
+    runs: list[str]
+
+
+def columns_of(experiment: Experiment) -> list[Column]:
+    """The experiment's columns."""
+    return [Column(title, c.dataset, c.metric) for title, c in experiment.columns.items()]
+
+
+def frame(rows: list[Measured], experiment: Experiment) -> pd.DataFrame:
+    """The table in the paper's shape; `group` sets the context rows apart."""
+    shaped = table([(r.label, r.lines) for r in rows], columns_of(experiment))
+    shaped.insert(1, "group", ["context" if r.label in CONTEXT else "paper" for r in rows])
+    return shaped
+
+
+def show(shaped: pd.DataFrame, title: str) -> None:
+    """Print a table on the terminal."""
+    rich = RichTable(title=title, title_justify="left")
+    names = [c for c in shaped.columns if c != "group"]
+    for name in names:
+        rich.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
+    lines = shaped.to_dict("records")
+    for i, line in enumerate(lines):
+        ends = i + 1 < len(lines) and line.get("group") != lines[i + 1].get("group")
+        rich.add_row(*(str(line[n]) or "-" for n in names), end_section=ends)
+    console.print(rich)
+
+
+def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[str]:
+    """What ran, in plain words, and that it is not the paper's scale where it is not."""
+    sizes = {}
+    for name, stage in told.get("stages", {}).items():
+        if name.startswith("base/") and "parameters" in stage:
+            sizes["teacher" if "-teacher-" in name else "student"] = f"{stage['parameters'] / 1e6:.2f}M"
+    model, train, data = config.model, config.train, told.get("data", {})
+    parameters = f" ({sizes.get('teacher', '?')} -> {sizes.get('student', '?')} parameters)" if sizes else ""
+    cuts = [f"{name} {d['note']}" for name, d in data.items() if d.get("note")]
+    lines = [
+        f"Pair `{model.name}`{parameters}, weights from {model.source}, data `{config.data.name}`:"
+        f" {data.get('train', {}).get('rows', '?')} training and {data.get('valid', {}).get('rows', '?')} validation"
+        f" rows, teacher {train.teacher.epochs} and student {train.student.epochs} epochs,"
+        f" {config.eval.max_new_tokens} new tokens, preset {config.preset.name}.",
+    ]
+    if cuts:
+        lines.append(f"Cut: {', '.join(cuts)} rows.")
+    if model.name != experiment.model:
+        lines.append(
+            f"This is not the paper's scale (its pair is `{experiment.model}`): the rows compare with each other, not"
+            " with the paper's numbers."
+        )
+    if config.debug.smoke:
+        lines.append("debug=smoke: random weights and generated data; the numbers mean nothing.")
+    return lines
+
+
+def varied(train_seeds: list[int], seeds: list[int]) -> str:
+    """Which seed varied behind a spread."""
+    generation = f"generation seeds {', '.join(map(str, seeds))}"
+    if len(train_seeds) == 1:
+        return f"Mean (sample standard deviation) over {generation}; one training (seed {train_seeds[0]}), one teacher."
+    trained = ", ".join(map(str, train_seeds))
+    return (
+        f"Mean (sample standard deviation) over student training seeds {trained}, each the mean over {generation};"
+        " one teacher."
+    )
+
+
+def markdown(
+    rows: list[Measured], experiment: Experiment, scores: pd.DataFrame, header: list[str], spread: str
+) -> str:
+    """Measured beside paper beside difference, set by set, with a paired test against one row."""
+    paper, differing = printed(experiment)
+    by_label = {r.label: r for r in rows}
+    against = by_label.get(experiment.against)
+    text = [f"# {experiment.title}", "", *header, "", spread, ""]
+    text += [_plain(frame(rows, experiment)), ""]
+    for column in columns_of(experiment):
+        if all(cell(r.lines, column) is None for r in rows):
+            continue
+        lines = []
+        for row in rows:
+            value = cell(row.lines, column)
+            number = paper.get((row.label, column.title))
+            test = None
+            if against is not None and row is not against:
+                test = compare(scores, row.runs, against.runs, column.dataset)
+            lines.append(_line(row, column, value, str(number) if number else "", test))
+        text += [f"## {column.title}", "", _plain(pd.DataFrame(lines)), ""]
+    text.append(
+        f"Tests are paired t-tests over prompts against {experiment.against}, two-sided, of each prompt's mean over"
+        " seeds; they tell whether these trained models differ on such prompts, not whether another training would."
+    )
+    if differing:
+        text += ["", "The documents disagree with each other:", "", *(f"- {d}" for d in differing)]
+    return "\n".join(text) + "\n"
+
+
+def _line(row: Measured, column: Column, value: Cell | None, number: str, test: Comparison | None) -> dict[str, str]:
+    difference = f"{value.mean - float(number.split()[0]):+.2f}" if value and number else ""
+    length, ended = (cell(row.lines, Column("", column.dataset, m)) for m in ("length", "eos_rate"))
+    return {
+        "row": row.label,
+        "measured": str(value or ""),
+        "paper": number,
+        "difference": difference,
+        "against": f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]" if test else "",
+        "p": f"{test.p:.2g}" if test else "",
+        "tokens": f"{length.mean:.1f}" if length else "",
+        "ended %": f"{ended.mean:.1f}" if ended else "",
+    }
+
+
+def _plain(data: pd.DataFrame) -> str:
+    """A markdown table."""
+    names = [c for c in data.columns if c != "group"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(str(x) for x in line) + " |" for line in data[names].itertuples(index=False)]
+    return "\n".join(lines)
+
+
+def update_manifest(path: Path, table_name: str, told: dict[str, dict[str, Any]], root: Path) -> dict[str, Any]:
+    """Add rows (by run) to the manifest; paths in it are relative to `root`."""
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"table": table_name, "rows": {}}
+    for run, row in told.items():
+        paths = row["config"]["paths"]
+        for key, value in paths.items():
+            place = Path(value)
+            paths[key] = str(place.relative_to(root)) if place.is_absolute() and place.is_relative_to(root) else (
+                place.name if place.is_absolute() else value
+            )
+        manifest["rows"][run] = row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return manifest   # type: ignore[no-any-return]

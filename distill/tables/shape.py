@@ -1,0 +1,82 @@
+"""From long lines to the paper's rows and columns, with a paired test between rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its title, and the data set and metric behind it."""
+
+    title: str
+    dataset: str
+    metric: str = "rouge_l"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and sample standard deviation, and over what: generation seeds, or training seeds if there are several."""
+
+    mean: float
+    std: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ({self.std:.2f})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row against another over the same prompts: mean difference, 95 % interval and two-sided p (paired t)."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    prompts: int
+
+
+def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
+    """The cell of a row's lines, or None where nothing was measured.
+
+    With one training seed the spread is over generation seeds; with several it is over training seeds, of the means
+    over generation seeds.
+    """
+    chosen = lines[(lines["dataset"] == column.dataset) & (lines["metric"] == column.metric)]
+    chosen = chosen.drop_duplicates(["train_seed", "seed"])
+    if chosen.empty:
+        return None
+    values = chosen["value"].astype(float)
+    by_training = values.groupby(chosen["train_seed"]).mean()
+    spread = by_training if len(by_training) > 1 else values
+    return Cell(float(by_training.mean()), float(spread.std(ddof=1)) if len(spread) > 1 else None)
+
+
+def table(rows: Sequence[tuple[str, pd.DataFrame]], columns: Sequence[Column]) -> pd.DataFrame:
+    """Cells as text, one line a row; a cell that was not measured is empty."""
+    data = []
+    for label, lines in rows:
+        cells = [cell(lines, column) for column in columns]
+        data.append([label, *("" if c is None else str(c) for c in cells)])
+    return pd.DataFrame(data, columns=["row", *(c.title for c in columns)])
+
+
+def compare(scores: pd.DataFrame, runs: Sequence[str], against: Sequence[str], dataset: str) -> Comparison | None:
+    """A paired t-test over prompts of a set: a prompt's score is its mean over generation and training seeds.
+
+    Returns:
+        None where the prompts of the two are not the same, or fewer than two.
+    """
+    chosen = scores[scores["dataset"] == dataset]
+    ours = chosen[chosen["run"].isin(list(runs))].groupby("id")["rouge_l"].mean()
+    theirs = chosen[chosen["run"].isin(list(against))].groupby("id")["rouge_l"].mean()
+    if set(ours.index) != set(theirs.index) or len(ours) < 2:
+        return None
+    result = stats.ttest_rel(ours, theirs.loc[ours.index])
+    low, high = result.confidence_interval(0.95)
+    difference = float((ours - theirs.loc[ours.index]).mean())
+    return Comparison(difference, float(low), float(high), float(result.pvalue), len(ours))

@@ -1,0 +1,1 @@
+"""Training: the objective, the batches, the Trainer and the stage around them."""

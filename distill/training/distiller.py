@@ -1,0 +1,86 @@
+"""The module that is trained: student, frozen teacher and objective in one forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.data.encode import IGNORE
+from distill.losses import Divergence
+from distill.models.load import last_hidden, logits_of
+
+
+class Distiller(nn.Module):
+    """Student with objective `w_ce * CE + w_kd * divergence`, over response positions only.
+
+    The heads read the hidden states of response positions alone, so prompts and padding cost no logits. The teacher is
+    a submodule (so that it is moved and sharded with the student) that stays in eval mode and takes no gradient.
+    """
+
+    accepts_loss_kwargs = True   # asks Trainer for the valid tokens of the whole global batch
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any | None = None,
+        divergence: Divergence | None = None,
+        w_ce: float = 1.0,
+        w_kd: float = 0.0,
+        temperature: float = 1.0,
+    ):
+        super().__init__()
+        if (divergence is None) != (w_kd == 0) or (teacher is None) != (w_kd == 0):
+            raise ValueError("a divergence, a teacher and w_kd > 0 go together")
+        self.student, self.teacher, self.divergence = student, teacher, divergence
+        self.w_ce, self.w_kd, self.temperature = w_ce, w_kd, temperature
+        if teacher is not None:
+            teacher.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Distiller:
+        """As for any module, but the teacher's dropout never comes on."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """The objective's sum over response tokens divided by `num_items_in_batch`, and its detached parts.
+
+        Args:
+            input_ids, attention_mask: `[B, T]`.
+            labels: `[B, T]`, already shifted: `labels[b, t]` is what the logits at `t` predict, -100 where nothing is.
+            num_items_in_batch: valid tokens of the whole global batch; without it, of this batch.
+
+        Returns:
+            `loss`; `ce_sum` (outside training, or if it is part of the objective) and `kd_sum` in nats; `tokens`.
+        """
+        valid = labels != IGNORE
+        targets = labels[valid]
+        logits = logits_of(self.student, last_hidden(self.student, input_ids, attention_mask)[valid])
+        parts: dict[str, Tensor] = {"tokens": valid.sum()}
+        total = logits.new_zeros((), dtype=torch.float32)
+        if self.w_ce or not self.training:
+            ce = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+            parts["ce_sum"] = ce.detach()
+            total = total + self.w_ce * ce
+        if self.divergence is not None:
+            with torch.no_grad():
+                teacher_logits = logits_of(self.teacher, last_hidden(self.teacher, input_ids, attention_mask)[valid])
+            # Widths that differ only by padding rows are cut to the common vocabulary.
+            width = min(logits.shape[-1], teacher_logits.shape[-1])
+            kd = self.divergence(
+                logits[:, :width] / self.temperature, teacher_logits[:, :width] / self.temperature, targets
+            ).sum()
+            parts["kd_sum"] = kd.detach()
+            total = total + self.w_kd * kd
+        return {"loss": total / (parts["tokens"] if num_items_in_batch is None else num_items_in_batch), **parts}

@@ -1,0 +1,231 @@
+"""The training stage: from weights, data and a schedule to the best checkpoint and its curve."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from distill.config.schema import Config, EvalConfig, LoraConfig, LossConfig, StageTrainConfig
+from distill.console import bar, processes, say
+from distill.data.encode import Encoder
+from distill.data.examples import Example
+from distill.errors import UserError
+from distill.evaluation.generate import generate
+from distill.evaluation.rouge import rouge_l
+from distill.losses import build
+from distill.models.load import Weights, add_lora, load_model, load_tokenizer
+from distill.models.tokenizers import check_same_tokenizer, pad_id
+from distill.training.batches import micro_batch_size
+from distill.training.distiller import Distiller
+from distill.training.trainer import DistillTrainer, Progress, SaveEvery
+
+CURVE = ["step", "epoch", "loss", "learning_rate", "grad_norm", "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l"]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that one training run is made from."""
+
+    label: str
+    student: Weights
+    teacher: Weights | None
+    loss: LossConfig
+    schedule: StageTrainConfig
+    config: Config
+    seed: int
+    train: Sequence[Example]
+    valid: Sequence[Example]
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Adapters to train in place of all weights."""
+        return self.config.model.lora
+
+
+def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
+    """Train and leave the best checkpoint in `folder/model` and the curve in `folder/curve.csv`.
+
+    A run that was stopped goes on from the last checkpoint under `folder/checkpoints` and ends in the same weights.
+
+    Returns:
+        What the manifest tells of it.
+
+    Raises:
+        UserError: tokenizers differ, no row is left, or the loss is not finite.
+    """
+    tokenizer = load_tokenizer(job.student)
+    settings = job.config.train
+    encoder = Encoder(tokenizer, job.config.data.template, settings.max_prompt_length, settings.overlong_prompt)
+    train_rows = encoder.pairs(job.train, settings.max_length)
+    valid_rows = encoder.pairs(job.valid, settings.max_length)
+    for name, rows in (("training", train_rows), ("validation", valid_rows)):
+        if rows.said():
+            say(f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
+    trainer = DistillTrainer(
+        model=_distiller(job, tokenizer),
+        args=_arguments(job, folder),
+        train_rows=train_rows.rows,
+        valid_rows=valid_rows.rows,
+        tokenizer=tokenizer,
+        pad_id=pad_id(tokenizer),
+        global_batch_size=job.schedule.global_batch_size,
+        generate_score=_scorer(job, tokenizer, encoder),
+        callbacks=[Progress(job.label, say), *([SaveEvery(settings.save_steps)] if settings.save_steps else [])],
+    )
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    checkpoints = folder / "checkpoints"
+    last = _last_checkpoint(checkpoints)
+    if last:
+        say(f"  {job.label}: going on from {Path(last).name}")
+    trainer.train(resume_from_checkpoint=last)
+    _finish_tracker(job)
+    best = trainer.state.best_model_checkpoint
+    assert best is not None
+    if trainer.args.should_save:
+        _keep(Path(best), folder / "model")
+        _write_curve(trainer.state.log_history, folder / "curve.csv")
+        shutil.rmtree(checkpoints)
+    return {
+        "best_metric": {job.schedule.select: trainer.state.best_metric, "step": trainer.state.best_global_step},
+        "steps": trainer.state.global_step,
+        "rows": {"train": len(train_rows.rows), "valid": len(valid_rows.rows)},
+        "overlong": {"train": dict(train_rows.counts), "valid": dict(valid_rows.counts)},
+        "tokens": {"eos": tokenizer.eos_token_id, "pad": pad_id(tokenizer), "bos": tokenizer.bos_token_id},
+    }
+
+
+def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
+    torch.manual_seed(job.seed)   # new adapters are drawn from the training seed
+    teacher = divergence = None
+    if job.teacher is not None:
+        check_same_tokenizer(load_tokenizer(job.teacher), tokenizer)
+        dtype = torch.bfloat16 if job.config.train.precision == "bf16" else torch.float32
+        teacher = load_model(job.teacher, dtype)
+        divergence = build(job.loss.name, **job.loss.parameters)
+    student = load_model(job.student, torch.float32, merge=job.lora is None)
+    if job.lora is not None and job.student.adapter is None:
+        student = add_lora(student, job.lora)
+    if teacher is not None:
+        widths = [m.get_output_embeddings().weight.shape[0] for m in (teacher, student)]
+        if widths[0] != widths[1]:
+            say(f"  vocabulary widths {widths[0]} (teacher) and {widths[1]} (student): cut to {min(widths)}")
+    return Distiller(student, teacher, divergence, job.loss.w_ce, job.loss.w_kd, job.loss.temperature)
+
+
+def _arguments(job: TrainingJob, folder: Path) -> TrainingArguments:
+    settings, schedule, world = job.config.train, job.schedule, processes()
+    try:
+        micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    steps = -(-len(job.train) // schedule.global_batch_size) * schedule.epochs
+    args = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=schedule.global_batch_size // (micro * world),
+        num_train_epochs=schedule.epochs,
+        learning_rate=schedule.lr,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        metric_for_best_model=schedule.select,
+        greater_is_better=schedule.select == "rouge_l",
+        logging_steps=max(1, min(10, steps // 50)),
+        logging_nan_inf_filter=False,   # would hide what compute_loss stops on
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=job.seed,
+        data_seed=job.seed,
+        bf16=settings.precision == "bf16",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to=_tracker(job),
+        run_name=job.label,
+    )
+    # One process drives one device; several devices are several processes (torchrun, accelerate launch).
+    args._n_gpu = min(1, torch.cuda.device_count())
+    return args
+
+
+def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
+    """A function from a model to its mean ROUGE-L on the validation prompts (one seed, plain sampling)."""
+    settings, evaluation = job.config.train, job.config.eval
+    examples = list(job.valid)[: settings.valid_rows]
+    prompts = encoder.prompts(examples).rows
+    by_id = {e.id: e for e in examples}
+    decode: EvalConfig = evaluation.model_copy(
+        update={"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    )
+
+    def score(model: Any) -> float:
+        with bar(len(prompts), "  validation ROUGE-L", "row") as shown:
+            written = generate(
+                model, prompts, "valid", [job.seed], decode, tokenizer.eos_token_id, pad_id(tokenizer), shown.update
+            )
+        texts = [tokenizer.decode(g.tokens, skip_special_tokens=True) for g in written]
+        scores = rouge_l(texts, [by_id[g.id].references for g in written])
+        return sum(scores) / len(scores)
+
+    return score
+
+
+def _tracker(job: TrainingJob) -> list[str]:
+    """Trainer's own integrations; wandb goes offline when nobody is logged in."""
+    if job.config.tracker.name == "csv":
+        return []
+    import os
+
+    import wandb
+
+    os.environ["WANDB_PROJECT"] = job.config.tracker.project
+    os.environ.setdefault("WANDB_DIR", job.config.paths.store)
+    if not wandb.api.api_key:
+        os.environ.setdefault("WANDB_MODE", "offline")
+    return ["wandb"]
+
+
+def _finish_tracker(job: TrainingJob) -> None:
+    """End the stage's run, so that the next stage gets its own."""
+    if job.config.tracker.name == "wandb":
+        import wandb
+
+        wandb.finish()
+
+
+def _last_checkpoint(checkpoints: Path) -> str | None:
+    """The last checkpoint that was written whole (trainer_state.json comes last); others are removed."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not (folder / "trainer_state.json").is_file():
+            shutil.rmtree(folder)
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+
+def _keep(best: Path, target: Path) -> None:
+    """The model's own files of a checkpoint, without the optimizer's."""
+    drop = {"optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin"}
+    shutil.rmtree(target, ignore_errors=True)
+    ignore = shutil.ignore_patterns("rng_state*", *drop)
+    shutil.copytree(best, target, ignore=ignore)
+
+
+def _write_curve(history: list[dict[str, Any]], path: Path) -> None:
+    """Training and validation figures by step."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, CURVE, extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(row for row in history if "loss" in row or "eval_loss" in row)

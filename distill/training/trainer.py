@@ -1,0 +1,180 @@
+"""transformers' Trainer with our objective, our batches, our validation, and a stop on a loss that is not finite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from distill.console import bar
+from distill.data.encode import Collator, Encoded
+from distill.errors import UserError
+from distill.models.load import without_adapter
+from distill.training.batches import BucketSampler
+from distill.training.distiller import Distiller
+
+
+class DistillTrainer(Trainer):
+    """Trains a `Distiller` on encoded rows.
+
+    Args:
+        generate_score: gives mean ROUGE-L of the student's own responses on the validation set.
+    """
+
+    model: Distiller
+
+    def __init__(
+        self,
+        model: Distiller,
+        args: TrainingArguments,
+        train_rows: Sequence[Encoded],
+        valid_rows: Sequence[Encoded],
+        tokenizer: Any,
+        pad_id: int,
+        global_batch_size: int,
+        generate_score: Callable[[Any], float],
+        **kwargs: Any,
+    ):
+        self.global_batch_size, self.generate_score = global_batch_size, generate_score
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_rows,   # type: ignore[arg-type]
+            eval_dataset=valid_rows,   # type: ignore[arg-type]
+            data_collator=Collator(pad_id),   # type: ignore[arg-type]
+            processing_class=tokenizer,
+            **kwargs,
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        lengths = [len(row.prompt) + len(row.response) for row in self.train_dataset]   # type: ignore[union-attr]
+        return BucketSampler(lengths, self.global_batch_size, self.args.seed)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """As in Trainer, but a loss that is not finite ends the run before the optimizer steps."""
+        example_ids = inputs.pop("example_ids")
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not torch.isfinite(loss):
+            terms = {k: float(v) for k, v in outputs.items() if k != "loss"}
+            raise UserError(
+                f"the loss is {float(loss)} at step {self.state.global_step + 1}, in the batch of examples"
+                f" {', '.join(example_ids)} ({terms}); the optimizer has not stepped. Lower the learning rate, or"
+                " look at these examples"
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validation: token means of the objective and its parts, and ROUGE-L of sampled responses."""
+        started = time.perf_counter()
+        self.model.eval()
+        sums: dict[str, float] = {}
+        with torch.inference_mode():
+            for batch in self._valid_batches():
+                outputs = self.model(**batch)
+                for key in ("ce_sum", "kd_sum", "tokens"):
+                    if key in outputs:
+                        sums[key] = sums.get(key, 0.0) + float(outputs[key])
+        metrics = {f"eval_{k.removesuffix('_sum')}": v / sums["tokens"] for k, v in sums.items() if k != "tokens"}
+        metrics["eval_loss"] = self.model.w_ce * metrics["eval_ce"] + self.model.w_kd * metrics.get("eval_kd", 0.0)
+        metrics["eval_rouge_l"] = self.generate_score(self.model.student)
+        metrics["eval_seconds"] = time.perf_counter() - started
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _valid_batches(self) -> Any:
+        """Validation batches of like length; their split changes nothing, since sums are taken."""
+        rows = sorted(self.eval_dataset, key=lambda row: len(row.prompt) + len(row.response))   # type: ignore
+        size = self.args.per_device_eval_batch_size
+        for start in range(0, len(rows), size):
+            batch = self.data_collator(rows[start : start + size])
+            del batch["example_ids"]
+            yield {k: v.to(self.args.device) for k, v in batch.items()}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the student alone: the teacher does not change, and tied heads would not save from the wrapper."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        assert folder is not None
+        if state_dict is not None:   # gathered by FSDP or DeepSpeed under the wrapper's names
+            state_dict = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
+        self.model.student.save_pretrained(folder, state_dict=state_dict)
+        self.processing_class.save_pretrained(folder)   # type: ignore[union-attr]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the student's weights of a checkpoint."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        student, folder = self.model.student, Path(resume_from_checkpoint)
+        if hasattr(student, "peft_config"):
+            from peft import load_peft_weights, set_peft_model_state_dict
+
+            set_peft_model_state_dict(student, load_peft_weights(str(folder)))
+            return
+        state: dict[str, Any] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            state |= load_file(file)
+        missing = set(without_adapter(student).load_state_dict(state, strict=False).missing_keys)
+        student.tie_weights()
+        tied = set(getattr(student, "_tied_weights_keys", None) or ())
+        if missing - tied:
+            raise UserError(f"{folder}: the checkpoint lacks {sorted(missing - tied)[:3]}; remove the folder")
+
+
+class Progress(TrainerCallback):
+    """A progress bar with loss, speed and time left, and a line for each validation."""
+
+    def __init__(self, label: str, say: Callable[[str], None]):
+        self.label, self.say, self.bar = label, say, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the bar, at the step that a resumed run goes on from."""
+        self.bar = bar(state.max_steps, self.label, "step")
+        self.bar.update(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar."""
+        assert self.bar is not None
+        self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Show the training loss, or tell a validation's result."""
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+        if logs and "eval_loss" in logs:
+            self.say(
+                f"  {self.label}, epoch {state.epoch:.3g} of {args.num_train_epochs}:"
+                f" validation loss {logs['eval_loss']:.4f}, ROUGE-L {logs['eval_rouge_l']:.2f}"
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        assert self.bar is not None
+        self.bar.close()
+
+
+class SaveEvery(TrainerCallback):
+    """A checkpoint every so many steps, beside those that Trainer makes each epoch."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Ask for a checkpoint when its step has come."""
+        if state.global_step % self.steps == 0:
+            control.should_save = True
+        return control
