@@ -126,7 +126,7 @@ class Store:
         with self._locked(spec) if is_main_process() else nullcontext():
             state.wait_for_everyone()
             missing = not self.has(spec)
-            state.wait_for_everyone()   # all have looked before the first can finish it
+            state.wait_for_everyone()  # all have looked before the first can finish it
             if missing and is_main_process():
                 self._build(spec, build, partial, tell)
             elif missing and together:
@@ -172,7 +172,9 @@ class Store:
             "versions": versions(),
             **told,
         }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / MANIFEST).write_text(
+            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         os.replace(partial, folder)
         tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {folder}")
 

@@ -1,4 +1,4 @@
-"""Teacher, student start, distil, evaluate: which artifacts a config needs, and making what is missing.
+"""Teacher, teacher signal, student start, distil, evaluate: which artifacts a config needs, and making what is missing.
 
 A plan knows the key of every artifact before anything is loaded: each key hashes the stage's own settings, the data's
 content and the keys of its inputs.
@@ -13,15 +13,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.artifacts import Spec, Store, digest
-from distill.config.schema import Config, LossConfig, StageTrainConfig, WeightsConfig
+from distill.config.schema import Config, LossConfig, Section, StageTrainConfig, WeightsConfig
 from distill.data import sets
 from distill.data.sets import Dataset
 from distill.data.templates import TEMPLATES
 
 # Raised when a stage's code changes what it makes from the same settings.
-VERSIONS = {"base": 1, "train": 1, "evaluate": 1}
+VERSIONS = {"base": 1, "signal": 1, "train": 1, "evaluate": 1}
 # Keys of `train` that change no result, and those that the stage hashes by itself.
-NOT_DETERMINING = {"teacher", "start", "student", "micro_batch_size", "save_steps", "seed", "teacher_seed"}
+NOT_DETERMINING = {
+    "teacher",
+    "start",
+    "student",
+    "micro_batch_size",
+    "save_steps",
+    "seed",
+    "teacher_seed",
+    "teacher_signal",
+}
 SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
 Role = Literal["teacher", "student"]
 
@@ -67,11 +76,15 @@ class Plan:
         if weights.keep_layers is not None:
             teacher = self.base("teacher")
             calibration = self.data[0].fingerprint
-            settings = {"teacher": teacher.key, "keep_layers": weights.keep_layers, "calibration": calibration}
+            settings = {
+                "teacher": teacher.key,
+                "keep_layers": weights.keep_layers,
+                "calibration": calibration,
+            }
             return self._spec("base", f"{model.name}-{role}", settings)
         if model.source == "scratch":
             assert weights.hidden is not None
-            size = weights.model_dump(include={"hidden", "layers", "heads"})
+            size = _settings(weights, include={"hidden", "layers", "heads"})
             settings = {
                 "architecture": model.architecture,
                 "tokenizer": model.tokenizer,
@@ -114,14 +127,29 @@ class Plan:
         teacher = self.teacher if loss.w_kd else None
         return self._training(f"student-{loss.name}", self.start, loss, self.config.train.student, teacher)
 
+    @property
+    def signal(self) -> Spec:
+        """The teacher's stored hidden states over training and validation rows."""
+        train, valid = self.data
+        settings = {
+            "teacher": self.teacher.key,
+            "data": [train.fingerprint, valid.fingerprint],
+            "text": self._text(),
+            "train": _settings(
+                self.config.train, include={"max_length", "max_prompt_length", "overlong_prompt", "precision"}
+            ),
+        }
+        return self._spec("signal", f"{self.config.model.name}-teacher", settings)
+
     def model(self, role: Role) -> Spec | Given:
         """What is evaluated."""
         return self.teacher if role == "teacher" else self.student
 
     def decoding(self) -> dict[str, Any]:
         """The settings that a generated text depends on."""
-        evaluation: dict[str, Any] = self.config.eval.model_dump(exclude={"sets", "batch_tokens"})
-        return evaluation | {"max_prompt_length": self.config.train.max_prompt_length, "engine": "transformers"}
+        evaluation = _settings(self.config.eval, exclude={"sets", "batch_tokens"})
+        train = _settings(self.config.train, include={"max_prompt_length", "precision"})
+        return {**evaluation, **train, "engine": "transformers"}
 
     def run_key(self, role: Role) -> str:
         """Hash of everything that a row's values depend on but the generation seed."""
@@ -147,24 +175,31 @@ class Plan:
         chain: list[Spec | Given] = [self.base("teacher"), self.teacher]
         if role == "student":
             chain += [self.base("student"), self.start, self.student]
+            if self.config.loss.w_kd and self.config.train.teacher_signal == "stored":
+                chain.append(self.signal)
         evaluations = [self.evaluation(role, d, s) for d in self.sets.values() for s in self.config.seed]
         return [x for x in dict.fromkeys([*chain, *evaluations]) if isinstance(x, Spec)]
 
     def _training(
-        self, label: str, start: Spec | Given, loss: LossConfig, schedule: StageTrainConfig, teacher: Spec | Given | None
+        self,
+        label: str,
+        start: Spec | Given,
+        loss: LossConfig,
+        schedule: StageTrainConfig,
+        teacher: Spec | Given | None,
     ) -> Spec:
         config = self.config
         train, valid = self.data
         settings = {
             "start": start.key,
             "teacher": teacher.key if teacher else None,
-            "loss": loss.model_dump(),
+            "loss": _settings(loss),
             "sampler": config.sampler.name if teacher else None,
             "preset": config.preset.name,
-            "schedule": schedule.model_dump(),
-            "train": config.train.model_dump(exclude=NOT_DETERMINING),
+            "schedule": _settings(schedule),
+            "train": _settings(config.train, exclude=NOT_DETERMINING),
             "seed": self.seed("teacher" if label == "teacher" else "student"),
-            "lora": config.model.lora.model_dump() if config.model.lora else None,
+            "lora": _settings(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},
             "validation": {"max_new_tokens": config.eval.max_new_tokens},
             "text": self._text(),
@@ -178,6 +213,12 @@ class Plan:
     @staticmethod
     def _spec(stage: str, label: str, settings: dict[str, Any]) -> Spec:
         return Spec(stage, label, {**settings, "version": VERSIONS[stage]})
+
+
+def _settings(section: Section, **which: set[str]) -> dict[str, Any]:
+    """A section's values for hashing. Those at the schema's own defaults are left out, so that a key added later with
+    the old behaviour as its default keeps all hashes, and with them the results that stand under them."""
+    return section.model_dump(exclude_defaults=True, **which)  # type: ignore[arg-type]
 
 
 def _identity(text: str, revision: str) -> str:

@@ -20,8 +20,11 @@ def commit() -> str:
 
     Read once a process, at its first use, so that what a run itself writes does not count.
     """
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         short = git("rev-parse", "--short=10", "HEAD")

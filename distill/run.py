@@ -13,14 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from distill.config.compose import CONF, jobs, load, resolve
+from distill.config.compose import CONF, for_hydra, jobs, load, resolve
 from distill.errors import UserError, command, report
 
 MULTIRUN = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
-          "--config-dir", "-cd", "--experimental-rerun")   # fmt: skip
+          "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
 HELP = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
-ROWS = "rows.csv"   # what a job measured, in its own folder, for the table at the end of a sweep
+ROWS = "rows.csv"  # what a job measured, in its own folder, for the table at the end of a sweep
 
 _failed: list[UserError] = []
 
@@ -54,7 +54,7 @@ def check(overrides: list[str], sweep: bool) -> None:
     try:
         every = jobs(overrides) if sweep else [overrides]
     except HydraException:
-        every = [overrides]   # an override that does not parse; load names it
+        every = [overrides]  # an override that does not parse; load names it
     problems: list[str] = []
     for job in every:
         try:
@@ -83,7 +83,9 @@ def _measure(composed: DictConfig) -> None:
     from distill.tables.shape import Column, table
 
     row = Row(_label(config), config)
-    files = Files(Path(config.paths.results) / config.model.name / "runs", "runs", Path(config.paths.store) / "locks")
+    files = Files(
+        Path(config.paths.results) / config.model.name / "runs", "runs", Path(config.paths.store) / "locks"
+    )
     lines, _ = measure(row, files)
     if not is_main_process():
         return
@@ -96,7 +98,7 @@ def _measure(composed: DictConfig) -> None:
     say(f"values: {files.values}")
 
 
-def _label(config) -> str:   # type: ignore[no-untyped-def]
+def _label(config) -> str:  # type: ignore[no-untyped-def]
     """`akl(mu=0.5)`: the loss as it ran."""
     shown = ", ".join(f"{k}={v:g}" for k, v in config.loss.parameters.items())
     return f"{config.loss.name}({shown})" if shown else config.loss.name
@@ -107,6 +109,7 @@ def main(words: list[str]) -> int:
     flags, overrides = ordered(words)
     if not any(f.split("=")[0] in HELP for f in flags):
         check(overrides, sweep=any(f in MULTIRUN for f in flags))
+        overrides = for_hydra(overrides)
     sys.argv[1:] = [*flags, *overrides]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
     return 2 if _failed else 0

@@ -23,9 +23,10 @@ from distill.models import create
 from distill.models.load import Weights, load_model, load_tokenizer, quiet_transformers, supplied
 from distill.models.tokenizers import pad_id, train_tokenizer
 from distill.pipeline import SFT, Given, Plan, Role
-from distill.training.stage import TrainingJob, train
+from distill.training.signal import write_store
+from distill.training.stage import TrainingJob, teacher_dtype, train, training_encoder
 
-CALIBRATION_ROWS = 32   # training rows that block influence is measured on
+CALIBRATION_ROWS = 32  # training rows that block influence is measured on
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,23 @@ class Stages:
             return self._supplied(node, "teacher")
         return self._train(node, self.base("teacher"), None, SFT, self.config.train.teacher)
 
+    def signal(self, teacher: Weights) -> Path | None:
+        """The teacher's stored hidden states, or None for a live teacher."""
+        if self.config.train.teacher_signal == "live":
+            return None
+
+        def build(folder: Path) -> dict[str, Any]:
+            tokenizer = load_tokenizer(teacher)
+            encoder = training_encoder(self.config, tokenizer)
+            rows = [
+                r
+                for d in self.plan.data
+                for r in encoder.pairs(d.examples, self.config.train.max_length).rows
+            ]
+            return write_store(teacher, rows, pad_id(tokenizer), teacher_dtype(self.config), folder)
+
+        return self.store.make(self.plan.signal, build)
+
     def start(self) -> Weights:
         """What the student's training starts from."""
         node = self.plan.start
@@ -88,14 +106,16 @@ class Stages:
         """The distilled student."""
         loss, node = self.config.loss, self.plan.student
         schedule = self.config.train.student
-        if self.store.has(node):   # its inputs may be gone
+        if self.store.has(node):  # its inputs may be gone
             return self._trained(node, "student")
         teacher = self.teacher() if loss.w_kd else None
         return self._train(node, self.start(), teacher, loss, schedule)
 
     def evaluate(self, role: Role, seeds: list[int]) -> dict[tuple[str, int], list[Scored]]:
         """Scored responses by (set, seed); sets and seeds that are missing are generated together from one load."""
-        wanted = {(d.name, s): self.plan.evaluation(role, d, s) for d in self.plan.sets.values() for s in seeds}
+        wanted = {
+            (d.name, s): self.plan.evaluation(role, d, s) for d in self.plan.sets.values() for s in seeds
+        }
         missing = {at: spec for at, spec in wanted.items() if not self.store.has(spec)}
         if missing:
             weights = self.teacher() if role == "teacher" else self.student()
@@ -106,14 +126,19 @@ class Stages:
                 for seed in lacking:
 
                     def build(
-                        folder: Path, dataset: Dataset = dataset, seed: int = seed, lacking: list[int] = lacking
+                        folder: Path,
+                        dataset: Dataset = dataset,
+                        seed: int = seed,
+                        lacking: list[int] = lacking,
                     ) -> dict[str, Any]:
                         return writer.save(dataset, seed, lacking, folder)
 
                     self.store.make(missing[dataset.name, seed], build, quiet=True)
                 if lacking:
                     shown, seconds = ", ".join(map(str, lacking)), time.perf_counter() - started
-                    say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
+                    say(
+                        f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s"
+                    )
         return {at: _read(self.store.folder(spec) / "generations.jsonl") for at, spec in wanted.items()}
 
     def _supplied(self, node: Given, role: Role) -> Weights:
@@ -124,7 +149,12 @@ class Stages:
         return weights
 
     def _train(
-        self, node: Spec, start: Weights, teacher: Weights | None, loss: LossConfig, schedule: StageTrainConfig
+        self,
+        node: Spec,
+        start: Weights,
+        teacher: Weights | None,
+        loss: LossConfig,
+        schedule: StageTrainConfig,
     ) -> Weights:
         train_set, valid_set = self.plan.data
         role: Role = "teacher" if node == self.plan.teacher else "student"
@@ -132,6 +162,7 @@ class Stages:
             label=node.label,
             student=start,
             teacher=teacher,
+            signal=self.signal(teacher) if teacher else None,
             loss=loss,
             schedule=schedule,
             config=self.config,
@@ -157,7 +188,9 @@ class Stages:
         tokenizer = train_tokenizer(model.tokenizer, texts, model.vocab_size)
         weights = getattr(model, role)
         return _save(
-            create.random_model(model.architecture, weights, tokenizer, self.plan.seed(role)), tokenizer, folder
+            create.random_model(model.architecture, weights, tokenizer, self.plan.seed(role)),
+            tokenizer,
+            folder,
         )
 
     def _prune(self, teacher: Weights, keep: int, folder: Path) -> dict[str, Any]:
@@ -167,9 +200,8 @@ class Stages:
             raise UserError(
                 f"model.student.keep_layers={keep}: the teacher has {model.config.num_hidden_layers} layers"
             )
-        settings = self.config.train
-        encoder = Encoder(tokenizer, self.config.data.template, settings.max_prompt_length, settings.overlong_prompt)
-        rows = encoder.pairs(self.plan.data[0].examples[:CALIBRATION_ROWS], settings.max_length).rows
+        examples = self.plan.data[0].examples[:CALIBRATION_ROWS]
+        rows = training_encoder(self.config, tokenizer).pairs(examples, self.config.train.max_length).rows
         collate = Collator(pad_id(tokenizer))
         batches = [collate(rows[i : i + 4]) for i in range(0, len(rows), 4)]
         influence = create.block_influence(model, batches)
@@ -218,7 +250,7 @@ class _Writer:
             written = generate(
                 self.model, prompts.rows, dataset.name, seeds, config.eval,
                 tokenizer.eos_token_id, pad_id(tokenizer), shown.update,
-            )   # fmt: skip
+            )  # fmt: skip
         texts = [tokenizer.decode(g.tokens, skip_special_tokens=True) for g in written]
         scores = rouge_l(texts, [references[g.id] for g in written])
         for seed in seeds:

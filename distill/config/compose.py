@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from distill.config.schema import Config
+from distill.config.schema import Config, Section
 from distill.config.smoke import apply_smoke
 from distill.errors import UserError
 
@@ -48,8 +48,7 @@ def load(overrides: list[str]) -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         parsed = _parse(overrides, problems)
         parsed = _check_groups(parsed, problems)
-        parsed = _check_keys(parsed, problems)
-        composed = _compose([o.input_line or "" for o in parsed], problems)
+        composed = _compose(_check_keys(parsed, problems), problems)
     if composed is None:
         raise UserError(problems)
     try:
@@ -59,6 +58,12 @@ def load(overrides: list[str]) -> Config:
     if problems:
         raise UserError(problems)
     return config
+
+
+def for_hydra(overrides: list[str]) -> list[str]:
+    """The overrides as Hydra wants them: `++` before keys that the schema knows and the YAML leaves at their defaults."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return _check_keys(_parse(overrides, problems=[]), problems=[])
 
 
 def resolve(composed: DictConfig) -> Config:
@@ -86,7 +91,9 @@ def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
-            problems.append(f"{text}: not an override ({_first_line(error)}); write key=value or group=option")
+            problems.append(
+                f"{text}: not an override ({_first_line(error)}); write key=value or group=option"
+            )
     return parsed
 
 
@@ -110,25 +117,62 @@ def _check_groups(parsed: list[Override], problems: list[str]) -> list[Override]
     return kept
 
 
-def _check_keys(parsed: list[Override], problems: list[str]) -> list[Override]:
-    """Drop values for keys that the composed config does not have, naming the nearest that it has."""
+def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
+    """Drop values for keys that do not exist, naming the nearest that do.
+
+    A key that the schema has and the composed config leaves out (it is at its default) is added.
+    """
     groups = _loader().list_groups("")
-    choices = [o.input_line or "" for o in parsed if o.key_or_group in groups]
+    choices = [o.input_line or "" for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
     base = _compose(choices, problems=[])
-    if base is None:
-        return parsed
-    known = _keys(OmegaConf.to_container(base, resolve=False))
+    composed = _keys(OmegaConf.to_container(base, resolve=False)) if base is not None else []
     kept = []
     for override in parsed:
-        key = override.key_or_group
-        plain = not (override.is_add() or override.is_force_add() or override.is_delete())
-        if plain and key not in groups and not key.startswith("hydra") and key not in known:
-            by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-            hint = f"; did you mean {' or '.join(by_leaf[:3])}?" if by_leaf else nearest(key, [*known, *groups])
-            problems.append(f"{override.input_line}: no such key{hint}")
+        key, line = override.key_or_group, override.input_line or ""
+        special = override.is_add() or override.is_force_add() or override.is_delete()
+        if special or key in groups or key.startswith("hydra") or key in composed or base is None:
+            kept.append(line)
+        elif _in_schema(key):
+            kept.append(f"++{line}")
         else:
-            kept.append(override)
+            known = dict.fromkeys([*composed, *_schema_keys(Config)])
+            by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+            hint = (
+                f"; did you mean {' or '.join(by_leaf[:3])}?" if by_leaf else nearest(key, [*known, *groups])
+            )
+            problems.append(f"{line}: no such key{hint}")
     return kept
+
+
+def _section(annotation: Any) -> Any:
+    """The section class inside an annotation (`X | None`, `dict[str, X]`), or None."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = [_section(a) for a in get_args(annotation)]
+    return next((f for f in found if f is not None), None)
+
+
+def _in_schema(key: str) -> bool:
+    section: Any = Config
+    parts = key.split(".")
+    while parts:
+        field = section.model_fields.get(parts.pop(0)) if section is not None else None
+        if field is None:
+            return False
+        if get_origin(field.annotation) is dict and parts:
+            parts.pop(0)  # any name
+        section = _section(field.annotation)
+    return True
+
+
+def _schema_keys(section: type[Section], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in section.model_fields.items():
+        inner = _section(field.annotation)
+        found.append(f"{prefix}{name}")
+        if inner is not None and get_origin(field.annotation) is not dict:
+            found += _schema_keys(inner, f"{prefix}{name}.")
+    return found
 
 
 def _compose(overrides: list[str], problems: list[str]) -> DictConfig | None:

@@ -33,7 +33,9 @@ def apply_smoke(config: Config) -> Config:
             "source": "scratch",
             "vocab_size": 400,
             "teacher": WeightsConfig(hidden=48, layers=3 if pruned else 2, heads=2),
-            "student": WeightsConfig(keep_layers=2) if pruned else WeightsConfig(hidden=32, layers=2, heads=2),
+            "student": WeightsConfig(keep_layers=2)
+            if pruned
+            else WeightsConfig(hidden=32, layers=2, heads=2),
         }
     )
     stage = {"epochs": 1, "global_batch_size": 8}

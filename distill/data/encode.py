@@ -13,7 +13,7 @@ from distill.data.examples import Example
 from distill.data.templates import render
 from distill.errors import UserError
 
-IGNORE = -100   # target of a position that does not count; the field's convention
+IGNORE = -100  # target of a position that does not count; the field's convention
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class Encoder:
         """The longest prompt that fits when the input text (or, without one, the instruction) is shortened."""
         long = example.input or example.instruction
         low, high = 0, len(long)
-        while low < high:   # the largest number of characters that fits
+        while low < high:  # the largest number of characters that fits
             middle = (low + high + 1) // 2
             if len(self._shortened(example, long[:middle])) <= self.max_prompt_length:
                 low = middle
             else:
                 high = middle - 1
         ids = self._shortened(example, long[:low])
-        return ids[-self.max_prompt_length :]   # an instruction that is too long beside its input
+        return ids[-self.max_prompt_length :]  # an instruction that is too long beside its input
 
     def _shortened(self, example: Example, text: str) -> list[int]:
         return self._ids(example.instruction, text) if example.input else self._ids(text, "")

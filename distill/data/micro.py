@@ -23,7 +23,7 @@ from distill.data.examples import Example, make_examples
 from distill.data.world import World, build_world
 from distill.errors import UserError
 
-HELD_OUT = 5   # one prompt in so many is never trained on
+HELD_OUT = 5  # one prompt in so many is never trained on
 
 
 class Recipe(NamedTuple):
@@ -31,15 +31,16 @@ class Recipe(NamedTuple):
 
     kinds: dict[tasks.Task, float]
     unseen_wording: bool
-    held_out: bool | None   # True: only prompts kept from training; False: only the others; None: any
+    held_out: bool | None  # True: only prompts kept from training; False: only the others; None: any
+    at_most: int | None = None
 
 
 SETS = {
     "train": Recipe(tasks.SEEN, False, False),
     "valid": Recipe(tasks.SEEN, False, True),
     "dolly": Recipe(tasks.SEEN, False, True),
+    "vicuna": Recipe(tasks.LONG, True, None, at_most=60),  # drawn early: there are few such prompts
     "self_inst": Recipe(tasks.SEEN, True, None),
-    "vicuna": Recipe(tasks.LONG, True, None),
     "sni": Recipe(tasks.RELATED, False, None),
     "unni": Recipe(tasks.UNSEEN, False, None),
 }
@@ -56,7 +57,7 @@ def generate(sizes: GeneratorConfig) -> dict[str, list[Example]]:
     sets: dict[str, list[Example]] = {}
     taken: set[tuple[str, str]] = set()
     for number, (name, recipe) in enumerate(SETS.items(), 1):
-        size = getattr(sizes, name, sizes.eval)
+        size = min(getattr(sizes, name, sizes.eval), recipe.at_most or sizes.eval + sizes.train + sizes.valid)
         rng = np.random.default_rng([sizes.seed, number])
         if name == "train":
             sets[name] = _draw(rng, world, recipe, size, None)
@@ -88,5 +89,7 @@ def _draw(
             taken.add((instruction, text))
             rows.append((instruction, text, answers, task.__name__))
     if len(rows) < size:
-        raise UserError(f"data.generator: only {len(rows)} different questions for a set of {size}; make it smaller")
+        raise UserError(
+            f"data.generator: only {len(rows)} different questions for a set of {size}; make it smaller"
+        )
     return make_examples(rows)

@@ -71,8 +71,16 @@ def open_qa(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
             (f"{n} has {a(p.pet)}.", f"The pet of {n} is {a(p.pet)}.", f"{n} keeps {a(p.pet)} at home."),
         ),
         (
-            (f"What does {n} like to eat?", f"What is the favourite food of {n}?", f"Tell me the food {n} likes."),
-            (f"{n} likes {p.food}.", f"The favourite food of {n} is {p.food}.", f"{n} likes to eat {p.food} best."),
+            (
+                f"What does {n} like to eat?",
+                f"What is the favourite food of {n}?",
+                f"Tell me the food {n} likes.",
+            ),
+            (
+                f"{n} likes {p.food}.",
+                f"The favourite food of {n} is {p.food}.",
+                f"{n} likes to eat {p.food} best.",
+            ),
         ),
         (
             (f"What colour does {n} wear?", f"Which colour does {n} like?", f"Tell me the colour of {n}."),
@@ -80,11 +88,19 @@ def open_qa(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
         ),
         (
             (f"What is {m} known for?", f"What does the town of {m} make?", f"Tell me the product of {m}."),
-            (f"{m} is known for its {t.product}.", f"The town of {m} makes {t.product}.", f"{m} sells {t.product}."),
+            (
+                f"{m} is known for its {t.product}.",
+                f"The town of {m} makes {t.product}.",
+                f"{m} sells {t.product}.",
+            ),
         ),
         (
             (f"Which river runs through {m}?", f"On which river is {m}?", f"Tell me the river of {m}."),
-            (f"The {t.river} runs through {m}.", f"{m} lies on the {t.river}.", f"The river of {m} is the {t.river}."),
+            (
+                f"The {t.river} runs through {m}.",
+                f"{m} lies on the {t.river}.",
+                f"The river of {m} is the {t.river}.",
+            ),
         ),
         (
             (f"Where is {m}?", f"In which part of the land is {m}?", f"Tell me the region of {m}."),
@@ -105,7 +121,10 @@ def describe_person(rng: np.random.Generator, world: World, unseen: bool) -> Dra
         f"In {p.town} there is {a(p.job)} named {p.name}.",
     ]
     details = [
-        [f"{p.name} has {a(p.pet)} and likes {p.food}.", f"At home there is {a(p.pet)}, and {p.food} on the table."],
+        [
+            f"{p.name} has {a(p.pet)} and likes {p.food}.",
+            f"At home there is {a(p.pet)}, and {p.food} on the table.",
+        ],
         [f"The clothes are {p.colour}.", f"{p.name} wears {p.colour}."],
     ]
     answers = []
@@ -118,12 +137,20 @@ def describe_person(rng: np.random.Generator, world: World, unseen: bool) -> Dra
 def describe_town(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """A short description of a town, from memory."""
     t = world.towns[one(rng, sorted(world.towns))]
-    question = wording(rng, unseen, f"Describe the town of {t.name}.", f"What is {t.name}?", f"Write about {t.name}.")
+    question = wording(
+        rng, unseen, f"Describe the town of {t.name}.", f"What is {t.name}?", f"Write about {t.name}."
+    )
     answers = []
     for _ in range(4):
-        first = one(rng, [f"{t.name} is a town in the {t.region}.", f"In the {t.region} lies the town of {t.name}."])
+        first = one(
+            rng, [f"{t.name} is a town in the {t.region}.", f"In the {t.region} lies the town of {t.name}."]
+        )
         second = one(
-            rng, [f"It is on the {t.river} and makes {t.product}.", f"The {t.river} runs by, and {t.product} is made there."]
+            rng,
+            [
+                f"It is on the {t.river} and makes {t.product}.",
+                f"The {t.river} runs by, and {t.product} is made there.",
+            ],
         )
         third = one(rng, [f"The weather is {t.weather}.", f"It is {t.weather} most of the year."])
         answers.append(" ".join([first, *some(rng, [second, third], 2)]))
@@ -142,12 +169,16 @@ def compare(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     )
     if x.town == y.town:
         return question, "", shuffled(rng, [f"Yes, both live in {x.town}.", f"Yes, {x.town} is their home."])
-    return question, "", shuffled(
-        rng,
-        [
-            f"No, {x.name} lives in {x.town} and {y.name} in {y.town}.",
-            f"No, one is from {x.town}, the other from {y.town}.",
-        ],
+    return (
+        question,
+        "",
+        shuffled(
+            rng,
+            [
+                f"No, {x.name} lives in {x.town} and {y.name} in {y.town}.",
+                f"No, one is from {x.town}, the other from {y.town}.",
+            ],
+        ),
     )
 
 
@@ -158,7 +189,14 @@ def _passage(rng: np.random.Generator, world: World) -> tuple[list[dict[str, str
     towns = some(rng, sorted(world.towns), 3)
     facts = []
     for name, town in zip(names, towns, strict=True):
-        facts.append({"name": name, "town": town, "job": one(rng, JOBS), "day": one(rng, ["Monday", "Friday", "Sunday"])})
+        facts.append(
+            {
+                "name": name,
+                "town": town,
+                "job": one(rng, JOBS),
+                "day": one(rng, ["Monday", "Friday", "Sunday"]),
+            }
+        )
     forms = [
         "{name} went to {town} on {day} as {ajob}.",
         "On {day} {name}, {ajob}, came to {town}.",
@@ -174,12 +212,22 @@ def closed_qa(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     f = one(rng, facts)
     n = f["name"]
     kinds = [
-        ((f"Where did {n} go?", f"Which town did {n} visit?", f"Name the town of {n} in the text."),
-         (f"{n} went to {f['town']}.", f"{f['town']} is where {n} went.")),
-        ((f"When did {n} travel?", f"On which day did {n} go?", f"Name the day of {n} in the text."),
-         (f"{n} travelled on {f['day']}.", f"It was on {f['day']}.")),
-        ((f"What is the job of {n} in the text?", f"As what does {n} work here?", f"Name the work of {n} in the text."),
-         (f"{n} is {a(f['job'])}.", f"Here {n} works as {a(f['job'])}.")),
+        (
+            (f"Where did {n} go?", f"Which town did {n} visit?", f"Name the town of {n} in the text."),
+            (f"{n} went to {f['town']}.", f"{f['town']} is where {n} went."),
+        ),
+        (
+            (f"When did {n} travel?", f"On which day did {n} go?", f"Name the day of {n} in the text."),
+            (f"{n} travelled on {f['day']}.", f"It was on {f['day']}."),
+        ),
+        (
+            (
+                f"What is the job of {n} in the text?",
+                f"As what does {n} work here?",
+                f"Name the work of {n} in the text.",
+            ),
+            (f"{n} is {a(f['job'])}.", f"Here {n} works as {a(f['job'])}."),
+        ),
     ]
     questions, answers = one(rng, kinds)
     return wording(rng, unseen, *questions), text, shuffled(rng, answers)
@@ -189,18 +237,41 @@ def extraction(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """All towns, people or jobs of the text, in its order."""
     facts, text = _passage(rng, world)
     what, key = one(rng, [("towns", "town"), ("people", "name"), ("jobs", "job")])
-    question = wording(rng, unseen, f"List the {what} in the text.", f"Which {what} are named here?", f"Find all {what}.")
+    question = wording(
+        rng, unseen, f"List the {what} in the text.", f"Which {what} are named here?", f"Find all {what}."
+    )
     words = [f[key] for f in facts]
-    return question, text, shuffled(rng, [f"The {what} are {listed(words)}.", f"{listed(words)}.".capitalize() if key == "job" else f"{listed(words)}."])
+    return (
+        question,
+        text,
+        shuffled(
+            rng,
+            [
+                f"The {what} are {listed(words)}.",
+                f"{listed(words)}.".capitalize() if key == "job" else f"{listed(words)}.",
+            ],
+        ),
+    )
 
 
 def summary(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """The text in one sentence."""
     facts, text = _passage(rng, world)
-    question = wording(rng, unseen, "Sum up the text.", "Give the text in one sentence.", "Make the text short.")
+    question = wording(
+        rng, unseen, "Sum up the text.", "Give the text in one sentence.", "Make the text short."
+    )
     names, towns = listed([f["name"] for f in facts]), listed([f["town"] for f in facts])
-    return question, text, shuffled(
-        rng, [f"{names} went to {towns}.", f"Three people, {names}, travelled to {towns}.", f"It tells how {names} came to {towns}."]
+    return (
+        question,
+        text,
+        shuffled(
+            rng,
+            [
+                f"{names} went to {towns}.",
+                f"Three people, {names}, travelled to {towns}.",
+                f"It tells how {names} came to {towns}.",
+            ],
+        ),
     )
 
 
@@ -210,18 +281,35 @@ def rewriting(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     town, colour = one(rng, sorted(world.towns)), one(rng, COLOURS)
     kind = int(rng.integers(3))
     if kind == 0:
-        question = wording(rng, unseen, "Put this in the past.", "Write this in the past tense.", "Make this past.")
-        verbs = one(rng, [("sees", "saw"), ("buys", "bought"), ("finds", "found"), ("draws", "drew"), ("sells", "sold")])
+        question = wording(
+            rng, unseen, "Put this in the past.", "Write this in the past tense.", "Make this past."
+        )
+        verbs = one(
+            rng,
+            [("sees", "saw"), ("buys", "bought"), ("finds", "found"), ("draws", "drew"), ("sells", "sold")],
+        )
         form = one(rng, ["{n} {v} {x} in {t}.", "In {t} {n} {v} {x}."])
         text, answer = (form.format(n=name, v=v, x=a(animal), t=town) for v in verbs)
         return question, text, [answer]
     if kind == 1:
         question = wording(rng, unseen, "Turn this into a question.", "Ask this.", "Make a question of this.")
         text = f"{name} likes {colour} {food}."
-        return question, text, shuffled(rng, [f"Does {name} like {colour} {food}?", f"Is it true that {name} likes {colour} {food}?"])
+        return (
+            question,
+            text,
+            shuffled(
+                rng, [f"Does {name} like {colour} {food}?", f"Is it true that {name} likes {colour} {food}?"]
+            ),
+        )
     question = wording(rng, unseen, "Say the opposite.", "Turn this into its opposite.", "Deny this.")
     text = f"The {colour} {animal} is in {town}."
-    return question, text, shuffled(rng, [f"The {colour} {animal} is not in {town}.", f"There is no {colour} {animal} in {town}."])
+    return (
+        question,
+        text,
+        shuffled(
+            rng, [f"The {colour} {animal} is not in {town}.", f"There is no {colour} {animal} in {town}."]
+        ),
+    )
 
 
 # --------------------------------------------------------------------------------------------- knowledge and reckoning
@@ -234,25 +322,46 @@ def classification(rng: np.random.Generator, world: World, unseen: bool) -> Draw
         word = one(rng, sorted(FOODS))
         kind, options = FOODS[word][0], some(rng, ["fruit", "vegetable", "grain", "dessert", "dish"], 5)
     choices = f"{', '.join(options[:-1])} or {options[-1]}"
-    question = wording(rng, unseen, f"Is {word} {choices}?", f"Classify {word} as {choices}.", f"Which is {word}: {choices}?")
+    question = wording(
+        rng, unseen, f"Is {word} {choices}?", f"Classify {word} as {choices}.", f"Which is {word}: {choices}?"
+    )
     return question, "", shuffled(rng, [f"{word.capitalize()} is {a(kind)}.", f"It is {a(kind)}."])
 
 
 def listing(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """Some animals, foods, jobs or colours: many right answers."""
     count = int(rng.integers(2, 5))
-    pools: list[tuple[str, list[str]]] = [("colours", COLOURS), ("jobs", JOBS), ("foods", sorted(FOODS)), ("things towns make", PRODUCTS)]
+    pools: list[tuple[str, list[str]]] = [
+        ("colours", COLOURS),
+        ("jobs", JOBS),
+        ("foods", sorted(FOODS)),
+        ("things towns make", PRODUCTS),
+    ]
     for home in ("forest", "lake", "farm", "sea", "desert"):
         pools.append((f"animals of the {home}", [x for x, f in sorted(ANIMALS.items()) if f[1] == home]))
     for kind in ("mammal", "bird", "fish"):
         pools.append((f"kinds of {kind}", [x for x, f in sorted(ANIMALS.items()) if f[0] == kind]))
     what, pool = one(rng, pools)
     count = min(count, len(pool))
-    question = wording(rng, unseen, f"Name {NUMBERS[count]} {what}.", f"Give me {NUMBERS[count]} {what}.", f"I need {NUMBERS[count]} {what}.")
+    question = wording(
+        rng,
+        unseen,
+        f"Name {NUMBERS[count]} {what}.",
+        f"Give me {NUMBERS[count]} {what}.",
+        f"I need {NUMBERS[count]} {what}.",
+    )
     answers = []
     for _ in range(4):
         words = some(rng, pool, count)
-        answers.append(one(rng, [f"{NUMBERS[count].capitalize()} {what} are {listed(words)}.", f"{listed(words).capitalize()}."]))
+        answers.append(
+            one(
+                rng,
+                [
+                    f"{NUMBERS[count].capitalize()} {what} are {listed(words)}.",
+                    f"{listed(words).capitalize()}.",
+                ],
+            )
+        )
     return question, "", list(dict.fromkeys(answers))
 
 
@@ -260,10 +369,14 @@ def arithmetic(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """Sums and differences up to ninety-nine."""
     x, y = (int(v) for v in rng.integers(2, 50, size=2))
     if rng.random() < 0.5:
-        question = wording(rng, unseen, f"What is {x} + {y}?", f"Add {y} to {x}.", f"How much is {x} and {y}?")
+        question = wording(
+            rng, unseen, f"What is {x} + {y}?", f"Add {y} to {x}.", f"How much is {x} and {y}?"
+        )
         return question, "", shuffled(rng, [f"{x} + {y} is {x + y}.", f"The sum is {x + y}."])
     x, y = max(x, y), min(x, y)
-    question = wording(rng, unseen, f"What is {x} - {y}?", f"Take {y} from {x}.", f"How much is {x} less {y}?")
+    question = wording(
+        rng, unseen, f"What is {x} - {y}?", f"Take {y} from {x}.", f"How much is {x} less {y}?"
+    )
     return question, "", shuffled(rng, [f"{x} - {y} is {x - y}.", f"The difference is {x - y}."])
 
 
@@ -271,14 +384,22 @@ def animal_facts(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """Where an animal lives, what it eats, and its sound."""
     word = one(rng, sorted(ANIMALS))
     kind, home, eats, sound = ANIMALS[word]
-    question = wording(rng, unseen, f"Tell me about the {word}.", f"Describe the {word}.", f"What do you know of the {word}?")
+    question = wording(
+        rng, unseen, f"Tell me about the {word}.", f"Describe the {word}.", f"What do you know of the {word}?"
+    )
     answers = []
     for _ in range(4):
         parts = [
             one(rng, [f"The {word} is {a(kind)}.", f"{a(word).capitalize()} is {a(kind)}."]),
-            *some(rng, [one(rng, [f"It lives in the {home}.", f"Its home is the {home}."]),
-                        one(rng, [f"It eats {eats}.", f"It feeds on {eats}."]),
-                        one(rng, [f"It {sound}.", f"You can hear how it {sound}."])], 2),
+            *some(
+                rng,
+                [
+                    one(rng, [f"It lives in the {home}.", f"Its home is the {home}."]),
+                    one(rng, [f"It eats {eats}.", f"It feeds on {eats}."]),
+                    one(rng, [f"It {sound}.", f"You can hear how it {sound}."]),
+                ],
+                2,
+            ),
         ]
         answers.append(" ".join(parts))
     return question, "", list(dict.fromkeys(answers))
@@ -287,14 +408,40 @@ def animal_facts(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
 def story(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """A story of three sentences about a person: a free text with a plan."""
     p = world.people[one(rng, sorted(world.people))]
-    question = wording(rng, unseen, f"Tell a story about {p.name}.", f"Write a short tale of {p.name}.", f"Make up a story with {p.name}.")
+    question = wording(
+        rng,
+        unseen,
+        f"Tell a story about {p.name}.",
+        f"Write a short tale of {p.name}.",
+        f"Make up a story with {p.name}.",
+    )
     answers = []
     for _ in range(4):
-        answers.append(" ".join([
-            one(rng, [f"One day {p.name} left {p.town}.", f"{p.name} the {p.job} woke early in {p.town}."]),
-            one(rng, [f"The {p.pet} came along.", f"There was no {p.food} in the house.", f"The road was long."]),
-            one(rng, [f"In the end they ate {p.food} and were glad.", f"At night {p.name} came home in {p.colour}."]),
-        ]))
+        answers.append(
+            " ".join(
+                [
+                    one(
+                        rng,
+                        [f"One day {p.name} left {p.town}.", f"{p.name} the {p.job} woke early in {p.town}."],
+                    ),
+                    one(
+                        rng,
+                        [
+                            f"The {p.pet} came along.",
+                            f"There was no {p.food} in the house.",
+                            f"The road was long.",
+                        ],
+                    ),
+                    one(
+                        rng,
+                        [
+                            f"In the end they ate {p.food} and were glad.",
+                            f"At night {p.name} came home in {p.colour}.",
+                        ],
+                    ),
+                ]
+            )
+        )
     return question, "", list(dict.fromkeys(answers))
 
 
@@ -311,7 +458,11 @@ def last_item(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     facts, text = _passage(rng, world)
     what, key = one(rng, [("town", "town"), ("person", "name"), ("job", "job")])
     word = facts[-1][key]
-    return f"What is the last {what} in the text?", text, [f"The last {what} is {word}.", f"{word}.", f"It is {word}."]
+    return (
+        f"What is the last {what} in the text?",
+        text,
+        [f"The last {what} is {word}.", f"{word}.", f"It is {word}."],
+    )
 
 
 def region_of_product(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
@@ -321,9 +472,21 @@ def region_of_product(rng: np.random.Generator, world: World, unseen: bool) -> D
     return one(
         rng,
         [
-            (f"In which part of the land does {p.name} live?", "", [f"{p.name} lives in the {t.region}.", f"In the {t.region}."]),
-            (f"Which river runs through the home of {p.name}?", "", [f"The {t.river} runs through {t.name}.", f"The river is the {t.river}."]),
-            (f"What is the home of {p.name} known for?", "", [f"{t.name} is known for its {t.product}.", f"It is known for {t.product}."]),
+            (
+                f"In which part of the land does {p.name} live?",
+                "",
+                [f"{p.name} lives in the {t.region}.", f"In the {t.region}."],
+            ),
+            (
+                f"Which river runs through the home of {p.name}?",
+                "",
+                [f"The {t.river} runs through {t.name}.", f"The river is the {t.river}."],
+            ),
+            (
+                f"What is the home of {p.name} known for?",
+                "",
+                [f"{t.name} is known for its {t.product}.", f"It is known for {t.product}."],
+            ),
         ],
     )
 
@@ -342,20 +505,40 @@ def first_letter(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     good = one(rng, [x for x, f in sorted(ANIMALS.items()) if f[0] == wanted])
     bad = some(rng, [x for x, f in sorted(ANIMALS.items()) if f[0] != wanted], 2)
     words = some(rng, [good, *bad], 3)
-    return f"Which of {words[0]}, {words[1]} and {words[2]} is {a(wanted)}?", "", [f"{good.capitalize()} is {a(wanted)}.", f"It is {good}.", f"{good.capitalize()}."]
+    return (
+        f"Which of {words[0]}, {words[1]} and {words[2]} is {a(wanted)}?",
+        "",
+        [f"{good.capitalize()} is {a(wanted)}.", f"It is {good}.", f"{good.capitalize()}."],
+    )
 
 
 def where_and_what(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """Home and job of a person in one sentence."""
     p = world.people[one(rng, sorted(world.people))]
-    return f"Where does {p.name} live and what is the job?", "", [
-        f"{p.name} lives in {p.town} and works as {a(p.job)}.", f"{p.name} is {a(p.job)} from {p.town}.",
-    ]
+    return (
+        f"Where does {p.name} live and what is the job?",
+        "",
+        [
+            f"{p.name} lives in {p.town} and works as {a(p.job)}.",
+            f"{p.name} is {a(p.job)} from {p.town}.",
+        ],
+    )
 
 
-SEEN: dict[Task, float] = {   # kind -> share of the training set
-    open_qa: 4, describe_person: 2, describe_town: 1, compare: 1, closed_qa: 2, extraction: 1.5, summary: 1.5,
-    rewriting: 1.5, classification: 1, listing: 1.5, arithmetic: 1.5, animal_facts: 1, story: 1,
+SEEN: dict[Task, float] = {  # kind -> share of the training set
+    open_qa: 4,
+    describe_person: 2,
+    describe_town: 1,
+    compare: 1,
+    closed_qa: 2,
+    extraction: 1.5,
+    summary: 1.5,
+    rewriting: 1.5,
+    classification: 1,
+    listing: 1.5,
+    arithmetic: 1.5,
+    animal_facts: 1,
+    story: 1,
 }
 LONG: dict[Task, float] = {describe_person: 1, describe_town: 1, animal_facts: 1, story: 1}
 RELATED: dict[Task, float] = {reverse_lookup: 1, last_item: 1, region_of_product: 1}

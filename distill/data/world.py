@@ -32,7 +32,7 @@ FOODS = {
     "stew": ("dish", "salty"),
     "pickle": ("dish", "sour"),
 }
-ANIMALS = {   # class, home, what it eats, sound
+ANIMALS = {  # class, home, what it eats, sound
     "cat": ("mammal", "house", "fish", "meows"),
     "dog": ("mammal", "house", "meat", "barks"),
     "horse": ("mammal", "farm", "grass", "neighs"),
@@ -100,7 +100,7 @@ def _names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
 
 
 @lru_cache
-def build_world(seed: int, people: int = 56, towns: int = 16) -> World:
+def build_world(seed: int, people: int = 40, towns: int = 12) -> World:
     """The world of a seed; its facts are the same in every set generated from it."""
     rng = np.random.default_rng([seed, 0])
     taken: set[str] = set()

@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from distill.config.schema import EvalConfig
 from distill.data.encode import Encoded
 
-LEAVE_SHARE = 8   # finished rows are taken out once they are one in so many: taking out copies the cache
+LEAVE_SHARE = 8  # finished rows are taken out once they are one in so many: taking out copies the cache
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ def generate(
         group = order[start : start + max(1, decode.batch_tokens // row_tokens)]
         rows = _Rows([prompts[i] for i in group], set_name, seeds, model.device)
         for generation, (prompt, seed) in zip(
-            rows.run(model, decode, eos_id, pad_id, progress), [(i, s) for i in group for s in seeds], strict=True
+            rows.run(model, decode, eos_id, pad_id, progress),
+            [(i, s) for i in group for s in seeds],
+            strict=True,
         ):
             results[prompt, seed] = generation
         start += len(group)
@@ -94,7 +102,7 @@ class _Rows:
         """Write all rows to their ends."""
         warpers = _warpers(decode)
         logits, cache, mask = self._prefill(model, pad_id)
-        live = list(range(len(self.streams)))   # the row behind each line of the batch
+        live = list(range(len(self.streams)))  # the row behind each line of the batch
         done: set[int] = set()
         for step in range(decode.max_new_tokens):
             chosen = self._choose(logits, live, done, decode, warpers)
@@ -155,12 +163,17 @@ class _Rows:
         return logits, cache, mask.repeat_interleave(repeats, 0)
 
     def _choose(
-        self, logits: Tensor, live: list[int], done: set[int], decode: EvalConfig, warpers: LogitsProcessorList
+        self,
+        logits: Tensor,
+        live: list[int],
+        done: set[int],
+        decode: EvalConfig,
+        warpers: LogitsProcessorList,
     ) -> Tensor:
         """The next token of each line `[lines]`; finished rows draw nothing."""
         if not decode.do_sample:
             return logits.argmax(-1)
-        scores = warpers(None, logits)   # type: ignore[arg-type]
+        scores = warpers(None, logits)  # type: ignore[arg-type]
         noise = np.ones(tuple(scores.shape), dtype=np.float32)
         for line, row in enumerate(live):
             if row not in done:

@@ -25,7 +25,7 @@ from torch import Tensor
 from distill.losses.base import Divergence, register
 
 
-SMALL = 0.25   # below it, fp32 differences near x = 0 lose digits that a training log would show
+SMALL = 0.25  # below it, fp32 differences near x = 0 lose digits that a training log would show
 
 
 def _power_difference(start: Tensor, end: Tensor, x: Tensor, c: float) -> Tensor:
@@ -74,7 +74,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_q: Tensor, log_p: Tensor, alpha: float, beta: float) -> Tensor:
         outside = log_p.isneginf() & log_q.isneginf() if log_p.isneginf().any() else None
-        if outside is not None:   # the same log-probability in both: x = 0, so the term is 0
+        if outside is not None:  # the same log-probability in both: x = 0, so the term is 0
             log_p, log_q = log_p.masked_fill(outside, 0), log_q.masked_fill(outside, 0)
         ctx.save_for_backward(log_q, log_p)
         ctx.alpha, ctx.beta = alpha, beta
@@ -110,5 +110,5 @@ class AlphaBeta(Divergence):
 
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
         """See the base class."""
-        total: Tensor = _Sum.apply(student, teacher, float(self.alpha), float(self.beta))   # type: ignore[no-untyped-call]
+        total: Tensor = _Sum.apply(student, teacher, float(self.alpha), float(self.beta))  # type: ignore[no-untyped-call]
         return total

@@ -10,7 +10,7 @@ from torch import Tensor
 from distill.losses.base import Divergence, register
 from distill.losses.kl import forward_kl, reverse_kl
 
-FIRST_TRY = 32   # classes that hold half of a language model's mass nearly always
+FIRST_TRY = 32  # classes that hold half of a language model's mass nearly always
 
 
 def head_gap(gap: Tensor, probs: Tensor, mu: float) -> Tensor:
@@ -24,7 +24,7 @@ def head_gap(gap: Tensor, probs: Tensor, mu: float) -> Tensor:
     while rows.numel():
         top, classes = probs[rows].topk(size, dim=-1)
         mass = top.double().cumsum(-1)
-        in_head = (mass - top) < mu   # the mass before a class has not reached mu
+        in_head = (mass - top) < mu  # the mass before a class has not reached mu
         result[rows] = (gap[rows].gather(-1, classes) * in_head).sum(-1)
         if size == probs.shape[-1]:
             break

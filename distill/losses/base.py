@@ -27,7 +27,9 @@ class Divergence(ABC):
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
         """The divergence from log-probabilities `[..., V]`, as `[...]`; `targets` are response tokens `[...]`."""
 
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | None = None
+    ) -> Tensor:
         """The divergence per token.
 
         Args:
@@ -113,7 +115,7 @@ def build(name: str, **params: Any) -> Divergence:
         ValueError: unknown name, unknown parameter, or a value of a wrong type or out of range; says what is allowed.
     """
     cls = _find(name)
-    fields = {f.name: f for f in dataclasses.fields(cls)}   # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key, value in params.items():
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)

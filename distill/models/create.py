@@ -19,7 +19,14 @@ POSITIONS = 1024
 
 def random_model(architecture: str, weights: WeightsConfig, tokenizer: Any, seed: int) -> Any:
     """A causal language model of `architecture` with random weights, sized by `weights`."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        OPTConfig,
+        OPTForCausalLM,
+    )
 
     hidden, layers, heads = weights.hidden, weights.layers, weights.heads
     assert hidden and layers and heads
@@ -36,20 +43,20 @@ def random_model(architecture: str, weights: WeightsConfig, tokenizer: Any, seed
                 n_embd=hidden, n_layer=layers, n_head=heads, n_positions=POSITIONS,
                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **common,
             )
-        )   # fmt: skip
+        )  # fmt: skip
     if architecture == "opt":
         return OPTForCausalLM(
             OPTConfig(
                 hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=4 * hidden,
                 word_embed_proj_dim=hidden, max_position_embeddings=POSITIONS, **common,
             )
-        )   # fmt: skip
+        )  # fmt: skip
     return LlamaForCausalLM(
         LlamaConfig(
             hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=3 * hidden,
             max_position_embeddings=POSITIONS, **common,
         )
-    )   # fmt: skip
+    )  # fmt: skip
 
 
 def wheel_folder() -> Path:

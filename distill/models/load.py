@@ -38,7 +38,9 @@ def supplied(text: str, base: Weights | None) -> Weights:
         return Weights(base.base, base.revision, str(path))
     name, _, revision = text.partition("@")
     if text.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{text}: no such folder; a supplied checkpoint is a folder or a hub id (owner/name@revision)")
+        raise UserError(
+            f"{text}: no such folder; a supplied checkpoint is a folder or a hub id (owner/name@revision)"
+        )
     return Weights(name, revision or "main")
 
 
@@ -59,7 +61,7 @@ def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(model, weights.adapter, is_trainable=not merge)
-    return adapted.merge_and_unload() if merge else adapted   # type: ignore[operator]
+    return adapted.merge_and_unload() if merge else adapted  # type: ignore[operator]
 
 
 def add_lora(model: Any, lora: LoraConfig) -> Any:
@@ -78,7 +80,7 @@ def add_lora(model: Any, lora: LoraConfig) -> Any:
     settings = PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.r,
-        lora_alpha=lora.alpha,   # type: ignore[arg-type]
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
     )
@@ -94,11 +96,6 @@ def last_hidden(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor
     """The last hidden states `[B, T, d]` that the output head reads."""
     body = without_adapter(model).base_model
     return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-
-
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """The head's logits `[..., V]` for hidden states `[..., d]`."""
-    return without_adapter(model).get_output_embeddings()(hidden)
 
 
 def quiet_transformers() -> None:

@@ -7,7 +7,13 @@ from typing import Any
 
 from distill.errors import UserError
 
-PROBES = ("The quick brown fox.", "  two  spaces\n\nnew lines", "3.14 + 2,718 = ?", "naïve café — 東京 🙂", "### Response:\n")
+PROBES = (
+    "The quick brown fox.",
+    "  two  spaces\n\nnew lines",
+    "3.14 + 2,718 = ?",
+    "naïve café — 東京 🙂",
+    "### Response:\n",
+)
 
 
 def train_tokenizer(convention: str, texts: Iterable[str], vocab_size: int) -> Any:

@@ -11,13 +11,24 @@ from filelock import FileLock
 
 from distill.errors import UserError
 
-VALUES = (
-    "table,row,column,dataset,metric,seed,value,n,preset,run,train_seed,decode,engine,commit".split(",")
-)
-SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds"]   # a prompt's ROUGE-L, the mean over its seeds
+VALUES = "table,row,column,dataset,metric,seed,value,n,preset,run,train_seed,decode,engine,commit".split(",")
+SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds"]  # a prompt's ROUGE-L, the mean over its seeds
 CURVES = ["row", "run", "train_seed", "stage", "step", "epoch", "loss", "learning_rate", "grad_norm",
-          "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l"]   # fmt: skip
-KEYS = ("row", "run", "dataset", "id", "stage", "commit", "preset", "decode", "engine", "metric", "table", "column")
+          "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l"]  # fmt: skip
+KEYS = (
+    "row",
+    "run",
+    "dataset",
+    "id",
+    "stage",
+    "commit",
+    "preset",
+    "decode",
+    "engine",
+    "metric",
+    "table",
+    "column",
+)
 
 
 def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -30,7 +41,9 @@ def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame(columns=list(columns))
     frame = pd.read_csv(path, dtype={key: str for key in KEYS if key in columns})
     if list(frame.columns) != list(columns):
-        raise UserError(f"{path}: has columns {', '.join(frame.columns)}, needs {', '.join(columns)}; move it away")
+        raise UserError(
+            f"{path}: has columns {', '.join(frame.columns)}, needs {', '.join(columns)}; move it away"
+        )
     return frame
 
 

@@ -73,7 +73,9 @@ def decode_name(decode: EvalConfig) -> str:
     """The decoding settings in a few words."""
     if not decode.do_sample:
         return f"greedy max={decode.max_new_tokens}"
-    extra = (f" p={decode.top_p:g}" if decode.top_p < 1 else "") + (f" k={decode.top_k}" if decode.top_k else "")
+    extra = (f" p={decode.top_p:g}" if decode.top_p < 1 else "") + (
+        f" k={decode.top_k}" if decode.top_k else ""
+    )
     return f"sample T={decode.temperature:g}{extra} max={decode.max_new_tokens}"
 
 
@@ -100,14 +102,16 @@ def measure(row: Row, files: Files) -> tuple[pd.DataFrame, dict[str, Any] | None
 
 def _found(row: Row, files: Files) -> pd.DataFrame:
     frame = long.read(files.values, long.VALUES)
-    frame = frame[(frame["run"] == row.run) & (frame["row"] == row.label) & frame["seed"].isin(row.config.seed)]
+    frame = frame[
+        (frame["run"] == row.run) & (frame["row"] == row.label) & frame["seed"].isin(row.config.seed)
+    ]
     return frame.reset_index(drop=True)
 
 
 def _complete_seeds(row: Row, lines: pd.DataFrame) -> list[int]:
     wanted = len(row.plan.sets) * len(METRICS)
     counts = lines.drop_duplicates(["dataset", "metric", "seed"]).groupby("seed").size()
-    return [int(seed) for seed, count in counts.items() if count == wanted]   # type: ignore[call-overload]
+    return [int(seed) for seed, count in counts.items() if count == wanted]  # type: ignore[call-overload]
 
 
 def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored]]) -> list[dict[str, Any]]:
@@ -145,7 +149,7 @@ def _add_scores(row: Row, files: Files) -> None:
     if not all(
         plan.store.has(plan.evaluation(row.role, d, s)) for d in plan.sets.values() for s in row.config.seed
     ):
-        return   # generations of an earlier seed are gone; the values stand without them
+        return  # generations of an earlier seed are gone; the values stand without them
     scored = Stages(plan).evaluate(row.role, row.config.seed)
     frame = pd.DataFrame(
         [(name, one.id, one.rouge_l) for (name, _), rows in scored.items() for one in rows],
@@ -153,7 +157,7 @@ def _add_scores(row: Row, files: Files) -> None:
     )
     means = frame.groupby(["dataset", "id"], sort=False)["rouge_l"].mean().round(4).reset_index()
     lines = means.assign(row=row.label, run=row.run, seeds=len(row.config.seed)).to_dict("records")
-    long.append(files.scores, lines, long.SCORES, files.locks)   # type: ignore[arg-type]
+    long.append(files.scores, lines, long.SCORES, files.locks)  # type: ignore[arg-type]
 
 
 def _add_curves(row: Row, files: Files) -> None:
@@ -166,7 +170,13 @@ def _add_curves(row: Row, files: Files) -> None:
         if curve.is_file() and (row.run, spec.label) not in known:
             with curve.open(newline="") as file:
                 lines += [
-                    {"row": row.label, "run": row.run, "train_seed": row.config.train.seed, "stage": spec.label, **line}
+                    {
+                        "row": row.label,
+                        "run": row.run,
+                        "train_seed": row.config.train.seed,
+                        "stage": spec.label,
+                        **line,
+                    }
                     for line in csv.DictReader(file)
                 ]
     long.append(files.curves, lines, long.CURVES, files.locks)
@@ -180,11 +190,17 @@ def _told(row: Row) -> dict[str, Any]:
     for spec in plan.specs(row.role):
         if plan.store.has(spec) and spec.stage != "evaluate":
             manifest = plan.store.manifest(spec)
-            stages[spec.name] = {k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")}
+            stages[spec.name] = {
+                k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")
+            }
     seconds = sum(
-        plan.store.manifest(s)["seconds"] for s in plan.specs(row.role) if s.stage == "evaluate" and plan.store.has(s)
+        plan.store.manifest(s)["seconds"]
+        for s in plan.specs(row.role)
+        if s.stage == "evaluate" and plan.store.has(s)
     )
-    given = [node.name for node in (plan.base("teacher"), plan.teacher, plan.start) if isinstance(node, Given)]
+    given = [
+        node.name for node in (plan.base("teacher"), plan.teacher, plan.start) if isinstance(node, Given)
+    ]
     return {
         "label": row.label,
         "role": row.role,

@@ -121,7 +121,9 @@ def markdown(
     return "\n".join(text) + "\n"
 
 
-def _line(row: Measured, column: Column, value: Cell | None, number: str, test: Comparison | None) -> dict[str, str]:
+def _line(
+    row: Measured, column: Column, value: Cell | None, number: str, test: Comparison | None
+) -> dict[str, str]:
     difference = f"{value.mean - float(number.split()[0]):+.2f}" if value and number else ""
     length, ended = (cell(row.lines, Column("", column.dataset, m)) for m in ("length", "eos_rate"))
     return {
@@ -144,19 +146,25 @@ def _plain(data: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def update_manifest(path: Path, table_name: str, told: dict[str, dict[str, Any]], root: Path) -> dict[str, Any]:
+def update_manifest(
+    path: Path, table_name: str, told: dict[str, dict[str, Any]], root: Path
+) -> dict[str, Any]:
     """Add rows (by run) to the manifest; paths in it are relative to `root`."""
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"table": table_name, "rows": {}}
+    manifest = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"table": table_name, "rows": {}}
+    )
     for run, row in told.items():
         paths = row["config"]["paths"]
         for key, value in paths.items():
             place = Path(value)
-            paths[key] = str(place.relative_to(root)) if place.is_absolute() and place.is_relative_to(root) else (
-                place.name if place.is_absolute() else value
+            paths[key] = (
+                str(place.relative_to(root))
+                if place.is_absolute() and place.is_relative_to(root)
+                else (place.name if place.is_absolute() else value)
             )
         manifest["rows"][run] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
-    return manifest   # type: ignore[no-any-return]
+    return manifest  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-POOL = 16   # global batches that are sorted by length together; the rest of the order stays random
+POOL = 16  # global batches that are sorted by length together; the rest of the order stays random
 
 
 class BucketSampler(Sampler[int]):

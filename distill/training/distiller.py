@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,22 +10,22 @@ from torch import Tensor, nn
 
 from distill.data.encode import IGNORE
 from distill.losses import Divergence
-from distill.models.load import last_hidden, logits_of
+from distill.models.load import last_hidden, without_adapter
 
 
 class Distiller(nn.Module):
     """Student with objective `w_ce * CE + w_kd * divergence`, over response positions only.
 
-    The heads read the hidden states of response positions alone, so prompts and padding cost no logits. The teacher is
-    a submodule (so that it is moved and sharded with the student) that stays in eval mode and takes no gradient.
+    The heads read the hidden states of response positions alone, so prompts and padding cost no logits. The teacher,
+    live or stored (`distill.training.signal`), is a submodule, so that it is moved and sharded with the student.
     """
 
-    accepts_loss_kwargs = True   # asks Trainer for the valid tokens of the whole global batch
+    accepts_loss_kwargs = True  # asks Trainer for the valid tokens of the whole global batch
 
     def __init__(
         self,
         student: Any,
-        teacher: Any | None = None,
+        teacher: nn.Module | None = None,
         divergence: Divergence | None = None,
         w_ce: float = 1.0,
         w_kd: float = 0.0,
@@ -35,22 +36,13 @@ class Distiller(nn.Module):
             raise ValueError("a divergence, a teacher and w_kd > 0 go together")
         self.student, self.teacher, self.divergence = student, teacher, divergence
         self.w_ce, self.w_kd, self.temperature = w_ce, w_kd, temperature
-        if teacher is not None:
-            teacher.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Distiller:
-        """As for any module, but the teacher's dropout never comes on."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
+        example_ids: Sequence[str] = (),
         num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> dict[str, Tensor]:
@@ -59,6 +51,7 @@ class Distiller(nn.Module):
         Args:
             input_ids, attention_mask: `[B, T]`.
             labels: `[B, T]`, already shifted: `labels[b, t]` is what the logits at `t` predict, -100 where nothing is.
+            example_ids: the rows' ids, for a stored teacher.
             num_items_in_batch: valid tokens of the whole global batch; without it, of this batch.
 
         Returns:
@@ -66,16 +59,16 @@ class Distiller(nn.Module):
         """
         valid = labels != IGNORE
         targets = labels[valid]
-        logits = logits_of(self.student, last_hidden(self.student, input_ids, attention_mask)[valid])
+        hidden = last_hidden(self.student, input_ids, attention_mask)[valid]
+        logits = without_adapter(self.student).get_output_embeddings()(hidden)
         parts: dict[str, Tensor] = {"tokens": valid.sum()}
         total = logits.new_zeros((), dtype=torch.float32)
         if self.w_ce or not self.training:
             ce = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
             parts["ce_sum"] = ce.detach()
             total = total + self.w_ce * ce
-        if self.divergence is not None:
-            with torch.no_grad():
-                teacher_logits = logits_of(self.teacher, last_hidden(self.teacher, input_ids, attention_mask)[valid])
+        if self.divergence is not None and self.teacher is not None:
+            teacher_logits = self.teacher(input_ids, attention_mask, valid, example_ids)
             # Widths that differ only by padding rows are cut to the common vocabulary.
             width = min(logits.shape[-1], teacher_logits.shape[-1])
             kd = self.divergence(
@@ -83,4 +76,7 @@ class Distiller(nn.Module):
             ).sum()
             parts["kd_sum"] = kd.detach()
             total = total + self.w_kd * kd
-        return {"loss": total / (parts["tokens"] if num_items_in_batch is None else num_items_in_batch), **parts}
+        return {
+            "loss": total / (parts["tokens"] if num_items_in_batch is None else num_items_in_batch),
+            **parts,
+        }

@@ -26,9 +26,20 @@ from distill.models.load import Weights, add_lora, load_model, load_tokenizer
 from distill.models.tokenizers import check_same_tokenizer, pad_id
 from distill.training.batches import micro_batch_size
 from distill.training.distiller import Distiller
+from distill.training.signal import LiveTeacher, StoredTeacher, stored_teacher
 from distill.training.trainer import DistillTrainer, Progress, SaveEvery
 
-CURVE = ["step", "epoch", "loss", "learning_rate", "grad_norm", "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l"]
+CURVE = [
+    "step",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "eval_loss",
+    "eval_ce",
+    "eval_kd",
+    "eval_rouge_l",
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class TrainingJob:
     label: str
     student: Weights
     teacher: Weights | None
+    signal: Path | None  # the teacher's stored hidden states; without them it runs on every batch
     loss: LossConfig
     schedule: StageTrainConfig
     config: Config
@@ -49,6 +61,17 @@ class TrainingJob:
     def lora(self) -> LoraConfig | None:
         """Adapters to train in place of all weights."""
         return self.config.model.lora
+
+
+def teacher_dtype(config: Config) -> torch.dtype:
+    """The dtype that the frozen teacher runs in."""
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+
+
+def training_encoder(config: Config, tokenizer: Any) -> Encoder:
+    """The encoder of training rows."""
+    settings = config.train
+    return Encoder(tokenizer, config.data.template, settings.max_prompt_length, settings.overlong_prompt)
 
 
 def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
@@ -63,13 +86,14 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         UserError: tokenizers differ, no row is left, or the loss is not finite.
     """
     tokenizer = load_tokenizer(job.student)
-    settings = job.config.train
-    encoder = Encoder(tokenizer, job.config.data.template, settings.max_prompt_length, settings.overlong_prompt)
+    settings, encoder = job.config.train, training_encoder(job.config, tokenizer)
     train_rows = encoder.pairs(job.train, settings.max_length)
     valid_rows = encoder.pairs(job.valid, settings.max_length)
     for name, rows in (("training", train_rows), ("validation", valid_rows)):
         if rows.said():
-            say(f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
+            say(
+                f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)"
+            )
     trainer = DistillTrainer(
         model=_distiller(job, tokenizer),
         args=_arguments(job, folder),
@@ -79,7 +103,10 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         pad_id=pad_id(tokenizer),
         global_batch_size=job.schedule.global_batch_size,
         generate_score=_scorer(job, tokenizer, encoder),
-        callbacks=[Progress(job.label, say), *([SaveEvery(settings.save_steps)] if settings.save_steps else [])],
+        callbacks=[
+            Progress(job.label, say),
+            *([SaveEvery(settings.save_steps)] if settings.save_steps else []),
+        ],
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
@@ -96,7 +123,10 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         _write_curve(trainer.state.log_history, folder / "curve.csv")
         shutil.rmtree(checkpoints)
     return {
-        "best_metric": {job.schedule.select: trainer.state.best_metric, "step": trainer.state.best_global_step},
+        "best_metric": {
+            job.schedule.select: trainer.state.best_metric,
+            "step": trainer.state.best_global_step,
+        },
         "steps": trainer.state.global_step,
         "rows": {"train": len(train_rows.rows), "valid": len(valid_rows.rows)},
         "overlong": {"train": dict(train_rows.counts), "valid": dict(valid_rows.counts)},
@@ -105,20 +135,26 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
 
 
 def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
-    torch.manual_seed(job.seed)   # new adapters are drawn from the training seed
-    teacher = divergence = None
+    torch.manual_seed(job.seed)  # new adapters are drawn from the training seed
+    teacher: LiveTeacher | StoredTeacher | None = None
+    divergence = None
     if job.teacher is not None:
         check_same_tokenizer(load_tokenizer(job.teacher), tokenizer)
-        dtype = torch.bfloat16 if job.config.train.precision == "bf16" else torch.float32
-        teacher = load_model(job.teacher, dtype)
+        dtype = teacher_dtype(job.config)
+        if job.signal is not None:
+            teacher = stored_teacher(job.teacher, job.signal, dtype)
+        else:
+            teacher = LiveTeacher(load_model(job.teacher, dtype))
         divergence = build(job.loss.name, **job.loss.parameters)
     student = load_model(job.student, torch.float32, merge=job.lora is None)
     if job.lora is not None and job.student.adapter is None:
         student = add_lora(student, job.lora)
     if teacher is not None:
-        widths = [m.get_output_embeddings().weight.shape[0] for m in (teacher, student)]
-        if widths[0] != widths[1]:
-            say(f"  vocabulary widths {widths[0]} (teacher) and {widths[1]} (student): cut to {min(widths)}")
+        ours = student.get_output_embeddings().weight.shape[0]
+        if teacher.classes != ours:
+            say(
+                f"  vocabulary widths {teacher.classes} (teacher) and {ours} (student): cut to {min(teacher.classes, ours)}"
+            )
     return Distiller(student, teacher, divergence, job.loss.w_ce, job.loss.w_kd, job.loss.temperature)
 
 
@@ -146,7 +182,7 @@ def _arguments(job: TrainingJob, folder: Path) -> TrainingArguments:
         metric_for_best_model=schedule.select,
         greater_is_better=schedule.select == "rouge_l",
         logging_steps=max(1, min(10, steps // 50)),
-        logging_nan_inf_filter=False,   # would hide what compute_loss stops on
+        logging_nan_inf_filter=False,  # would hide what compute_loss stops on
         remove_unused_columns=False,
         label_names=["labels"],
         seed=job.seed,
@@ -175,7 +211,14 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     def score(model: Any) -> float:
         with bar(len(prompts), "  validation ROUGE-L", "row") as shown:
             written = generate(
-                model, prompts, "valid", [job.seed], decode, tokenizer.eos_token_id, pad_id(tokenizer), shown.update
+                model,
+                prompts,
+                "valid",
+                [job.seed],
+                decode,
+                tokenizer.eos_token_id,
+                pad_id(tokenizer),
+                shown.update,
             )
         texts = [tokenizer.decode(g.tokens, skip_special_tokens=True) for g in written]
         scores = rouge_l(texts, [by_id[g.id].references for g in written])

@@ -45,15 +45,15 @@ class DistillTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_rows,   # type: ignore[arg-type]
-            eval_dataset=valid_rows,   # type: ignore[arg-type]
-            data_collator=Collator(pad_id),   # type: ignore[arg-type]
+            train_dataset=train_rows,  # type: ignore[arg-type]
+            eval_dataset=valid_rows,  # type: ignore[arg-type]
+            data_collator=Collator(pad_id),  # type: ignore[arg-type]
             processing_class=tokenizer,
             **kwargs,
         )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        lengths = [len(row.prompt) + len(row.response) for row in self.train_dataset]   # type: ignore[union-attr]
+        lengths = [len(row.prompt) + len(row.response) for row in self.train_dataset]  # type: ignore[union-attr]
         return BucketSampler(lengths, self.global_batch_size, self.args.seed)
 
     def compute_loss(
@@ -64,12 +64,12 @@ class DistillTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """As in Trainer, but a loss that is not finite ends the run before the optimizer steps."""
-        example_ids = inputs.pop("example_ids")
+        example_ids = inputs["example_ids"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
-            terms = {k: float(v) for k, v in outputs.items() if k != "loss"}
+            terms = {k: v.item() for k, v in outputs.items() if k != "loss"}
             raise UserError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}, in the batch of examples"
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the batch of examples"
                 f" {', '.join(example_ids)} ({terms}); the optimizer has not stepped. Lower the learning rate, or"
                 " look at these examples"
             )
@@ -86,8 +86,12 @@ class DistillTrainer(Trainer):
                 for key in ("ce_sum", "kd_sum", "tokens"):
                     if key in outputs:
                         sums[key] = sums.get(key, 0.0) + float(outputs[key])
-        metrics = {f"eval_{k.removesuffix('_sum')}": v / sums["tokens"] for k, v in sums.items() if k != "tokens"}
-        metrics["eval_loss"] = self.model.w_ce * metrics["eval_ce"] + self.model.w_kd * metrics.get("eval_kd", 0.0)
+        metrics = {
+            f"eval_{k.removesuffix('_sum')}": v / sums["tokens"] for k, v in sums.items() if k != "tokens"
+        }
+        metrics["eval_loss"] = self.model.w_ce * metrics["eval_ce"] + self.model.w_kd * metrics.get(
+            "eval_kd", 0.0
+        )
         metrics["eval_rouge_l"] = self.generate_score(self.model.student)
         metrics["eval_seconds"] = time.perf_counter() - started
         self.log(dict(metrics))
@@ -96,12 +100,11 @@ class DistillTrainer(Trainer):
 
     def _valid_batches(self) -> Any:
         """Validation batches of like length; their split changes nothing, since sums are taken."""
-        rows = sorted(self.eval_dataset, key=lambda row: len(row.prompt) + len(row.response))   # type: ignore
+        rows = sorted(self.eval_dataset, key=lambda row: len(row.prompt) + len(row.response))  # type: ignore
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(rows), size):
             batch = self.data_collator(rows[start : start + size])
-            del batch["example_ids"]
-            yield {k: v.to(self.args.device) for k, v in batch.items()}
+            yield self._prepare_inputs(batch)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the student alone: the teacher does not change, and tied heads would not save from the wrapper."""
@@ -109,10 +112,12 @@ class DistillTrainer(Trainer):
             return
         folder = output_dir or self.args.output_dir
         assert folder is not None
-        if state_dict is not None:   # gathered by FSDP or DeepSpeed under the wrapper's names
-            state_dict = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
+        if state_dict is not None:  # gathered by FSDP or DeepSpeed under the wrapper's names
+            state_dict = {
+                k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")
+            }
         self.model.student.save_pretrained(folder, state_dict=state_dict)
-        self.processing_class.save_pretrained(folder)   # type: ignore[union-attr]
+        self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the student's weights of a checkpoint."""

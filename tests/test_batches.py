@@ -1,0 +1,181 @@
+"""Order, splitting, and gradients that do not depend on how a global batch is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCAB, tiny_gpt2, tiny_llama
+from transformers import TrainerCallback, TrainingArguments
+
+from distill.data.encode import Collator, Encoded
+from distill.errors import UserError
+from distill.losses import build
+from distill.training.batches import BucketSampler, micro_batch_size
+from distill.training.distiller import Distiller
+from distill.training.signal import LiveTeacher
+from distill.training.trainer import DistillTrainer
+
+
+def rows(count, seed=0, longest=12):
+    rng = np.random.default_rng(seed)
+    draw = lambda n: [int(x) for x in rng.integers(1, VOCAB, size=n)]  # noqa: E731
+    return [
+        Encoded(f"row{i}", draw(int(rng.integers(1, longest))), [*draw(int(rng.integers(1, longest))), 0])
+        for i in range(count)
+    ]
+
+
+def distiller(seed=0, w_ce=0.5):
+    return Distiller(
+        tiny_gpt2(seed=seed), LiveTeacher(tiny_gpt2(hidden=24, seed=9)), build("ab"), w_ce=w_ce, w_kd=1.0
+    )
+
+
+class Gradients(TrainerCallback):
+    """Keeps what the optimizer is about to see, step by step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def gradients(tmp_path, micro, accumulation, train_rows):
+    seen = Gradients()
+    args = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation,
+        num_train_epochs=1, learning_rate=0.0, max_grad_norm=1e9, save_strategy="no", report_to=[],
+        disable_tqdm=True, remove_unused_columns=False, label_names=["labels"], use_cpu=True, seed=3,
+    )  # fmt: skip
+
+    class Tokenizer:
+        def save_pretrained(self, folder):
+            pass
+
+    trainer = DistillTrainer(
+        distiller(), args, train_rows, train_rows, Tokenizer(), 0, 8, lambda model: 0.0, callbacks=[seen]
+    )
+    trainer.train()
+    return seen.steps
+
+
+def test_8x1_is_2x4_is_1x8(tmp_path):
+    """Gradients, not logged losses: Adam and logs hide an error of scale. 20 rows: the last batch is smaller."""
+    train_rows = rows(20)
+    whole = gradients(tmp_path, 8, 1, train_rows)
+    assert len(whole) == 3
+    for micro, accumulation in [(2, 4), (1, 8)]:
+        split = gradients(tmp_path, micro, accumulation, train_rows)
+        for ours, theirs in zip(whole, split, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_the_gradient_is_the_token_mean_of_the_global_batch(tmp_path):
+    """Against a loop over single rows, written out."""
+    train_rows = rows(8)
+    model = distiller().train()
+    total, tokens = 0.0, 0
+    for row in train_rows:
+        out = model(**Collator(0)([row]), num_items_in_batch=1)
+        total, tokens = total + out["loss"], tokens + int(out["tokens"])
+    (total / tokens).backward()
+    (step,) = gradients(tmp_path, 4, 2, train_rows)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(step[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_padding_and_order_change_nothing():
+    model, pair = distiller().eval(), rows(2, seed=5)
+    batch = Collator(0)(pair)
+    loss = model(**batch)["loss"]
+    torch.testing.assert_close(model(**Collator(0)(pair[::-1]))["loss"], loss)
+    wide = {k: torch.nn.functional.pad(v, (0, 7), value=-100 if k == "labels" else 0)
+            for k, v in batch.items() if k != "example_ids"}  # fmt: skip
+    torch.testing.assert_close(model(**wide)["loss"], loss)
+
+
+def test_prompt_tokens_do_not_enter_the_loss_but_their_text_does():
+    model = distiller().eval()
+    batch = Collator(0)([Encoded("a", [5, 6, 7], [8, 0])])
+    out = model(**batch)
+    assert int(out["tokens"]) == 2
+    logits = model.student(batch["input_ids"]).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits[2:4], torch.tensor([8, 0]), reduction="sum")
+    torch.testing.assert_close(out["ce_sum"], expected)
+
+
+def test_the_teacher_stays_in_eval_mode_and_gets_no_gradient():
+    teacher = tiny_gpt2(seed=9)
+    model = Distiller(tiny_gpt2(), LiveTeacher(teacher), build("fkl"), w_ce=0.0, w_kd=1.0)
+    model.train()
+    assert model.student.training and not any(m.training for m in teacher.modules())
+    model(**Collator(0)(rows(2)))["loss"].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_vocabularies_that_differ_by_padding_are_cut():
+    wide = tiny_gpt2(vocab=VOCAB + 3, seed=9)
+    model = Distiller(tiny_gpt2(), LiveTeacher(wide), build("fkl"), w_ce=0.0, w_kd=1.0).eval()
+    batch = Collator(0)(rows(2))
+    value = model(**batch)["loss"]
+    valid = batch["labels"] != -100
+    q = model.student(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[valid]
+    p = wide(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[valid][:, :VOCAB]
+    torch.testing.assert_close(value, build("fkl")(q, p).mean())
+
+
+def test_temperature_divides_both_logits():
+    batch = Collator(0)(rows(2))
+    valid = batch["labels"] != -100
+    student, teacher = tiny_gpt2(), tiny_gpt2(seed=9)
+    model = Distiller(student, LiveTeacher(teacher), build("rkl"), w_ce=0.0, w_kd=1.0, temperature=2.0).eval()
+    q, p = (
+        m(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[valid]
+        for m in (student, teacher)
+    )
+    torch.testing.assert_close(model(**batch)["loss"], build("rkl")(q / 2, p / 2).mean())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
+    class Spoilt(Distiller):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            return out | {"loss": out["loss"] * float("nan")}
+
+    args = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, report_to=[], use_cpu=True,
+                             save_strategy="no", disable_tqdm=True, remove_unused_columns=False)  # fmt: skip
+    model = Spoilt(tiny_llama())
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    trainer = DistillTrainer(model, args, rows(4), rows(4), None, 0, 2, lambda model: 0.0)
+    with pytest.raises(UserError, match=r"nan at step 1, in the batch of examples row\d, row\d"):
+        trainer.train()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_order_is_a_function_of_seed_epoch_and_global_batch():
+    lengths = list(np.random.default_rng(0).integers(1, 100, size=203))
+    sampler = BucketSampler(lengths, 8, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(203)) and list(BucketSampler(lengths, 8, seed=1)) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first and list(BucketSampler(lengths, 8, seed=2)) != first
+    spreads = [np.ptp([lengths[i] for i in first[b : b + 8]]) for b in range(0, 200, 8)]
+    assert np.mean(spreads) < 15  # of 99: rows of a batch are of like length
+
+
+@pytest.mark.parametrize(
+    ("size", "at_most", "processes", "expected"),
+    [(32, 8, 1, 8), (60, 8, 1, 6), (8, 3, 1, 2), (32, 8, 4, 8), (7, 3, 1, 1)],
+)
+def test_micro_batch(size, at_most, processes, expected):
+    assert micro_batch_size(size, at_most, processes) == expected
+
+
+def test_a_global_batch_that_does_not_split_over_processes():
+    with pytest.raises(ValueError, match="no multiple of the 3 processes"):
+        micro_batch_size(8, 8, 3)

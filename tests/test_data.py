@@ -1,0 +1,269 @@
+"""Reading, ids, templates, encoding by hand-written ids, the generated set, tokenizer conventions."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from distill.config import load
+from distill.config.schema import GeneratorConfig, SplitConfig
+from distill.data import sets
+from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
+from distill.data.examples import fingerprint, make_examples, read_jsonl
+from distill.data.micro import generate
+from distill.data.templates import render
+from distill.errors import UserError
+from distill.models.tokenizers import check_same_tokenizer, train_tokenizer
+
+GOOD = {"instruction": "Say hi.", "input": "", "output": "Hi."}
+
+
+class WordTokenizer:
+    """One id a word: EOS and pad are both 0."""
+
+    eos_token_id, pad_token_id = 0, 0
+
+    def __call__(self, text, add_special_tokens=True):
+        class Out:
+            input_ids = [1 + hash(w) % 1000 for w in text.split()]
+
+        return Out
+
+
+def write(path, *lines):
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines) + "\n")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{not json", "not JSON"),
+        ('["a list"]', "a list, not an object"),
+        ({"instruction": "a"}, "lacks output"),
+        ({"instruction": "a", "output": "  "}, "empty response"),
+        ({"instruction": "a", "output": []}, "empty response"),
+        ({"instruction": "a", "output": [1]}, "output is a list"),
+        ({"instruction": 3, "output": "b"}, "must be strings"),
+    ],
+)
+def test_a_bad_line_is_named_with_file_and_number(tmp_path, bad, message):
+    path = write(tmp_path / "d.jsonl", GOOD, bad)
+    with pytest.raises(UserError, match=r"d\.jsonl:2: .*" + message):
+        read_jsonl(path)
+
+
+def test_all_bad_lines_at_once_and_missing_or_empty_files(tmp_path):
+    with pytest.raises(UserError) as caught:
+        read_jsonl(write(tmp_path / "d.jsonl", "x", GOOD, "y"))
+    assert len(caught.value.problems) == 2
+    with pytest.raises(UserError, match="no such data file"):
+        read_jsonl(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="no rows"):
+        read_jsonl(write(tmp_path / "e.jsonl"))
+
+
+def test_ids_are_content_and_ordinal():
+    row = ("a", "", ["b"], "")
+    first, second, other = make_examples([row, row, ("a", "", ["c"], "")])
+    assert len({first.id, second.id, other.id}) == 3
+    assert make_examples([("z", "", ["z"], ""), row])[1].id == first.id
+    assert fingerprint([first, other]) != fingerprint([other, first])
+
+
+def test_references_input_and_topic(tmp_path):
+    line = {
+        "instruction": "i",
+        "output": ["a", "b"],
+        "category": "open_qa",
+        "prompt": "ready-made",
+        "input": None,
+    }
+    (example,) = read_jsonl(write(tmp_path / "d.jsonl", line))
+    assert (example.references, example.response, example.input, example.topic) == (
+        ("a", "b"),
+        "a",
+        "",
+        "open_qa",
+    )
+
+
+def test_local_sets_skip_limit_and_counts(tmp_path, capsys):
+    rows = [{"instruction": f"q{i}", "output": "a"} for i in range(10)]
+    write(tmp_path / "t.jsonl", *rows)
+    config = load(["data=jsonl", f"data.root={tmp_path}", "data.train.file=t.jsonl", "data.train.limit=4",
+                   "data.valid.file=t.jsonl", "data.valid.skip=4", "data.eval.test.file=t.jsonl",
+                   "data.eval.test.expected=99"])  # fmt: skip
+    train, valid = sets.train_and_valid(config)
+    assert [e.instruction for e in train.examples] == ["q0", "q1", "q2", "q3"]
+    assert [e.instruction for e in valid.examples] == [f"q{i}" for i in range(4, 10)]
+    assert train.note == "4 of 10"
+    sets.evaluation(config)
+    assert "10 rows, where the papers have 99" in capsys.readouterr().out
+
+
+def test_hub_sets_from_a_made_up_cache(tmp_path, monkeypatch):
+    """The real hub code, offline, against a cache laid out as the hub lays it."""
+    repo = tmp_path / "datasets--MiniLLM--dolly"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+    write(snapshot / "raw.jsonl", *[{"instruction": f"q{i}", "output": "a"} for i in range(1005)])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    train, valid = sets.train_and_valid(load(["model=gpt2"]))
+    assert len(valid.examples) == 1000 and [e.instruction for e in train.examples] == [
+        f"q{i}" for i in range(1000, 1005)
+    ]
+    with pytest.raises(UserError, match=r"hf download MiniLLM/self-inst --repo-type dataset.*model=smollm2"):
+        sets.evaluation(load(["model=gpt2", "eval.sets=[self_inst]"]))
+
+
+def test_a_local_set_without_a_file_says_which_key():
+    data = load(["data=jsonl"]).data.model_copy(update={"root": "."})
+    with pytest.raises(UserError, match=r"set data\.extra\.file"):
+        sets._load(data, "extra", SplitConfig())
+
+
+# ----------------------------------------------------------------------------------------------- templates, encoding
+def test_templates_keep_braces_in_data():
+    assert render("short", "{input} {x}", "a{instruction}") == "{input} {x}\na{instruction}\n>"
+    alpaca = render("alpaca", "Do it.", "")
+    assert alpaca.endswith("### Instruction:\nDo it.\n\n### Response:\n") and "### Input" not in alpaca
+    assert "### Input:\nthis\n\n### Response:\n" in render("alpaca", "Do it.", "this")
+
+
+def test_one_shift_by_hand():
+    ids, targets = shift([5, 6, 7], [8, 9, 0])
+    assert ids == [5, 6, 7, 8, 9]
+    assert targets == [IGNORE, IGNORE, 8, 9, 0]
+
+
+def test_collator_keeps_eos_where_pad_is_eos():
+    batch = Collator(pad_id=0)([Encoded("a", [5, 6], [7, 0]), Encoded("b", [5], [0])])
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORE, 7, 0], [0, IGNORE, IGNORE]]
+    assert batch["example_ids"] == ["a", "b"]
+
+
+def test_an_eos_inside_the_response_survives():
+    batch = Collator(pad_id=0)([Encoded("a", [5], [0, 7, 0])])
+    assert batch["input_ids"].tolist() == [[5, 0, 7]] and batch["labels"].tolist() == [[0, 7, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1]]
+
+
+def examples_of_length(words, response=3):
+    return make_examples([("go", " ".join(f"w{i}" for i in range(words)), [" ".join(["r"] * response)], "")])
+
+
+@pytest.mark.parametrize(("way", "kept"), [("drop", 0), ("cut", 1), ("cut_right", 1)])
+def test_overlong_prompts(way, kept):
+    encoder = Encoder(WordTokenizer(), "short", max_prompt_length=8, overlong_prompt=way)
+    result = encoder.prompts(examples_of_length(20))
+    assert len(result.rows) == kept and sum(result.counts.values()) == 1
+    if kept:
+        assert len(result.rows[0].prompt) <= 8
+        tail = WordTokenizer()(">").input_ids
+        assert (result.rows[0].prompt[-1:] == tail) == (way == "cut")  # the template's end is kept, or lost
+
+
+def test_overlong_responses_are_cut_and_get_no_eos():
+    encoder = Encoder(WordTokenizer(), "short", max_prompt_length=8, overlong_prompt="drop")
+    short = encoder.pairs(examples_of_length(2), max_length=20).rows[0]
+    assert short.response[-1] == 0 and len(short.response) == 4
+    result = encoder.pairs(examples_of_length(2, response=30), max_length=10)
+    assert len(result.rows[0].prompt) + len(result.rows[0].response) == 10
+    assert result.rows[0].response[-1] != 0 and result.said() == "1 responses cut"
+    with pytest.raises(UserError, match="overlong_prompt=cut"):
+        encoder.pairs(examples_of_length(50), max_length=100)
+
+
+# ------------------------------------------------------------------------------------------------------ generated set
+SIZES = GeneratorConfig(seed=7, train=500, valid=40, eval=40)
+
+
+def test_generated_sets_do_not_leak_and_repeat():
+    generated = generate(SIZES)
+    prompts = {name: [(e.instruction, e.input) for e in examples] for name, examples in generated.items()}
+    assert {n: len(p) for n, p in prompts.items()} == {"train": 500} | dict.fromkeys(
+        ["valid", "dolly", "vicuna", "self_inst", "sni", "unni"], 40
+    )
+    for name, held in prompts.items():
+        if name != "train":
+            assert not set(held) & set(prompts["train"]), name
+            assert len(set(held)) == len(held), name
+    generate.cache_clear()
+    assert {n: fingerprint(e) for n, e in generate(SIZES).items()} == {
+        n: fingerprint(e) for n, e in generated.items()
+    }
+    other = generate(SIZES.model_copy(update={"seed": 8}))
+    assert fingerprint(other["train"]) != fingerprint(generated["train"])
+
+
+def test_generated_answers_are_right():
+    """Arithmetic is reckoned anew from the question's text; references are several and different."""
+    import re
+
+    several = 0
+    for example in generate(SIZES.model_copy(update={"train": 2000}))["dolly"]:
+        several += len(example.references) > 1
+        assert len(set(example.references)) == len(example.references)
+        sum_ = re.fullmatch(r"What is (\d+) ([+-]) (\d+)\?", example.instruction)
+        if sum_:
+            x, sign, y = sum_.groups()
+            result = int(x) + int(y) if sign == "+" else int(x) - int(y)
+            assert all(re.search(rf"\b{result}\.", r) for r in example.references)
+    assert several > 20
+
+
+def test_a_set_larger_than_its_questions_is_refused():
+    from distill.data import micro, world
+
+    with pytest.raises(UserError, match="make it smaller"):
+        micro._draw(np.random.default_rng(0), world.build_world(7), micro.SETS["vicuna"], 500, set())
+
+
+# ---------------------------------------------------------------------------------------------- tokenizer conventions
+TEXTS = [f"{e.instruction}\n{e.input}\n>{e.response}" for e in generate(SIZES)["train"]]
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {c: train_tokenizer(c, TEXTS, 420) for c in ("gpt2", "opt", "llama")}
+
+
+def test_conventions(tokenizers):
+    gpt2, opt, llama = (tokenizers[c] for c in ("gpt2", "opt", "llama"))
+    assert (
+        gpt2.pad_token_id == gpt2.eos_token_id
+        and gpt2("a b").input_ids == gpt2("a b", add_special_tokens=False).input_ids
+    )
+    assert (opt.pad_token_id, opt.eos_token_id) == (1, 2) and opt("a").input_ids[0] == 2
+    assert llama.pad_token_id is None and llama("a").input_ids[0] == llama.bos_token_id == 1
+    apart = llama("Paris", add_special_tokens=False)
+    assert llama.convert_ids_to_tokens(apart.input_ids)[0].startswith("▁")  # sentencepiece's space
+    for tokenizer in tokenizers.values():
+        for text in ("Paris is big.", "naïve  東京\n x"):
+            assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+
+
+def test_prompt_and_response_are_encoded_apart(tokenizers):
+    for tokenizer in tokenizers.values():
+        encoder = Encoder(tokenizer, "alpaca", 400, "drop")
+        (row,) = encoder.pairs(make_examples([("Say hi.", "", ["Hi there."], "")]), 512).rows
+        assert row.prompt == tokenizer(render("alpaca", "Say hi.", "")).input_ids
+        assert row.response[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(row.response[:-1]) == "Hi there."
+
+
+def test_different_tokenizers_are_refused(tokenizers):
+    check_same_tokenizer(tokenizers["gpt2"], train_tokenizer("gpt2", TEXTS, 420))
+    with pytest.raises(UserError, match="different tokenizers"):
+        check_same_tokenizer(tokenizers["gpt2"], tokenizers["opt"])
+    with pytest.raises(UserError, match="different tokenizers"):  # equal size is not enough
+        check_same_tokenizer(tokenizers["gpt2"], train_tokenizer("gpt2", [t[::-1] for t in TEXTS], 420))

@@ -1,0 +1,35 @@
+"""ROUGE-L equals the rouge-score package's, to the last bit."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from distill.evaluation import rouge_l
+
+WORDS = st.sampled_from(
+    "running runs ran the The a cats cat's 42 3.5 naïve café 東京 🙂 \n - _x_ don't I.B.M. ".split(" ")
+)
+TEXT = st.one_of(st.lists(WORDS, max_size=12).map(" ".join), st.text(max_size=40))
+SCORER = RougeScorer(["rougeL"], use_stemmer=True)
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXT, st.lists(TEXT, min_size=1, max_size=3))
+def test_equal_to_the_package(prediction, references):
+    expected = 100 * max(SCORER.score(r, prediction)["rougeL"].fmeasure for r in references)
+    assert rouge_l([prediction], [references]) == [expected]
+
+
+def test_known_value():
+    # "the cat sat" against "the cats sat down": stems agree on three words of three and of four.
+    assert rouge_l(["the cat sat"], [["the cats sat down"]])[0] == pytest.approx(100 * 2 * 1.0 * 0.75 / 1.75)
+    assert rouge_l(["", "a"], [["a"], ["b", "a"]]) == [0.0, 100.0]
+
+
+@pytest.mark.parametrize("references", [[], ["a plain string"], [[]]])
+def test_refuses_what_it_cannot_score(references):
+    with pytest.raises(ValueError):
+        rouge_l(["a"], references)
