@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -172,10 +171,8 @@ class Store:
             "versions": versions(),
             **told,
         }
-        (partial / MANIFEST).write_text(
-            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(partial, folder)
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(folder)
         tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {folder}")
 
     def manifest(self, spec: Spec) -> dict[str, Any]:

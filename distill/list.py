@@ -62,9 +62,7 @@ def main(words: list[str]) -> int:
     """Print one kind, or all."""
     unknown = [w for w in words if w not in KINDS]
     if unknown:
-        raise UserError(
-            [f"{w}: nothing of that kind{nearest(w, KINDS)} (kinds: {', '.join(KINDS)})" for w in unknown]
-        )
+        raise UserError([f"{w}: nothing of that kind{nearest(w, KINDS)} (kinds: {', '.join(KINDS)})" for w in unknown])
     for kind in words or KINDS:
         lines = list(KINDS[kind]())
         table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -83,9 +83,7 @@ def _measure(composed: DictConfig) -> None:
     from distill.tables.shape import Column, table
 
     row = Row(_label(config), config)
-    files = Files(
-        Path(config.paths.results) / config.model.name / "runs", "runs", Path(config.paths.store) / "locks"
-    )
+    files = Files(Path(config.paths.results) / config.model.name / "runs", "runs", Path(config.paths.store) / "locks")
     lines, _ = measure(row, files)
     if not is_main_process():
         return

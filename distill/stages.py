@@ -84,11 +84,7 @@ class Stages:
         def build(folder: Path) -> dict[str, Any]:
             tokenizer = load_tokenizer(teacher)
             encoder = training_encoder(self.config, tokenizer)
-            rows = [
-                r
-                for d in self.plan.data
-                for r in encoder.pairs(d.examples, self.config.train.max_length).rows
-            ]
+            rows = [r for d in self.plan.data for r in encoder.pairs(d.examples, self.config.train.max_length).rows]
             return write_store(teacher, rows, pad_id(tokenizer), teacher_dtype(self.config), folder)
 
         return self.store.make(self.plan.signal, build)
@@ -113,9 +109,7 @@ class Stages:
 
     def evaluate(self, role: Role, seeds: list[int]) -> dict[tuple[str, int], list[Scored]]:
         """Scored responses by (set, seed); sets and seeds that are missing are generated together from one load."""
-        wanted = {
-            (d.name, s): self.plan.evaluation(role, d, s) for d in self.plan.sets.values() for s in seeds
-        }
+        wanted = {(d.name, s): self.plan.evaluation(role, d, s) for d in self.plan.sets.values() for s in seeds}
         missing = {at: spec for at, spec in wanted.items() if not self.store.has(spec)}
         if missing:
             weights = self.teacher() if role == "teacher" else self.student()
@@ -136,9 +130,7 @@ class Stages:
                     self.store.make(missing[dataset.name, seed], build, quiet=True)
                 if lacking:
                     shown, seconds = ", ".join(map(str, lacking)), time.perf_counter() - started
-                    say(
-                        f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s"
-                    )
+                    say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
         return {at: _read(self.store.folder(spec) / "generations.jsonl") for at, spec in wanted.items()}
 
     def _supplied(self, node: Given, role: Role) -> Weights:
@@ -236,9 +228,7 @@ class _Writer:
 
     def _generate(self, dataset: Dataset, seeds: list[int]) -> None:
         config, tokenizer = self.config, self.tokenizer
-        encoder = Encoder(
-            tokenizer, config.data.template, config.train.max_prompt_length, config.eval.overlong_prompt
-        )
+        encoder = Encoder(tokenizer, config.data.template, config.train.max_prompt_length, config.eval.overlong_prompt)
         prompts = encoder.prompts(dataset.examples)
         if prompts.said():
             say(f"  {dataset.title}: {prompts.said()} (limit {config.train.max_prompt_length} tokens)")

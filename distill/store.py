@@ -33,9 +33,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="distill.store", description=__doc__)
     parser.add_argument("action", nargs="?", choices=["list", "prune"], default="list")
     parser.add_argument("--store", type=Path, default=Path("store"), help="folder of artifacts (paths.store)")
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of tables (paths.results)"
-    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of tables (paths.results)")
     parser.add_argument("--yes", action="store_true", help="prune without asking")
     options = parser.parse_args(words)
     if not options.store.is_dir():

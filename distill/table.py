@@ -68,9 +68,7 @@ def _chosen(experiment: Any, rows: list[Any] | None) -> list[str]:
 class _Table:
     """A table being built."""
 
-    def __init__(
-        self, name: str, experiment: Any, own: list[str], overrides: list[str], train_seeds: list[Any] | None
-    ):
+    def __init__(self, name: str, experiment: Any, own: list[str], overrides: list[str], train_seeds: list[Any] | None):
         from distill.config import load
         from distill.tables.measure import Files, Row
 

@@ -27,9 +27,7 @@ def rows(count, seed=0, longest=12):
 
 
 def distiller(seed=0, w_ce=0.5):
-    return Distiller(
-        tiny_gpt2(seed=seed), LiveTeacher(tiny_gpt2(hidden=24, seed=9)), build("ab"), w_ce=w_ce, w_kd=1.0
-    )
+    return Distiller(tiny_gpt2(seed=seed), LiveTeacher(tiny_gpt2(hidden=24, seed=9)), build("ab"), w_ce=w_ce, w_kd=1.0)
 
 
 class Gradients(TrainerCallback):
@@ -134,10 +132,7 @@ def test_temperature_divides_both_logits():
     valid = batch["labels"] != -100
     student, teacher = tiny_gpt2(), tiny_gpt2(seed=9)
     model = Distiller(student, LiveTeacher(teacher), build("rkl"), w_ce=0.0, w_kd=1.0, temperature=2.0).eval()
-    q, p = (
-        m(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[valid]
-        for m in (student, teacher)
-    )
+    q, p = (m(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[valid] for m in (student, teacher))
     torch.testing.assert_close(model(**batch)["loss"], build("rkl")(q / 2, p / 2).mean())
 
 

@@ -13,9 +13,7 @@ from distill.errors import UserError
 from distill.run import check, ordered
 from distill.tables import experiment
 
-OPTIONS = sorted(
-    (f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if (f.parent.name, f.stem) != ("data", "jsonl")
-)
+OPTIONS = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if (f.parent.name, f.stem) != ("data", "jsonl"))
 
 
 def problems(*overrides):
@@ -85,9 +83,7 @@ def test_smoke_keeps_the_family_and_wins_over_chosen_data():
 
 
 def test_keys_at_their_defaults_and_new_evaluation_sets():
-    config = load(
-        ["model=smollm2", "data.train.skip=5", "data.eval.mine.file=m.jsonl", "model.teacher.path=x/y@abc"]
-    )
+    config = load(["model=smollm2", "data.train.skip=5", "data.eval.mine.file=m.jsonl", "model.teacher.path=x/y@abc"])
     assert config.data.train.skip == 5 and config.data.eval["mine"].file == "m.jsonl"
     assert config.model.teacher.path == "x/y@abc"
 
@@ -132,9 +128,13 @@ def test_one_wrong_value_one_line(override, message):
 
 @pytest.mark.parametrize(
     "words",
-    ["loss=akl model=gpt2 -m seed=10,20", "-m loss=akl seed=10,20 model=gpt2", "loss=akl --multirun seed=10,20 model=gpt2",
-     "seed=10,20 model=gpt2 loss=akl -m"],
-)  # fmt: skip
+    [
+        "loss=akl model=gpt2 -m seed=10,20",
+        "-m loss=akl seed=10,20 model=gpt2",
+        "loss=akl --multirun seed=10,20 model=gpt2",
+        "seed=10,20 model=gpt2 loss=akl -m",
+    ],
+)
 def test_flags_go_first_in_any_order_of_words(words):
     flags, overrides = ordered(words.split())
     assert flags in (["-m"], ["--multirun"]) and set(overrides) == {"loss=akl", "model=gpt2", "seed=10,20"}

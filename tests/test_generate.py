@@ -11,9 +11,7 @@ from distill.data.encode import Encoded
 from distill.evaluation.generate import RowStream, generate
 
 DECODE = load(["model=micro"]).eval.model_copy(update={"max_new_tokens": 12})
-PROMPTS = [
-    Encoded(f"p{n}", [1 + (7 * i + n) % (VOCAB - 1) for i in range(n)], []) for n in (1, 3, 9, 4, 6, 2, 5)
-]
+PROMPTS = [Encoded(f"p{n}", [1 + (7 * i + n) % (VOCAB - 1) for i in range(n)], []) for n in (1, 3, 9, 4, 6, 2, 5)]
 
 
 def write(model, prompts=PROMPTS, seeds=(10, 20), eos=0, **decode):

@@ -134,9 +134,7 @@ def test_ab_is_continuous_across_its_lines_in_fp32(line, step):
     on = build("ab", alpha=line[0], beta=line[1])(student, teacher)
     near = build("ab", alpha=line[0] + step, beta=line[1] + step / 2)
     torch.testing.assert_close(near(student, teacher), on, rtol=abs(step) * 20, atol=0)
-    torch.testing.assert_close(
-        near(student.float(), teacher.float()).double(), on, rtol=abs(step) * 20 + 1e-5, atol=0
-    )
+    torch.testing.assert_close(near(student.float(), teacher.float()).double(), on, rtol=abs(step) * 20 + 1e-5, atol=0)
 
 
 def test_ab_near_a_line_keeps_its_digits():
@@ -144,10 +142,7 @@ def test_ab_near_a_line_keeps_its_digits():
     student, teacher = random_logits((64, 31), 14, 0.3), random_logits((64, 31), 15, 0.3)
     for alpha, beta in [(0.5, 1e-5), (1e-5, 0.5), (1e-4, 1e-4), (0.01, -0.01)]:
         exact = torch.tensor(
-            [
-                REFERENCES["ab"](softmax(t), softmax(s), alpha, beta)
-                for s, t in zip(student, teacher, strict=True)
-            ]
+            [REFERENCES["ab"](softmax(t), softmax(s), alpha, beta) for s, t in zip(student, teacher, strict=True)]
         )
         torch.testing.assert_close(
             build("ab", alpha=alpha, beta=beta)(student.float(), teacher.float()).double(),
@@ -162,9 +157,7 @@ def test_ab_near_a_line_keeps_its_digits():
 def test_akl_head_without_a_full_sort(mu, scale):
     """Flat rows need the exact fallback, peaked ones the short prefix; both agree with a full sort."""
     probs = random_logits((6, 3000), 16, scale).softmax(-1)
-    probs += (
-        torch.rand(probs.shape, generator=torch.Generator().manual_seed(1), dtype=probs.dtype) * 1e-9
-    )  # no ties
+    probs += torch.rand(probs.shape, generator=torch.Generator().manual_seed(1), dtype=probs.dtype) * 1e-9  # no ties
     gap = random_logits((6, 3000), 17).abs()
     order = probs.argsort(-1, descending=True)
     sorted_probs, sorted_gap = probs.gather(-1, order), gap.gather(-1, order)

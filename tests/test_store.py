@@ -32,11 +32,7 @@ def test_made_once_and_found(tmp_path):
 
 
 def test_the_key_is_a_function_of_all_determinants():
-    keys = {
-        Spec(s, "x", d).key
-        for s in ("train", "base")
-        for d in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": 1, "b": None})
-    }
+    keys = {Spec(s, "x", d).key for s in ("train", "base") for d in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": 1, "b": None})}
     assert len(keys) == 8
     assert Spec("train", "x", {"a": 1, "b": 2}).key == Spec("train", "y", {"b": 2, "a": 1}).key
 
@@ -107,18 +103,12 @@ def test_list_and_prune(tmp_path, capsys):
         store.make(spec, lambda folder: {})
     (tmp_path / "store" / "train" / ".partial-half-000").mkdir()
     (results / "micro").mkdir(parents=True)
-    (results / "micro" / "t.manifest.json").write_text(
-        json.dumps({"rows": {"r": {"artifacts": [kept.name]}}})
-    )
+    (results / "micro" / "t.manifest.json").write_text(json.dumps({"rows": {"r": {"artifacts": [kept.name]}}}))
     folders = ["--store", str(tmp_path / "store"), "--results", str(results)]
     assert cli.main(["list", *folders]) == 0
     shown = capsys.readouterr().out
     assert "in a table" in shown and "no table needs it" in shown and "unfinished" in shown
     assert cli.main(["prune", "--yes", *folders]) == 0
-    assert (
-        store.has(kept)
-        and not store.has(loose)
-        and not list((tmp_path / "store" / "train").glob(".partial*"))
-    )
+    assert store.has(kept) and not store.has(loose) and not list((tmp_path / "store" / "train").glob(".partial*"))
     with pytest.raises(UserError, match="no such store"):
         cli.main(["--store", str(tmp_path / "none")])

@@ -61,7 +61,7 @@ def load(overrides: list[str]) -> Config:
 
 
 def for_hydra(overrides: list[str]) -> list[str]:
-    """The overrides as Hydra wants them: `++` before keys that the schema knows and the YAML leaves at their defaults."""
+    """The overrides as Hydra wants them: `++` before keys that the schema knows and the YAML leaves out."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return _check_keys(_parse(overrides, problems=[]), problems=[])
 
@@ -81,7 +81,7 @@ def resolve(composed: DictConfig) -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        raise UserError([_describe(e, raw) for e in error.errors()]) from None
+        raise UserError([_describe(e) for e in error.errors()]) from None
     return apply_smoke(config) if config.debug.smoke else config
 
 
@@ -91,9 +91,7 @@ def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
-            problems.append(
-                f"{text}: not an override ({_first_line(error)}); write key=value or group=option"
-            )
+            problems.append(f"{text}: not an override ({_first_line(error)}); write key=value or group=option")
     return parsed
 
 
@@ -137,9 +135,7 @@ def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
         else:
             known = dict.fromkeys([*composed, *_schema_keys(Config)])
             by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-            hint = (
-                f"; did you mean {' or '.join(by_leaf[:3])}?" if by_leaf else nearest(key, [*known, *groups])
-            )
+            hint = f"; did you mean {' or '.join(by_leaf[:3])}?" if by_leaf else nearest(key, [*known, *groups])
             problems.append(f"{line}: no such key{hint}")
     return kept
 
@@ -192,7 +188,7 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _describe(error: Any, raw: dict[str, Any]) -> str:
+def _describe(error: Any) -> str:
     """One line for one schema error: where, what was found, what is allowed."""
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":

@@ -46,12 +46,8 @@ class WeightsConfig(Section):
     @model_validator(mode="after")
     def _one_source(self) -> WeightsConfig:
         if sum(x is not None for x in (self.id, self.hidden, self.keep_layers)) != 1:
-            raise ValueError(
-                "needs exactly one of id (pretrained), hidden (from scratch) and keep_layers (pruned)"
-            )
-        if self.hidden is not None and (
-            self.layers is None or self.heads is None or self.hidden % self.heads
-        ):
+            raise ValueError("needs exactly one of id (pretrained), hidden (from scratch) and keep_layers (pruned)")
+        if self.hidden is not None and (self.layers is None or self.heads is None or self.hidden % self.heads):
             raise ValueError("from scratch needs layers, hidden and heads, with hidden a multiple of heads")
         return self
 
@@ -154,9 +150,7 @@ class TrainConfig(Section):
             )
         for name in ("teacher", "student"):
             if getattr(self, name).epochs == 0:
-                raise ValueError(
-                    f"{name}.epochs must be at least 1; a supplied checkpoint is model.{name}.path"
-                )
+                raise ValueError(f"{name}.epochs must be at least 1; a supplied checkpoint is model.{name}.path")
         return self
 
 
@@ -269,7 +263,5 @@ class Config(Section):
             raise ValueError(f"seed={self.seed} names a seed twice")
         unknown = [name for name in self.eval.sets or [] if name not in self.data.eval]
         if unknown:
-            raise ValueError(
-                f"eval.sets names {unknown}, but data={self.data.name} has {sorted(self.data.eval)}"
-            )
+            raise ValueError(f"eval.sets names {unknown}, but data={self.data.name} has {sorted(self.data.eval)}")
         return self

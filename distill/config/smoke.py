@@ -33,18 +33,14 @@ def apply_smoke(config: Config) -> Config:
             "source": "scratch",
             "vocab_size": 400,
             "teacher": WeightsConfig(hidden=48, layers=3 if pruned else 2, heads=2),
-            "student": WeightsConfig(keep_layers=2)
-            if pruned
-            else WeightsConfig(hidden=32, layers=2, heads=2),
+            "student": WeightsConfig(keep_layers=2) if pruned else WeightsConfig(hidden=32, layers=2, heads=2),
         }
     )
     stage = {"epochs": 1, "global_batch_size": 8}
     train = config.train.model_copy(
         update={
             "teacher": config.train.teacher.model_copy(update=stage),
-            "start": config.train.start.model_copy(
-                update={**stage, "epochs": min(1, config.train.start.epochs)}
-            ),
+            "start": config.train.start.model_copy(update={**stage, "epochs": min(1, config.train.start.epochs)}),
             "student": config.train.student.model_copy(update=stage),
             "micro_batch_size": 4,
             "warmup_steps": 0,

@@ -63,9 +63,7 @@ def read_jsonl(path: Path, rows: slice = slice(None)) -> list[Example]:
             one of a wrong type, or have an empty response.
     """
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such data file; set data.root=DIR (or DISTILL_DATA) to the folder that holds it"
-        )
+        raise UserError(f"{path}: no such data file; set data.root=DIR (or DISTILL_DATA) to the folder that holds it")
     problems: list[str] = []
     parsed: list[tuple[str, str, Sequence[str], str]] = []
     with path.open(encoding="utf-8") as lines:
@@ -92,9 +90,7 @@ def _parse(line: str) -> tuple[str, str, Sequence[str], str]:
         raise ValueError(f"a {type(row).__name__}, not an object; {ALLOWED}")
     missing = [field for field in ("instruction", "output") if field not in row]
     if missing:
-        raise ValueError(
-            f"lacks {' and '.join(missing)} (has {', '.join(sorted(row)) or 'nothing'}); {ALLOWED}"
-        )
+        raise ValueError(f"lacks {' and '.join(missing)} (has {', '.join(sorted(row)) or 'nothing'}); {ALLOWED}")
     output = row["output"]
     references = [output] if isinstance(output, str) else output
     text = row.get("input") or ""

@@ -89,7 +89,5 @@ def _draw(
             taken.add((instruction, text))
             rows.append((instruction, text, answers, task.__name__))
     if len(rows) < size:
-        raise UserError(
-            f"data.generator: only {len(rows)} different questions for a set of {size}; make it smaller"
-        )
+        raise UserError(f"data.generator: only {len(rows)} different questions for a set of {size}; make it smaller")
     return make_examples(rows)

@@ -83,9 +83,7 @@ def _from_hub(name: str, split: SplitConfig) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if split.hub is None or split.hub_file is None:
-        raise UserError(
-            f"data.{name} names no hub data set; set its hub and hub_file, or data.root=DIR and its file"
-        )
+        raise UserError(f"data.{name} names no hub data set; set its hub and hub_file, or data.root=DIR and its file")
     try:
         return Path(hf_hub_download(split.hub, split.hub_file, repo_type="dataset", revision=split.revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -137,14 +137,10 @@ def describe_person(rng: np.random.Generator, world: World, unseen: bool) -> Dra
 def describe_town(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """A short description of a town, from memory."""
     t = world.towns[one(rng, sorted(world.towns))]
-    question = wording(
-        rng, unseen, f"Describe the town of {t.name}.", f"What is {t.name}?", f"Write about {t.name}."
-    )
+    question = wording(rng, unseen, f"Describe the town of {t.name}.", f"What is {t.name}?", f"Write about {t.name}.")
     answers = []
     for _ in range(4):
-        first = one(
-            rng, [f"{t.name} is a town in the {t.region}.", f"In the {t.region} lies the town of {t.name}."]
-        )
+        first = one(rng, [f"{t.name} is a town in the {t.region}.", f"In the {t.region} lies the town of {t.name}."])
         second = one(
             rng,
             [
@@ -257,9 +253,7 @@ def extraction(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
 def summary(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """The text in one sentence."""
     facts, text = _passage(rng, world)
-    question = wording(
-        rng, unseen, "Sum up the text.", "Give the text in one sentence.", "Make the text short."
-    )
+    question = wording(rng, unseen, "Sum up the text.", "Give the text in one sentence.", "Make the text short.")
     names, towns = listed([f["name"] for f in facts]), listed([f["town"] for f in facts])
     return (
         question,
@@ -281,9 +275,7 @@ def rewriting(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     town, colour = one(rng, sorted(world.towns)), one(rng, COLOURS)
     kind = int(rng.integers(3))
     if kind == 0:
-        question = wording(
-            rng, unseen, "Put this in the past.", "Write this in the past tense.", "Make this past."
-        )
+        question = wording(rng, unseen, "Put this in the past.", "Write this in the past tense.", "Make this past.")
         verbs = one(
             rng,
             [("sees", "saw"), ("buys", "bought"), ("finds", "found"), ("draws", "drew"), ("sells", "sold")],
@@ -297,18 +289,14 @@ def rewriting(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
         return (
             question,
             text,
-            shuffled(
-                rng, [f"Does {name} like {colour} {food}?", f"Is it true that {name} likes {colour} {food}?"]
-            ),
+            shuffled(rng, [f"Does {name} like {colour} {food}?", f"Is it true that {name} likes {colour} {food}?"]),
         )
     question = wording(rng, unseen, "Say the opposite.", "Turn this into its opposite.", "Deny this.")
     text = f"The {colour} {animal} is in {town}."
     return (
         question,
         text,
-        shuffled(
-            rng, [f"The {colour} {animal} is not in {town}.", f"There is no {colour} {animal} in {town}."]
-        ),
+        shuffled(rng, [f"The {colour} {animal} is not in {town}.", f"There is no {colour} {animal} in {town}."]),
     )
 
 
@@ -369,14 +357,10 @@ def arithmetic(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """Sums and differences up to ninety-nine."""
     x, y = (int(v) for v in rng.integers(2, 50, size=2))
     if rng.random() < 0.5:
-        question = wording(
-            rng, unseen, f"What is {x} + {y}?", f"Add {y} to {x}.", f"How much is {x} and {y}?"
-        )
+        question = wording(rng, unseen, f"What is {x} + {y}?", f"Add {y} to {x}.", f"How much is {x} and {y}?")
         return question, "", shuffled(rng, [f"{x} + {y} is {x + y}.", f"The sum is {x + y}."])
     x, y = max(x, y), min(x, y)
-    question = wording(
-        rng, unseen, f"What is {x} - {y}?", f"Take {y} from {x}.", f"How much is {x} less {y}?"
-    )
+    question = wording(rng, unseen, f"What is {x} - {y}?", f"Take {y} from {x}.", f"How much is {x} less {y}?")
     return question, "", shuffled(rng, [f"{x} - {y} is {x - y}.", f"The difference is {x - y}."])
 
 
@@ -429,7 +413,7 @@ def story(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
                         [
                             f"The {p.pet} came along.",
                             f"There was no {p.food} in the house.",
-                            f"The road was long.",
+                            "The road was long.",
                         ],
                     ),
                     one(

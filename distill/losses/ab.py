@@ -24,7 +24,6 @@ from torch import Tensor
 
 from distill.losses.base import Divergence, register
 
-
 SMALL = 0.25  # below it, fp32 differences near x = 0 lose digits that a training log would show
 
 
@@ -94,10 +93,10 @@ class _Sum(torch.autograd.Function):
 class AlphaBeta(Divergence):
     """Alpha-beta divergence: alpha = 1, beta = 0 is KL(p || q), alpha = 0, beta = 1 is KL(q || p).
 
-    -1/(alpha beta) sum[p^alpha q^beta - alpha/(alpha+beta) p^(alpha+beta) - beta/(alpha+beta) q^(alpha+beta)], continued
-    on alpha = 0, beta = 0 and alpha + beta = 0 by its limits (the published code's special cases are smaller by a factor
-    alpha or beta). With alpha or beta negative it can be truly infinite at extreme logits, and is then reported as such.
-    Classes outside both supports (logit -inf in both) do not count.
+    -1/(alpha beta) sum[p^alpha q^beta - alpha/(alpha+beta) p^(alpha+beta) - beta/(alpha+beta) q^(alpha+beta)],
+    continued on alpha = 0, beta = 0 and alpha + beta = 0 by its limits (the published code's special cases are smaller
+    by a factor alpha or beta). With alpha or beta negative it can be truly infinite at extreme logits, and is then
+    reported as such. Classes outside both supports (logit -inf in both) do not count.
 
     Attributes:
         alpha: weight of the teacher's power; larger trusts the teacher's large classes more.
@@ -110,5 +109,5 @@ class AlphaBeta(Divergence):
 
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
         """See the base class."""
-        total: Tensor = _Sum.apply(student, teacher, float(self.alpha), float(self.beta))  # type: ignore[no-untyped-call]
+        total: Tensor = _Sum.apply(student, teacher, float(self.alpha), float(self.beta))
         return total

@@ -27,9 +27,7 @@ class Divergence(ABC):
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
         """The divergence from log-probabilities `[..., V]`, as `[...]`; `targets` are response tokens `[...]`."""
 
-    def __call__(
-        self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | None = None) -> Tensor:
         """The divergence per token.
 
         Args:

@@ -38,9 +38,7 @@ def supplied(text: str, base: Weights | None) -> Weights:
         return Weights(base.base, base.revision, str(path))
     name, _, revision = text.partition("@")
     if text.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(
-            f"{text}: no such folder; a supplied checkpoint is a folder or a hub id (owner/name@revision)"
-        )
+        raise UserError(f"{text}: no such folder; a supplied checkpoint is a folder or a hub id (owner/name@revision)")
     return Weights(name, revision or "main")
 
 
@@ -61,7 +59,7 @@ def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(model, weights.adapter, is_trainable=not merge)
-    return adapted.merge_and_unload() if merge else adapted  # type: ignore[operator]
+    return adapted.merge_and_unload() if merge else adapted
 
 
 def add_lora(model: Any, lora: LoraConfig) -> Any:

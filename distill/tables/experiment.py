@@ -24,7 +24,7 @@ class RowConfig(Section):
     """A row: what it overrides, and its names in the paper (its own label if none)."""
 
     overrides: list[str]
-    paper: list[str] = []
+    paper: list[str] = Field(default_factory=list)
 
 
 class ColumnConfig(Section):
@@ -42,7 +42,7 @@ class Experiment(Section):
     model: str
     sources: list[str]
     against: str
-    overrides: list[str] = []
+    overrides: list[str] = Field(default_factory=list)
     columns: Annotated[dict[str, ColumnConfig], Field(min_length=1)]
     rows: Annotated[dict[str, RowConfig], Field(min_length=1)]
 

@@ -41,9 +41,7 @@ def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame(columns=list(columns))
     frame = pd.read_csv(path, dtype={key: str for key in KEYS if key in columns})
     if list(frame.columns) != list(columns):
-        raise UserError(
-            f"{path}: has columns {', '.join(frame.columns)}, needs {', '.join(columns)}; move it away"
-        )
+        raise UserError(f"{path}: has columns {', '.join(frame.columns)}, needs {', '.join(columns)}; move it away")
     return frame
 
 

@@ -73,9 +73,7 @@ def decode_name(decode: EvalConfig) -> str:
     """The decoding settings in a few words."""
     if not decode.do_sample:
         return f"greedy max={decode.max_new_tokens}"
-    extra = (f" p={decode.top_p:g}" if decode.top_p < 1 else "") + (
-        f" k={decode.top_k}" if decode.top_k else ""
-    )
+    extra = (f" p={decode.top_p:g}" if decode.top_p < 1 else "") + (f" k={decode.top_k}" if decode.top_k else "")
     return f"sample T={decode.temperature:g}{extra} max={decode.max_new_tokens}"
 
 
@@ -102,9 +100,7 @@ def measure(row: Row, files: Files) -> tuple[pd.DataFrame, dict[str, Any] | None
 
 def _found(row: Row, files: Files) -> pd.DataFrame:
     frame = long.read(files.values, long.VALUES)
-    frame = frame[
-        (frame["run"] == row.run) & (frame["row"] == row.label) & frame["seed"].isin(row.config.seed)
-    ]
+    frame = frame[(frame["run"] == row.run) & (frame["row"] == row.label) & frame["seed"].isin(row.config.seed)]
     return frame.reset_index(drop=True)
 
 
@@ -146,9 +142,7 @@ def _add_scores(row: Row, files: Files) -> None:
     if ((present["run"] == row.run) & (present["seeds"] == len(row.config.seed))).any():
         return
     plan = row.plan
-    if not all(
-        plan.store.has(plan.evaluation(row.role, d, s)) for d in plan.sets.values() for s in row.config.seed
-    ):
+    if not all(plan.store.has(plan.evaluation(row.role, d, s)) for d in plan.sets.values() for s in row.config.seed):
         return  # generations of an earlier seed are gone; the values stand without them
     scored = Stages(plan).evaluate(row.role, row.config.seed)
     frame = pd.DataFrame(
@@ -190,17 +184,11 @@ def _told(row: Row) -> dict[str, Any]:
     for spec in plan.specs(row.role):
         if plan.store.has(spec) and spec.stage != "evaluate":
             manifest = plan.store.manifest(spec)
-            stages[spec.name] = {
-                k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")
-            }
+            stages[spec.name] = {k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")}
     seconds = sum(
-        plan.store.manifest(s)["seconds"]
-        for s in plan.specs(row.role)
-        if s.stage == "evaluate" and plan.store.has(s)
+        plan.store.manifest(s)["seconds"] for s in plan.specs(row.role) if s.stage == "evaluate" and plan.store.has(s)
     )
-    given = [
-        node.name for node in (plan.base("teacher"), plan.teacher, plan.start) if isinstance(node, Given)
-    ]
+    given = [node.name for node in (plan.base("teacher"), plan.teacher, plan.start) if isinstance(node, Given)]
     return {
         "label": row.label,
         "role": row.role,
@@ -210,10 +198,7 @@ def _told(row: Row) -> dict[str, Any]:
         "data": {
             "train": {"rows": len(train.examples), "hash": train.fingerprint, "note": train.note},
             "valid": {"rows": len(valid.examples), "hash": valid.fingerprint, "note": valid.note},
-            **{
-                name: {"rows": len(d.examples), "hash": d.fingerprint, "note": d.note}
-                for name, d in plan.sets.items()
-            },
+            **{name: {"rows": len(d.examples), "hash": d.fingerprint, "note": d.note} for name, d in plan.sets.items()},
         },
         "template": plan._text(),
         "decoding": plan.decoding(),

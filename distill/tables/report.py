@@ -91,9 +91,7 @@ def varied(train_seeds: list[int], seeds: list[int]) -> str:
     )
 
 
-def markdown(
-    rows: list[Measured], experiment: Experiment, scores: pd.DataFrame, header: list[str], spread: str
-) -> str:
+def markdown(rows: list[Measured], experiment: Experiment, scores: pd.DataFrame, header: list[str], spread: str) -> str:
     """Measured beside paper beside difference, set by set, with a paired test against one row."""
     paper, differing = printed(experiment)
     by_label = {r.label: r for r in rows}
@@ -121,9 +119,7 @@ def markdown(
     return "\n".join(text) + "\n"
 
 
-def _line(
-    row: Measured, column: Column, value: Cell | None, number: str, test: Comparison | None
-) -> dict[str, str]:
+def _line(row: Measured, column: Column, value: Cell | None, number: str, test: Comparison | None) -> dict[str, str]:
     difference = f"{value.mean - float(number.split()[0]):+.2f}" if value and number else ""
     length, ended = (cell(row.lines, Column("", column.dataset, m)) for m in ("length", "eos_rate"))
     return {
@@ -146,25 +142,25 @@ def _plain(data: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def update_manifest(
-    path: Path, table_name: str, told: dict[str, dict[str, Any]], root: Path
-) -> dict[str, Any]:
-    """Add rows (by run) to the manifest; paths in it are relative to `root`."""
-    manifest = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"table": table_name, "rows": {}}
-    )
+def update_manifest(path: Path, table_name: str, told: dict[str, dict[str, Any]], root: Path) -> dict[str, Any]:
+    """Add rows (by run) to the manifest; paths in it are relative to `root`, and outside it only names."""
+    manifest: dict[str, Any] = {"table": table_name, "rows": {}}
+    if path.is_file():
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     for run, row in told.items():
-        paths = row["config"]["paths"]
-        for key, value in paths.items():
-            place = Path(value)
-            paths[key] = (
-                str(place.relative_to(root))
-                if place.is_absolute() and place.is_relative_to(root)
-                else (place.name if place.is_absolute() else value)
-            )
+        config = row["config"]
+        config["paths"] = {key: _relative(value, root) for key, value in config["paths"].items()}
+        config["data"]["root"] = _relative(config["data"]["root"], root) if config["data"]["root"] else None
         manifest["rows"][run] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
-    return manifest  # type: ignore[no-any-return]
+    return manifest
+
+
+def _relative(value: str, root: Path) -> str:
+    place = Path(value)
+    if not place.is_absolute():
+        return value
+    return str(place.relative_to(root)) if place.is_relative_to(root) else place.name

@@ -65,9 +65,7 @@ def table(rows: Sequence[tuple[str, pd.DataFrame]], columns: Sequence[Column]) -
     return pd.DataFrame(data, columns=["row", *(c.title for c in columns)])
 
 
-def compare(
-    scores: pd.DataFrame, runs: Sequence[str], against: Sequence[str], dataset: str
-) -> Comparison | None:
+def compare(scores: pd.DataFrame, runs: Sequence[str], against: Sequence[str], dataset: str) -> Comparison | None:
     """A paired t-test over prompts of a set: a prompt's score is its mean over generation and training seeds.
 
     Returns:

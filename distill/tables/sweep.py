@@ -26,9 +26,7 @@ class SweepTable(Callback):
         values = pd.concat([pd.read_csv(f, dtype={"run": str}) for f in files], ignore_index=True)
         values["row"] = _labels(values)
         measured = values[values["metric"] == "rouge_l"].drop_duplicates("dataset")
-        columns = [
-            Column(title, name) for title, name in zip(measured["column"], measured["dataset"], strict=True)
-        ]
+        columns = [Column(title, name) for title, name in zip(measured["column"], measured["dataset"], strict=True)]
         rows = [(str(label), lines) for label, lines in values.groupby("row", sort=False)]
         shaped = table(rows, columns)
         show(shaped, f"{config.model.name}, ROUGE-L: mean (sample standard deviation) over the sweep's seeds")

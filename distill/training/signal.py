@@ -43,9 +43,7 @@ class LiveTeacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]) -> Tensor:
         """Logits `[N, V]` at the `valid` positions of `[B, T]`, row by row."""
         hidden = last_hidden(self.model, input_ids, attention_mask)[valid]
         logits: Tensor = without_adapter(self.model).get_output_embeddings()(hidden)
@@ -63,9 +61,7 @@ class StoredTeacher(nn.Module):
         self.dtype: torch.dtype = getattr(torch, stored["dtype"])
         self.index: dict[str, list[int]] = stored["rows"]
         if stored["tokens"] != len(self.hidden):
-            raise UserError(
-                f"{folder}: holds {len(self.hidden)} of {stored['tokens']} positions; remove the folder"
-            )
+            raise UserError(f"{folder}: holds {len(self.hidden)} of {stored['tokens']} positions; remove the folder")
 
     @property
     def classes(self) -> int:
@@ -73,9 +69,7 @@ class StoredTeacher(nn.Module):
         return self.head.out_features
 
     @torch.no_grad()
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]) -> Tensor:
         """Logits `[N, V]` at the `valid` positions of `[B, T]`, row by row.
 
         Raises:
@@ -85,9 +79,7 @@ class StoredTeacher(nn.Module):
         for example, count in zip(example_ids, valid.sum(1).tolist(), strict=True):
             start, stored = self.index.get(example, (0, -1))
             if stored != count:
-                raise UserError(
-                    f"example {example}: {count} response positions, the stored teacher has {stored}"
-                )
+                raise UserError(f"example {example}: {count} response positions, the stored teacher has {stored}")
             pieces.append(np.asarray(self.hidden[start : start + count]))
         hidden = torch.from_numpy(np.concatenate(pieces)).view(self.dtype).to(valid.device)
         logits: Tensor = self.head(hidden)
@@ -130,14 +122,10 @@ def write_store(
             part = rows[begin : begin + batch]
             inputs = collate(part)
             valid = inputs["labels"] != IGNORE
-            states = last_hidden(
-                model, inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
-            ).cpu()
+            states = last_hidden(model, inputs["input_ids"].to(device), inputs["attention_mask"].to(device)).cpu()
             for i, row in enumerate(part):
                 kept = states[i][valid[i]].to(dtype)
-                hidden[at : at + len(kept)] = (
-                    kept.view(torch.uint16) if dtype == torch.bfloat16 else kept
-                ).numpy()
+                hidden[at : at + len(kept)] = (kept.view(torch.uint16) if dtype == torch.bfloat16 else kept).numpy()
                 index[row.id] = [at, len(kept)]
                 at += len(kept)
             shown.update(len(part))

@@ -91,9 +91,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     valid_rows = encoder.pairs(job.valid, settings.max_length)
     for name, rows in (("training", train_rows), ("validation", valid_rows)):
         if rows.said():
-            say(
-                f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)"
-            )
+            say(f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
     trainer = DistillTrainer(
         model=_distiller(job, tokenizer),
         args=_arguments(job, folder),
@@ -151,10 +149,9 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
         student = add_lora(student, job.lora)
     if teacher is not None:
         ours = student.get_output_embeddings().weight.shape[0]
+        common = min(teacher.classes, ours)
         if teacher.classes != ours:
-            say(
-                f"  vocabulary widths {teacher.classes} (teacher) and {ours} (student): cut to {min(teacher.classes, ours)}"
-            )
+            say(f"  vocabulary widths {teacher.classes} (teacher) and {ours} (student): cut to {common}")
     return Distiller(student, teacher, divergence, job.loss.w_ce, job.loss.w_kd, job.loss.temperature)
 
 
@@ -204,9 +201,7 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     examples = list(job.valid)[: settings.valid_rows]
     prompts = encoder.prompts(examples).rows
     by_id = {e.id: e for e in examples}
-    decode: EvalConfig = evaluation.model_copy(
-        update={"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    )
+    decode: EvalConfig = evaluation.model_copy(update={"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0})
 
     def score(model: Any) -> float:
         with bar(len(prompts), "  validation ROUGE-L", "row") as shown:

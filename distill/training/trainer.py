@@ -45,9 +45,9 @@ class DistillTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_rows,  # type: ignore[arg-type]
-            eval_dataset=valid_rows,  # type: ignore[arg-type]
-            data_collator=Collator(pad_id),  # type: ignore[arg-type]
+            train_dataset=train_rows,
+            eval_dataset=valid_rows,
+            data_collator=Collator(pad_id),
             processing_class=tokenizer,
             **kwargs,
         )
@@ -86,12 +86,8 @@ class DistillTrainer(Trainer):
                 for key in ("ce_sum", "kd_sum", "tokens"):
                     if key in outputs:
                         sums[key] = sums.get(key, 0.0) + float(outputs[key])
-        metrics = {
-            f"eval_{k.removesuffix('_sum')}": v / sums["tokens"] for k, v in sums.items() if k != "tokens"
-        }
-        metrics["eval_loss"] = self.model.w_ce * metrics["eval_ce"] + self.model.w_kd * metrics.get(
-            "eval_kd", 0.0
-        )
+        metrics = {f"eval_{k.removesuffix('_sum')}": v / sums["tokens"] for k, v in sums.items() if k != "tokens"}
+        metrics["eval_loss"] = self.model.w_ce * metrics["eval_ce"] + self.model.w_kd * metrics.get("eval_kd", 0.0)
         metrics["eval_rouge_l"] = self.generate_score(self.model.student)
         metrics["eval_seconds"] = time.perf_counter() - started
         self.log(dict(metrics))
@@ -113,9 +109,7 @@ class DistillTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         assert folder is not None
         if state_dict is not None:  # gathered by FSDP or DeepSpeed under the wrapper's names
-            state_dict = {
-                k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")
-            }
+            state_dict = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
         self.model.student.save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
 
@@ -144,7 +138,8 @@ class Progress(TrainerCallback):
     """A progress bar with loss, speed and time left, and a line for each validation."""
 
     def __init__(self, label: str, say: Callable[[str], None]):
-        self.label, self.say, self.bar = label, say, None
+        self.label, self.say = label, say
+        self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the bar, at the step that a resumed run goes on from."""
@@ -153,7 +148,6 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar."""
-        assert self.bar is not None
         self.bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -168,7 +162,6 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
-        assert self.bar is not None
         self.bar.close()
 
 
