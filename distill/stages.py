@@ -21,7 +21,7 @@ from distill.evaluation.generate import generate
 from distill.evaluation.rouge import rouge_l
 from distill.models import create
 from distill.models.load import Weights, load_model, load_tokenizer, quiet_transformers, supplied
-from distill.models.tokenizers import pad_id, train_tokenizer
+from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
 from distill.pipeline import SFT, Given, Plan, Role
 from distill.training.signal import write_store
 from distill.training.stage import TrainingJob, teacher_dtype, train, training_encoder
@@ -73,7 +73,7 @@ class Stages:
         """The fine-tuned teacher."""
         node = self.plan.teacher
         if isinstance(node, Given):
-            return self._supplied(node, "teacher")
+            return self._given("teacher")
         return self._train(node, self.base("teacher"), None, SFT, self.config.train.teacher)
 
     def signal(self, teacher: Weights) -> Path | None:
@@ -95,7 +95,7 @@ class Stages:
         if node == self.plan.base("student"):
             return self.base("student")
         if isinstance(node, Given):
-            return self._supplied(node, "student")
+            return self._given("student")
         return self._train(node, self.base("student"), None, SFT, self.config.train.start)
 
     def student(self) -> Weights:
@@ -104,8 +104,19 @@ class Stages:
         schedule = self.config.train.student
         if self.store.has(node):  # its inputs may be gone
             return self._trained(node, "student")
+        if loss.w_kd:
+            self._check_tokenizers()
         teacher = self.teacher() if loss.w_kd else None
         return self._train(node, self.start(), teacher, loss, schedule)
+
+    def _check_tokenizers(self) -> None:
+        """Refuse an unlike pair before the teacher is trained. Random and pruned pairs share one by construction."""
+        if self.config.model.source != "hub":
+            return
+        roles: tuple[Role, Role] = ("teacher", "student")
+        given = [getattr(self.config.model, role).path is not None for role in roles]
+        theirs, ours = (self._given(r) if g else self.base(r) for r, g in zip(roles, given, strict=True))
+        check_same_tokenizer(load_tokenizer(theirs), load_tokenizer(ours))
 
     def evaluate(self, role: Role, seeds: list[int]) -> dict[tuple[str, int], list[Scored]]:
         """Scored responses by (set, seed); sets and seeds that are missing are generated together from one load."""
@@ -133,12 +144,10 @@ class Stages:
                     say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
         return {at: _read(self.store.folder(spec) / "generations.jsonl") for at, spec in wanted.items()}
 
-    def _supplied(self, node: Given, role: Role) -> Weights:
+    def _given(self, role: Role) -> Weights:
+        """The supplied checkpoint of a role."""
         own = getattr(self.config.model, role)
-        base = Weights(own.id, own.revision) if own.id else None
-        weights = supplied(node.name, base)
-        say(f"{role}: supplied checkpoint {node.name}")
-        return weights
+        return supplied(own.path, Weights(own.id, own.revision) if own.id else None)
 
     def _train(
         self,

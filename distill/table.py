@@ -6,6 +6,7 @@ Beside the overrides of `distill.run` it takes `rows=[A,B]` (these rows and the 
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class _Table:
     def run(self, chosen: list[str]) -> int:
         """Measure the chosen rows one by one; the table's files are written anew after each."""
         from distill.console import is_main_process, say
-        from distill.tables.measure import measure
+        from distill.tables.measure import measure, told
 
         failures, shaped = [], None
         for label in chosen:
@@ -103,15 +104,17 @@ class _Table:
                 started = time.time()
                 say(f"--- {self.name}, row {label}, training seed {row.config.train.seed}")
                 try:
-                    _, told = measure(row, self.files)
+                    _, measured = measure(row, self.files)
                 except UserError as error:
                     failures.append(UserError([f"row {label}: {p}" for p in error.problems]))
                     report(failures[-1])
                     continue
-                if told is not None:
-                    told["wall_seconds"] = round(time.time() - started, 1)
+                if measured is not None:
+                    measured["wall_seconds"] = round(time.time() - started, 1)
+                elif row.run not in self.manifest_runs():  # stopped between the long file and the manifest
+                    measured = told(row)
                 if is_main_process():
-                    shaped = self.write({row.run: told} if told else {})
+                    shaped = self.write({row.run: measured} if measured else {})
         if shaped is not None:
             from distill.tables.report import show
 
@@ -121,9 +124,19 @@ class _Table:
             say(f"table: {self.folder / self.table}.csv")
         return 2 if failures else 0
 
+    @property
+    def manifest(self) -> Path:
+        """The manifest's file."""
+        return self.folder / f"{self.table}.manifest.json"
+
+    def manifest_runs(self) -> set[str]:
+        """The runs that the manifest tells of."""
+        return set(json.loads(self.manifest.read_text())["rows"]) if self.manifest.is_file() else set()
+
     def write(self, told: dict[str, dict[str, Any]]) -> Any:
         """Write the CSV, the markdown and the manifest from the long files."""
         from distill.tables import long
+        from distill.tables.measure import seeds_name
         from distill.tables.report import Measured, frame, markdown, scale, update_manifest, varied
 
         values = long.read(self.files.values, long.VALUES)
@@ -134,17 +147,18 @@ class _Table:
             lines = lines[lines["seed"].isin(rows[0].config.seed)]
             if not lines.empty:
                 measured.append(Measured(label, lines, sorted(set(lines["run"]))))
-        manifest = update_manifest(self.folder / f"{self.table}.manifest.json", self.name, told, Path.cwd())
+        manifest = update_manifest(self.manifest, self.name, told, Path.cwd())
         shown = [manifest["rows"][r] for m in measured for r in m.runs if r in manifest["rows"]]
         last = next((row for row in reversed(shown) if row["role"] == "student"), shown[-1] if shown else {})
         self.header = scale(self.config, self.experiment, last)
         shaped = frame(measured, self.experiment)
         shaped.to_csv(self.folder / f"{self.table}.csv", index=False, lineterminator="\n")
         train_seeds = sorted({r.config.train.seed for r in self.rows["SFT"]})
+        scores = long.read(self.files.scores, long.SCORES)
         text = markdown(
             measured,
             self.experiment,
-            long.read(self.files.scores, long.SCORES),
+            scores[scores["seeds"] == seeds_name(self.config.seed)],
             self.header,
             varied(train_seeds, list(self.config.seed)),
         )

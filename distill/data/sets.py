@@ -41,7 +41,8 @@ def train_and_valid(config: Config) -> tuple[Dataset, Dataset]:
             Dataset("train", data.title, generated["train"]),
             Dataset("valid", data.title, generated["valid"]),
         )
-    return _load(data, "train", data.train), _load(data, "valid", data.valid)
+    train, valid = _all(data, {"train": data.train, "valid": data.valid})
+    return train, valid
 
 
 def evaluation(config: Config) -> dict[str, Dataset]:
@@ -52,7 +53,35 @@ def evaluation(config: Config) -> dict[str, Dataset]:
 
         generated = generate(data.generator)
         return {n: Dataset(n, data.eval[n].title or n, generated[n]) for n in names}
-    return {n: _load(data, n, data.eval[n]) for n in names}
+    return {d.name: d for d in _all(data, {n: data.eval[n] for n in names})}
+
+
+def check(config: Config) -> None:
+    """Load every set that a run needs, to name all that is missing or wrong before anything is made.
+
+    Raises:
+        UserError: with the problems of all sets.
+    """
+    problems: list[str] = []
+    for load in (train_and_valid, evaluation):
+        try:
+            load(config)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+
+
+def _all(data: DataConfig, splits: dict[str, SplitConfig]) -> list[Dataset]:
+    loaded, problems = [], []
+    for name, split in splits.items():
+        try:
+            loaded.append(_load(data, name, split))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return loaded
 
 
 def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:

@@ -12,23 +12,10 @@ from filelock import FileLock
 from distill.errors import UserError
 
 VALUES = "table,row,column,dataset,metric,seed,value,n,preset,run,train_seed,decode,engine,commit".split(",")
-SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds"]  # a prompt's ROUGE-L, the mean over its seeds
+SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds"]  # a prompt's ROUGE-L, the mean over its generation seeds
 CURVES = ["row", "run", "train_seed", "stage", "step", "epoch", "loss", "learning_rate", "grad_norm",
           "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l"]  # fmt: skip
-KEYS = (
-    "row",
-    "run",
-    "dataset",
-    "id",
-    "stage",
-    "commit",
-    "preset",
-    "decode",
-    "engine",
-    "metric",
-    "table",
-    "column",
-)
+KEYS = tuple("row run seeds dataset id stage commit preset decode engine metric table column".split())
 
 
 def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from distill.config.schema import Config, EvalConfig
 from distill.console import is_main_process, say
+from distill.data import sets
 from distill.pipeline import Given, Plan, Role
 from distill.provenance import commit, hardware, versions
 from distill.tables import long
@@ -77,12 +78,18 @@ def decode_name(decode: EvalConfig) -> str:
     return f"sample T={decode.temperature:g}{extra} max={decode.max_new_tokens}"
 
 
+def seeds_name(seeds: list[int]) -> str:
+    """The generation seeds that a prompt's mean is over."""
+    return " ".join(map(str, seeds))
+
+
 def measure(row: Row, files: Files) -> tuple[pd.DataFrame, dict[str, Any] | None]:
     """The row's lines of the long file, measured and added first where they are missing.
 
     Returns:
         The lines, and for a row that was measured now what the manifest shall tell of it.
     """
+    sets.check(row.config)
     lines = _found(row, files)
     missing = [s for s in row.config.seed if s not in set(_complete_seeds(row, lines))]
     if not missing:
@@ -95,7 +102,7 @@ def measure(row: Row, files: Files) -> tuple[pd.DataFrame, dict[str, Any] | None
         long.append(files.values, _value_lines(row, files.name, scored), long.VALUES, files.locks)
         _add_scores(row, files)
         _add_curves(row, files)
-    return _found(row, files), _told(row)
+    return _found(row, files), told(row)
 
 
 def _found(row: Row, files: Files) -> pd.DataFrame:
@@ -139,7 +146,8 @@ def _add_scores(row: Row, files: Files) -> None:
     from distill.stages import Stages
 
     present = long.read(files.scores, long.SCORES)
-    if ((present["run"] == row.run) & (present["seeds"] == len(row.config.seed))).any():
+    seeds = seeds_name(row.config.seed)
+    if ((present["run"] == row.run) & (present["seeds"] == seeds)).any():
         return
     plan = row.plan
     if not all(plan.store.has(plan.evaluation(row.role, d, s)) for d in plan.sets.values() for s in row.config.seed):
@@ -150,7 +158,7 @@ def _add_scores(row: Row, files: Files) -> None:
         columns=["dataset", "id", "rouge_l"],
     )
     means = frame.groupby(["dataset", "id"], sort=False)["rouge_l"].mean().round(4).reset_index()
-    lines = means.assign(row=row.label, run=row.run, seeds=len(row.config.seed)).to_dict("records")
+    lines = means.assign(row=row.label, run=row.run, seeds=seeds).to_dict("records")
     long.append(files.scores, lines, long.SCORES, files.locks)  # type: ignore[arg-type]
 
 
@@ -176,7 +184,7 @@ def _add_curves(row: Row, files: Files) -> None:
     long.append(files.curves, lines, long.CURVES, files.locks)
 
 
-def _told(row: Row) -> dict[str, Any]:
+def told(row: Row) -> dict[str, Any]:
     """What a manifest tells of a measured row."""
     plan, config = row.plan, row.config
     train, valid = plan.data

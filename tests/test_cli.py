@@ -1,0 +1,159 @@
+"""The commands as a stranger types them, as subprocesses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(module, *words, cwd=ROOT, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", f"distill.{module}", *words],
+        cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )  # fmt: skip
+
+
+def scratch(tmp_path):
+    return [f"paths.store={tmp_path}/store", f"paths.results={tmp_path}/results"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "loss=akl model=gpt2 -m seed=10,20,30,40,50 debug=smoke",
+        "--multirun seed=10,20,30,40,50 debug=smoke loss=akl model=gpt2",
+    ],
+)
+def test_the_users_line(line, tmp_path):
+    done = run("run", *line.split(), *scratch(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    values = pd.read_csv(tmp_path / "results/gpt2/runs/long.csv")
+    rouge = values[values["metric"] == "rouge_l"]
+    assert sorted(rouge["seed"].unique()) == [10, 20, 30, 40, 50] and len(rouge) == 25 and values["run"].nunique() == 1
+    for stage in ("gpt2-teacher", "gpt2-start", "gpt2-student-akl"):
+        assert done.stdout.count(f"train {stage}: making it") == 1
+    (table,) = (tmp_path / "results/gpt2/runs").glob("sweep-*.csv")
+    shaped = pd.read_csv(table)
+    assert list(shaped["row"]) == ["akl(mu=0.5)"] and shaped.shape[1] == 6 and "(" in shaped.iloc[0, 1]
+    assert str(table) in done.stdout and "Traceback" not in done.stderr
+    again = run("run", *line.split(), *scratch(tmp_path))
+    assert again.returncode == 0 and "making it" not in again.stdout
+
+
+def test_cfg_prints_the_merged_config_without_weights_or_network():
+    done = run("run", "--cfg", "job", "loss=ab", "model=llama2", "-m")
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(done.stdout)
+    assert config["loss"] == {"name": "ab", "w_ce": 0.0, "w_kd": 1.0, "temperature": 1.0, "alpha": 0.2, "beta": 0.7}
+    assert config["model"]["teacher"]["id"] == "meta-llama/Llama-2-13b-hf" and config["data"]["name"] == "dolly"
+    probe = (
+        "import sys; sys.argv = ['run', '--cfg', 'job', 'loss=ab', 'model=llama2']\n"
+        "from distill import run\nfrom distill.errors import command\ncommand(run.main)\n"
+        "heavy = [m for m in ('transformers', 'pandas', 'scipy', 'peft') if m in sys.modules]\nassert not heavy, heavy"
+    )
+    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["loss=akll", "train.student.lrr=3"], ["did you mean akl?", "did you mean train.student.lr"]),
+        (["model=micro", "loss=akl", "loss.mu=7"], ["mu=7 must be in (0, 1]"]),
+        (["data=jsonl", "data.root=nowhere"], ["nowhere/train.jsonl: no such data file"]),
+        (["model=gpt2"], ["hf download MiniLLM/dolly --repo-type dataset", "model=smollm2", "debug=smoke"]),
+        (["oops"], ["oops: not an override"]),
+        (["model=micro", "-m", "loss=fkl,rrkl"], ["did you mean rkl"]),
+    ],
+)
+def test_bad_input_is_lines_and_exit_code_2(words, messages, tmp_path):
+    done = run("run", *words, *scratch(tmp_path), HF_HUB_CACHE=str(tmp_path / "hub"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and all(x.startswith("error: ") for x in done.stderr.splitlines())
+    for message in messages:
+        assert message in done.stderr
+    left = [p for p in (tmp_path / "store").rglob("*") if p.is_file() and "logs" not in p.parts and p.suffix != ".lock"]
+    assert not left and not (tmp_path / "results").exists()
+
+
+def test_bad_lines_of_a_data_file_are_named(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n{oops\n{"instruction": "a"}\n')
+    done = run("run", "model=micro", "data=jsonl", f"data.root={tmp_path}", *scratch(tmp_path))
+    assert (
+        done.returncode == 2
+        and "train.jsonl:2: not JSON" in done.stderr
+        and "train.jsonl:3: lacks output" in done.stderr
+    )
+
+
+def test_one_failing_job_does_not_take_the_others_down(tmp_path):
+    """The second job's teacher is no folder; the other two jobs are measured, and the exit code tells."""
+    done = run("run", "debug=smoke", "model=gpt2", "loss=fkl", "-m", "seed=10,20",
+               f"paths.results={tmp_path}/results", f"paths.store={tmp_path}/store,/proc/nowhere")  # fmt: skip
+    values = pd.read_csv(tmp_path / "results/gpt2/runs/long.csv")
+    assert done.returncode != 0 and sorted(values["seed"].unique()) == [10, 20]
+
+
+def test_a_table_of_smoke_runs(tmp_path):
+    words = ["abkd/losses_gpt2", "model=gpt2", "debug=smoke", "seed=[10,20]", "rows=[FKLD]", *scratch(tmp_path)]
+    done = run("table", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "results/gpt2/abkd"
+    shaped = pd.read_csv(folder / "losses_gpt2.csv")
+    assert list(shaped["row"]) == ["Teacher", "SFT", "FKLD"] and list(shaped["group"]) == [
+        "context",
+        "context",
+        "paper",
+    ]
+    assert list(shaped.columns[2:]) == ["Dolly Eval", "Self-Instruct", "Vicuna Eval", "Super-Natural", "Unnatural"]
+    manifest = json.loads((folder / "losses_gpt2.manifest.json").read_text())
+    assert {r["label"] for r in manifest["rows"].values()} == {"Teacher", "SFT", "FKLD"}
+    assert "numbers mean nothing" in (folder / "losses_gpt2.md").read_text()
+    assert set(pd.read_csv(folder / "losses_gpt2_curves.csv")["stage"]) >= {"gpt2-teacher", "gpt2-student-fkl"}
+    assert len(pd.read_csv(folder / "losses_gpt2_scores.csv")) == 3 * 5 * 4
+    before = (folder / "losses_gpt2.csv").read_bytes()
+    assert run("table", *words).returncode == 0 and (folder / "losses_gpt2.csv").read_bytes() == before
+    more = run("table", *words, "train_seeds=[1,2]")
+    assert more.returncode == 0 and "student training seeds 1, 2" in (folder / "losses_gpt2.md").read_text()
+    listed = run("store", "list", "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results"))
+    assert listed.returncode == 0 and "in a table" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["abkd/nothing"], "no table is named abkd/nothing"),
+        (["abkd/losses_gpt2", "model=micro", "rows=[FKL]"], "no row is named FKL; did you mean FKLD"),
+        (["abkd/losses_gpt2", "model=mikro"], "did you mean micro"),
+    ],
+)
+def test_bad_table_requests(words, message):
+    done = run("table", *words)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_lists():
+    done = run("list")
+    assert done.returncode == 0
+    for name in ("sft", "ab", "fixed", "abkd", "smollm2", "dolly_dev", "abkd/losses_gpt2", "make abkd-losses-gpt2"):
+        assert name in done.stdout
+    wrong = run("list", "loses")
+    assert wrong.returncode == 2 and "did you mean losses" in wrong.stderr
+
+
+def test_make_lists_its_commands_and_tables():
+    help_ = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("demo", "test", "check", "setup", "smollm2", "tables", "make abkd-losses-gpt2 MODEL=micro"):
+        assert target in help_
+    shown = subprocess.run(["make", "-n", "-o", "setup", "abkd-losses-gpt2", "MODEL=micro"], cwd=ROOT,
+                           capture_output=True, text=True, check=True).stdout  # fmt: skip
+    assert "distill.table abkd/losses_gpt2 model=micro" in shown

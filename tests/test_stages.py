@@ -1,0 +1,235 @@
+"""The pipeline on smoke models: every architecture, resuming, supplied checkpoints, the stored teacher, the rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill.artifacts import MANIFEST, Store
+from distill.config import load
+from distill.errors import UserError
+from distill.pipeline import Plan
+from distill.stages import Stages
+from distill.tables import long
+from distill.tables.measure import METRICS, Files, Row, measure
+from distill.training.signal import HIDDEN, StoredTeacher
+
+MODELS = ["gpt2", "opt", "llama2", "smollm2"]  # GPT-2, OPT, LLaMA with LoRA, LLaMA pruned
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted((folder / "model").glob("*.safetensors")):
+        state |= load_file(file)
+    return state
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("loss", ["ab", "sft"])
+def test_every_architecture_end_to_end(smoke, model, loss, tmp_path, capsys):
+    config = smoke(f"model={model}", f"loss={loss}", "seed=[10,20]")
+    row, files = Row("row", config), Files(tmp_path / "results" / "runs", "runs", tmp_path / "locks")
+    lines, told = measure(row, files)
+    assert len(lines) == len(config.data.eval) * len(METRICS) * 2 and told is not None
+    assert lines["value"].notna().all() and (lines["n"] == 4).all()
+    stages = {spec.name.split("-")[0] + spec.stage for spec in row.plan.specs("student")}
+    assert stages
+    if model == "llama2":
+        student = row.plan.store.folder(row.plan.student) / "model"
+        assert (student / "adapter_model.safetensors").is_file() and not (student / "model.safetensors").exists()
+    shutil.rmtree(config.paths.store)  # a finished row needs no artifacts
+    again, told = measure(Row("row", config), files)
+    assert told is None and again["value"].tolist() == lines["value"].tolist()
+    assert "found finished" in capsys.readouterr().out and not Path(config.paths.store).joinpath("train").exists()
+
+
+def test_five_seeds_one_teacher_one_student(smoke, capsys):
+    for seed in (10, 20, 30):
+        Stages(Plan(smoke("model=gpt2", "loss=akl", f"seed={seed}"))).evaluate("student", [seed])
+    out = capsys.readouterr().out
+    for made in ("train gpt2-teacher: making", "train gpt2-start: making", "train gpt2-student-akl: making"):
+        assert out.count(made) == 1
+    config = smoke("model=gpt2", "loss=akl", "seed=[10,20,30]")
+    together = Stages(Plan(smoke("model=gpt2", "loss=akl", f"paths.store={config.paths.store}2")))
+    singles = Stages(Plan(config)).evaluate("student", [10, 20, 30])
+    assert together.evaluate("student", [10, 20, 30]) == singles  # one load of five seeds writes the same texts
+
+
+def test_two_losses_share_teacher_signal_and_start(smoke, capsys):
+    for loss in ("fkl", "ab"):
+        Stages(Plan(smoke("model=gpt2", f"loss={loss}"))).student()
+    out = capsys.readouterr().out
+    for stage in ("train gpt2-teacher", "signal gpt2-teacher", "train gpt2-start"):
+        assert out.count(f"{stage}: making it") == 1 and out.count(f"{stage}: found finished") == 1
+
+
+def test_sft_needs_no_teacher_and_no_start(smoke, capsys):
+    Stages(Plan(smoke("model=gpt2", "loss=sft"))).student()
+    out = capsys.readouterr().out
+    assert "teacher" not in out and "start" not in out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_stored_teacher_is_the_live_one(smoke, precision, tmp_path):
+    """The same curve to rounding: losses, gradients' norms, validation."""
+    curves = {}
+    for signal in ("live", "stored"):
+        config = smoke("model=opt", "loss=ab", f"train.precision={precision}", f"train.teacher_signal={signal}",
+                       f"paths.store={tmp_path}/{signal}")  # fmt: skip
+        plan = Plan(config)
+        Stages(plan).student()
+        curves[signal] = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
+        assert plan.store.has(plan.signal) == (signal == "stored")
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    for column in ("loss", "grad_norm", "eval_loss", "eval_kd"):
+        np.testing.assert_allclose(curves["stored"][column], curves["live"][column], rtol=tolerance)
+
+
+def test_a_store_that_does_not_fit_its_rows_is_refused(smoke):
+    plan = Plan(smoke("model=gpt2", "loss=fkl"))
+    stages = Stages(plan)
+    folder = stages.signal(stages.teacher())
+    head = torch.nn.Linear(48, 400, bias=False)
+    teacher = StoredTeacher(folder, head)
+    with pytest.raises(UserError, match="example nobody: 1 response positions"):
+        teacher(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), ["nobody"])
+    np.save(folder / HIDDEN, np.load(folder / HIDDEN)[:-1])
+    with pytest.raises(UserError, match="remove the folder"):
+        StoredTeacher(folder, head)
+
+
+def test_a_full_disk_is_refused_before_writing(smoke, monkeypatch):
+    stages = Stages(Plan(smoke("model=gpt2", "loss=fkl")))
+    teacher = stages.teacher()
+    monkeypatch.setattr("distill.training.signal.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(UserError, match=r"0\.0 GB free; set train\.teacher_signal=live"):
+        stages.signal(teacher)
+    assert not list((Path(stages.config.paths.store) / "signal").iterdir())
+
+
+KILL = """
+import os, sys
+from distill.config import load
+from distill.pipeline import Plan
+from distill.stages import Stages
+from distill.training import trainer
+step = int(sys.argv[1])
+original = trainer.Progress.on_step_end
+def stop(self, args, state, control, **kwargs):
+    original(self, args, state, control, **kwargs)
+    if state.global_step == step and "student" in self.label:
+        os._exit(9)
+trainer.Progress.on_step_end = stop
+Stages(Plan(load(sys.argv[2:]))).student()
+"""
+
+
+@pytest.mark.parametrize("model", ["gpt2", "openllama2"])
+def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model):
+    """Killed inside an epoch, between two checkpoints; LoRA's dropout shows that random states come back too."""
+    words = ["debug=smoke", f"model={model}", "loss=fkl", "train.save_steps=1", f"paths.results={tmp_path}/results"]
+
+    def run(store, step):
+        command = [sys.executable, "-c", KILL, str(step), *words, f"paths.store={tmp_path}/{store}"]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+
+    assert run("killed", 2).returncode == 9
+    config = load([*words, f"paths.store={tmp_path}/killed"])
+    plan = Plan(config)
+    partial = next((tmp_path / "killed" / "train").glob(".partial-*student*"))
+    assert list((partial / "checkpoints").glob("checkpoint-*")) and not plan.store.has(plan.student)
+    resumed = run("killed", -1)
+    assert resumed.returncode == 0 and "going on from checkpoint-1" in resumed.stdout, resumed.stderr
+    assert run("whole", -1).returncode == 0
+    whole = weights_of(Store(tmp_path / "whole").folder(plan.student))
+    killed = weights_of(plan.store.folder(plan.student))
+    assert whole.keys() == killed.keys() and whole
+    for name in whole:
+        assert torch.equal(whole[name], killed[name]), name
+    start = weights_of(plan.store.folder(plan.start))
+    assert any(not torch.equal(start[n], whole[n]) for n in whole if n in start)
+
+
+def test_supplied_teacher_and_student(smoke, tmp_path):
+    """A folder in place of a trained teacher: nothing is trained for it, and its content is part of the key."""
+    plan = Plan(smoke("model=gpt2", "loss=fkl"))
+    teacher, start = Stages(plan).teacher(), Stages(plan).start()
+    own = load(["model=gpt2", "loss=fkl", "data=micro", "data.generator.train=24", "data.generator.valid=6",
+                "data.generator.eval=4", f"model.teacher.path={teacher.base}", f"model.student.path={start.base}",
+                "train.student.epochs=1", "eval.max_new_tokens=8", f"paths.store={tmp_path}/own"])  # fmt: skip
+    given = Plan(own)
+    Stages(given).student()
+    made = [e.name for e in given.store.entries()]
+    assert len(made) == 2 and all("teacher" not in n or n.startswith("signal/") for n in made)
+    shutil.copytree(teacher.base, tmp_path / "other")
+    (tmp_path / "other" / "note.txt").write_text("changed")
+    changed = own.model_copy(update={"model": own.model.model_copy(update={
+        "teacher": own.model.teacher.model_copy(update={"path": str(tmp_path / "other")})})})  # fmt: skip
+    assert Plan(changed).student.key != given.student.key
+
+
+def test_keys_follow_what_determines_and_nothing_else(smoke):
+    base = Plan(smoke("model=gpt2", "loss=ab"))
+    same = ["train.micro_batch_size=2", "eval.batch_tokens=99", "train.save_steps=1", "tracker=wandb", "seed=[1,2]",
+            "paths.store=/elsewhere", "train.teacher_signal=live"]  # fmt: skip
+    for override in same:
+        plan = Plan(smoke("model=gpt2", "loss=ab", override))
+        assert plan.run_key("student") == base.run_key("student"), override
+    for override in ["loss.alpha=0.3", "train.seed=1", "train.student.lr=1e-3", "train.precision=bf16", "model=opt"]:
+        assert Plan(smoke("model=gpt2", "loss=ab", override)).student.key != base.student.key, override
+    teacher = Plan(smoke("model=gpt2", "loss=ab", "train.seed=1"))
+    assert teacher.teacher.key == base.teacher.key  # its seed is train.teacher_seed
+    decoded = Plan(smoke("model=gpt2", "loss=ab", "eval.temperature=0.7"))
+    assert decoded.student.key == base.student.key and decoded.run_key("student") != base.run_key("student")
+
+
+def test_manifests_tell_what_was_done(smoke):
+    plan = Plan(smoke("model=smollm2", "loss=fkl"))
+    Stages(plan).student()
+    manifest = json.loads((plan.store.folder(plan.student) / MANIFEST).read_text())
+    assert manifest["rows"] == {"train": 24, "valid": 6} and manifest["steps"] == 3 and manifest["seconds"] > 0
+    assert "rouge_l" in manifest["best_metric"] and manifest["tokens"]["eos"] == 0
+    base = plan.store.manifest(plan.base("student"))
+    assert len(base["layers"]) == 2 and len(base["influence"]) == 3 and base["parameters"] > 0
+    curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
+    assert curve["loss"].notna().sum() == 3 and curve["eval_rouge_l"].notna().sum() == 1
+
+
+def test_the_best_checkpoint_is_kept(smoke):
+    """By the metric that the schedule names, also when it is not the last one."""
+    config = smoke("model=gpt2", "loss=sft", "train.student.lr=0.5")  # diverges: the first epoch is best by loss
+    schedule = config.train.student.model_copy(update={"epochs": 3, "select": "loss"})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"student": schedule})})
+    plan = Plan(config)
+    Stages(plan).student()
+    curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv").dropna(subset=["eval_loss"])
+    best = curve.loc[curve["eval_loss"].idxmin()]
+    manifest = plan.store.manifest(plan.student)
+    assert manifest["best_metric"]["step"] == best["step"] < curve["step"].max()
+    assert manifest["best_metric"]["loss"] == pytest.approx(best["eval_loss"])
+
+
+def test_wandb_goes_offline_one_run_a_stage(smoke, tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    plan = Plan(smoke("model=gpt2", "loss=fkl", "tracker=wandb"))
+    Stages(plan).student()
+    runs = list((tmp_path / "store" / "wandb").glob("offline-run-*"))
+    assert len(runs) == 3  # teacher, start, student
+
+
+def test_long_files_refuse_other_columns(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="move it away"):
+        long.read(path, long.VALUES)

@@ -1,0 +1,146 @@
+"""Tables from hand-made long lines: cells, spreads, tests, files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from distill.config import load
+from distill.errors import UserError
+from distill.tables import experiment, long, report, sweep
+from distill.tables.measure import decode_name
+from distill.tables.shape import Cell, Column, cell, compare, table
+
+DOLLY = Column("Dolly Eval", "dolly")
+
+
+def lines(values, train_seed=10, dataset="dolly", metric="rouge_l", row="FKLD", run="r1"):
+    return pd.DataFrame(
+        {
+            "table": "t", "row": row, "column": "Dolly Eval", "dataset": dataset, "metric": metric,
+            "seed": [10 * (i + 1) for i in range(len(values))], "value": values, "n": 3, "preset": "clean", "run": run,
+            "train_seed": train_seed, "decode": "d", "engine": "e", "commit": "c",
+        }
+    )  # fmt: skip
+
+
+def test_a_cell_is_mean_and_sample_std():
+    assert str(cell(lines([20.0, 22.0, 24.0]), DOLLY)) == "22.00 (2.00)"
+    assert str(cell(lines([20.0]), DOLLY)) == "20.00"
+    assert cell(lines([20.0], dataset="vicuna"), DOLLY) is None
+    assert cell(pd.concat([lines([20.0, 24.0])] * 2), DOLLY) == Cell(22.0, pytest.approx(8**0.5))  # said twice
+
+
+def test_several_training_seeds_spread_over_trainings():
+    both = pd.concat([lines([20.0, 22.0], 1), lines([30.0, 32.0], 2, run="r2")])
+    found = cell(both, DOLLY)
+    assert found.mean == 26.0 and found.std == pytest.approx(np.std([21, 31], ddof=1))
+
+
+def test_a_table_has_the_rows_in_order_and_empty_cells():
+    shaped = table([("B", lines([1.0, 3.0])), ("A", lines([2.0]))], [DOLLY, Column("Vicuna Eval", "vicuna")])
+    assert shaped.to_csv(index=False) == "row,Dolly Eval,Vicuna Eval\nB,2.00 (1.41),\nA,2.00,\n"
+
+
+def scores(run, values, dataset="dolly"):
+    ids = [f"p{i}" for i in range(len(values))]
+    return pd.DataFrame({"row": run, "run": run, "dataset": dataset, "id": ids, "rouge_l": values, "seeds": 5})
+
+
+def test_the_paired_test_is_scipys_over_prompts():
+    ours, theirs = [5.0, 7.0, 9.0, 4.0], [4.0, 6.5, 7.0, 4.5]
+    both = pd.concat([scores("a", ours), scores("b", theirs).sample(frac=1, random_state=0)])
+    found = compare(both, ["a"], ["b"], "dolly")
+    assert found.p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+    assert found.difference == pytest.approx(0.75) and found.low < 0.75 < found.high and found.prompts == 4
+    assert compare(both, ["a"], ["b"], "vicuna") is None
+    assert compare(pd.concat([scores("a", ours), scores("b", theirs[:3])]), ["a"], ["b"], "dolly") is None
+
+
+def test_appending_is_whole_and_read_back(tmp_path):
+    path, locks = tmp_path / "x" / "long.csv", tmp_path / "locks"
+    assert long.read(path, long.VALUES).empty
+    records = lines([0.1 + 0.2, 1 / 3], run="0123").assign(value=lambda f: f["value"].map(repr)).to_dict("records")
+    long.append(path, records[:1], long.VALUES, locks)
+    long.append(path, records[1:], long.VALUES, locks)
+    back = long.read(path, long.VALUES)
+    assert back["value"].tolist() == [0.1 + 0.2, 1 / 3] and back["run"].tolist() == ["0123"] * 2
+    assert path.read_text().count("table,row") == 1 and not list(path.parent.glob("*.lock"))
+
+
+def test_the_papers_numbers_by_reference():
+    found = experiment.load("abkd/losses_gpt2")
+    numbers, differing = experiment.printed(found)
+    assert str(numbers["FKLD", "Dolly Eval"]) == "23.80 (0.37)"
+    assert ("ABKD", "Dolly Eval") in numbers  # by its other name, Ours
+    assert any(d.startswith("AKL, Vicuna Eval: 15.73 (0.66) in abkd0_table4, 15.63 (0.66) in abkd1") for d in differing)
+
+
+def test_an_unknown_table_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean abkd/losses_gpt2"):
+        experiment.load("abkd/loss_gpt2")
+
+
+def test_markdown_shows_measured_paper_difference_and_test():
+    found = experiment.load("abkd/losses_gpt2")
+    measured = [
+        report.Measured("Teacher", lines([30.0, 30.0], row="Teacher", run="t"), ["t"]),
+        report.Measured("FKLD", lines([23.0, 25.0]), ["f"]),
+        report.Measured("ABKD", lines([25.8, 25.8], row="ABKD", run="a"), ["a"]),
+    ]
+    prompts = pd.concat([scores("f", [1.0, 2.0, 3.0]), scores("a", [2.0, 3.5, 4.0]), scores("t", [2.0, 3.0, 9.0])])
+    text = report.markdown(measured, found, prompts, ["header"], report.varied([10], [10, 20]))
+    row = next(x for x in text.splitlines() if x.startswith("| ABKD | 25.80 (0.00) |") and "|" in x[20:])
+    assert "header" in text and "generation seeds 10, 20" in text and "one teacher" in text
+    section = text.split("## Dolly Eval")[1].split("##")[0]
+    abkd = [c.strip() for c in next(x for x in section.splitlines() if x.startswith("| ABKD")).split("|")]
+    paper = experiment.printed(found)[0]["ABKD", "Dolly Eval"]
+    assert abkd[2:5] == ["25.80 (0.00)", str(paper), f"{25.8 - float(paper.mean):+.2f}"] and abkd[5].startswith(
+        "+1.17 ["
+    )
+    assert "## Vicuna Eval" not in text and row
+    assert list(report.frame(measured, found)["group"]) == ["context", "paper", "paper"]
+
+
+def test_the_header_says_the_scale():
+    config, found = load(["model=smollm2"]), experiment.load("abkd/losses_gpt2")
+    told = {
+        "data": {"train": {"rows": 300, "note": "300 of 1000"}, "valid": {"rows": 100, "note": ""}},
+        "stages": {"base/smollm2-teacher-x": {"parameters": 134515008}, "base/smollm2-student-y": {"parameters": 8e7}},
+    }
+    text = "\n".join(report.scale(config, found, told))
+    for part in ("134.52M -> 80.00M", "300 training and 100 validation", "64 new tokens", "train 300 of 1000", "wheel",
+                 "not the paper's scale", "preset clean"):  # fmt: skip
+        assert part in text, part
+    assert "not the paper's scale" not in "\n".join(report.scale(load(["model=gpt2"]), found, {}))
+
+
+def test_the_manifest_has_no_machine_paths(tmp_path):
+    config = load([f"paths.store={tmp_path}/store", "paths.results=/elsewhere/results", f"data.root={tmp_path}/data"])
+    told = {"r1": {"config": config.model_dump(mode="json"), "artifacts": []}}
+    path = tmp_path / "out" / "t.manifest.json"
+    report.update_manifest(path, "abkd/t", told, tmp_path)
+    report.update_manifest(path, "abkd/t", {}, tmp_path)
+    kept = json.loads(path.read_text())["rows"]["r1"]["config"]
+    assert (
+        kept["paths"]["store"] == "store" and kept["paths"]["results"] == "results" and kept["data"]["root"] == "data"
+    )
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_sweep_labels_tell_runs_apart():
+    same = pd.concat([lines([1.0], run="a"), lines([2.0], run="b"), lines([3.0], row="AKL", run="c")])
+    assert list(sweep._labels(same)) == ["FKLD [a]", "FKLD [b]", "AKL"]
+    trainings = pd.concat([lines([1.0], 1, run="a"), lines([2.0], 2, run="b")])
+    assert list(sweep._labels(trainings)) == ["FKLD", "FKLD"]
+
+
+def test_decoding_in_words():
+    decode = load(["model=micro"]).eval
+    assert decode_name(decode) == "sample T=1 max=48"
+    assert decode_name(decode.model_copy(update={"top_p": 0.9, "top_k": 5})) == "sample T=1 p=0.9 k=5 max=48"
+    assert decode_name(decode.model_copy(update={"do_sample": False})) == "greedy max=48"
