@@ -17,6 +17,7 @@ from distill.config.schema import Config, LossConfig, Section, StageTrainConfig,
 from distill.data import sets
 from distill.data.sets import Dataset
 from distill.data.templates import TEMPLATES
+from distill.errors import UserError
 
 # Raised when a stage's code changes what it makes from the same settings.
 VERSIONS = {"base": 1, "signal": 1, "train": 1, "evaluate": 1}
@@ -64,6 +65,21 @@ class Plan:
     def sets(self) -> dict[str, Dataset]:
         """Evaluation sets."""
         return sets.evaluation(self.config)
+
+    def check_data(self) -> None:
+        """Load every set, to name all that is missing or wrong before anything is made.
+
+        Raises:
+            UserError: with the problems of all sets.
+        """
+        problems: list[str] = []
+        for name in ("data", "sets"):
+            try:
+                getattr(self, name)
+            except UserError as error:
+                problems += error.problems
+        if problems:
+            raise UserError(problems)
 
     def seed(self, role: Role) -> int:
         """The training seed of a role."""

@@ -23,6 +23,7 @@ from distill.stages import Stages
 from distill.tables import long
 from distill.tables.measure import METRICS, Files, Row, measure
 from distill.training.signal import HIDDEN, StoredTeacher
+from distill.training.trainer import DistillTrainer
 
 MODELS = ["gpt2", "opt", "llama2", "smollm2"]  # GPT-2, OPT, LLaMA with LoRA, LLaMA pruned
 
@@ -76,7 +77,7 @@ def test_two_losses_share_teacher_signal_and_start(smoke, capsys):
 def test_sft_needs_no_teacher_and_no_start(smoke, capsys):
     Stages(Plan(smoke("model=gpt2", "loss=sft"))).student()
     out = capsys.readouterr().out
-    assert "teacher" not in out and "start" not in out
+    assert "gpt2-teacher" not in out and "gpt2-start" not in out
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -205,18 +206,25 @@ def test_manifests_tell_what_was_done(smoke):
     assert curve["loss"].notna().sum() == 3 and curve["eval_rouge_l"].notna().sum() == 1
 
 
-def test_the_best_checkpoint_is_kept(smoke):
+def test_the_best_checkpoint_is_kept(smoke, monkeypatch):
     """By the metric that the schedule names, also when it is not the last one."""
-    config = smoke("model=gpt2", "loss=sft", "train.student.lr=0.5")  # diverges: the first epoch is best by loss
-    schedule = config.train.student.model_copy(update={"epochs": 3, "select": "loss"})
-    config = config.model_copy(update={"train": config.train.model_copy(update={"student": schedule})})
-    plan = Plan(config)
+    monkeypatch.setattr("distill.training.stage._scorer", lambda *_: (lambda _, told=iter([3.0, 9.0, 5.0]): next(told)))
+    saved = {}
+    original = DistillTrainer._save
+
+    def save(self, output_dir=None, state_dict=None):
+        saved[self.state.global_step] = {n: p.detach().clone() for n, p in self.model.student.named_parameters()}
+        original(self, output_dir, state_dict)
+
+    monkeypatch.setattr(DistillTrainer, "_save", save)
+    config = smoke("model=gpt2", "loss=sft")
+    schedule = config.train.student.model_copy(update={"epochs": 3})
+    plan = Plan(config.model_copy(update={"train": config.train.model_copy(update={"student": schedule})}))
     Stages(plan).student()
-    curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv").dropna(subset=["eval_loss"])
-    best = curve.loc[curve["eval_loss"].idxmin()]
-    manifest = plan.store.manifest(plan.student)
-    assert manifest["best_metric"]["step"] == best["step"] < curve["step"].max()
-    assert manifest["best_metric"]["loss"] == pytest.approx(best["eval_loss"])
+    assert plan.store.manifest(plan.student)["best_metric"] == {"rouge_l": 9.0, "step": 6}
+    kept = weights_of(plan.store.folder(plan.student))
+    assert sorted(saved) == [3, 6, 9] and all(torch.equal(kept[n], saved[6][n]) for n in kept)
+    assert any(not torch.equal(kept[n], saved[9][n]) for n in kept)
 
 
 def test_wandb_goes_offline_one_run_a_stage(smoke, tmp_path, monkeypatch):

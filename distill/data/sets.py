@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.config.schema import Config, DataConfig, SplitConfig
+from distill.console import say
 from distill.data.examples import Example, fingerprint, read_jsonl
 from distill.errors import UserError
 
@@ -56,22 +57,6 @@ def evaluation(config: Config) -> dict[str, Dataset]:
     return {d.name: d for d in _all(data, {n: data.eval[n] for n in names})}
 
 
-def check(config: Config) -> None:
-    """Load every set that a run needs, to name all that is missing or wrong before anything is made.
-
-    Raises:
-        UserError: with the problems of all sets.
-    """
-    problems: list[str] = []
-    for load in (train_and_valid, evaluation):
-        try:
-            load(config)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
-
-
 def _all(data: DataConfig, splits: dict[str, SplitConfig]) -> list[Dataset]:
     loaded, problems = [], []
     for name, split in splits.items():
@@ -93,7 +78,7 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
     whole = read_jsonl(path, rows)
     if split.expected is not None and len(whole) != split.expected and split.limit != split.expected:
-        print(f"{split.title or name}: {len(whole)} rows, where the papers have {split.expected}")
+        say(f"{split.title or name}: {len(whole)} rows, where the papers have {split.expected}")
     end = None if split.limit is None else split.skip + split.limit
     examples = whole[split.skip : end]
     if not examples:

@@ -12,7 +12,6 @@ import pandas as pd
 
 from distill.config.schema import Config, EvalConfig
 from distill.console import is_main_process, say
-from distill.data import sets
 from distill.pipeline import Given, Plan, Role
 from distill.provenance import commit, hardware, versions
 from distill.tables import long
@@ -89,7 +88,7 @@ def measure(row: Row, files: Files) -> tuple[pd.DataFrame, dict[str, Any] | None
     Returns:
         The lines, and for a row that was measured now what the manifest shall tell of it.
     """
-    sets.check(row.config)
+    row.plan.check_data()
     lines = _found(row, files)
     missing = [s for s in row.config.seed if s not in set(_complete_seeds(row, lines))]
     if not missing:

@@ -185,6 +185,7 @@ def _arguments(job: TrainingJob, folder: Path) -> TrainingArguments:
         seed=job.seed,
         data_seed=job.seed,
         bf16=settings.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         report_to=_tracker(job),
@@ -232,8 +233,9 @@ def _tracker(job: TrainingJob) -> list[str]:
 
     os.environ["WANDB_PROJECT"] = job.config.tracker.project
     os.environ.setdefault("WANDB_DIR", job.config.paths.store)
-    if not wandb.api.api_key:
-        os.environ.setdefault("WANDB_MODE", "offline")
+    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+        os.environ["WANDB_MODE"] = "offline"
+        wandb.teardown()  # settings are read from the environment once
     return ["wandb"]
 
 
