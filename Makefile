@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
-DEMO := model=micro rows=[FKLD,AKL,ABKD] paths.store=.demo/store paths.results=.demo/results
+DEMO := model=micro train.student.epochs=8 rows=[FKLD,AKL,ABKD] paths.store=.demo/store paths.results=.demo/results
 
 .PHONY: help setup smollm2 demo test check format tables clean
 
