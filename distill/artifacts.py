@@ -119,9 +119,10 @@ class Store:
         tell: Callable[[str], None],
     ) -> None:
         """The first process holds the lock; the others build along with it or wait."""
+        import torch
         from accelerate import PartialState
 
-        state = PartialState()
+        state = PartialState(cpu=not torch.accelerator.is_available())
         with self._locked(spec) if is_main_process() else nullcontext():
             state.wait_for_everyone()
             missing = not self.has(spec)

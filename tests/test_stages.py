@@ -208,7 +208,7 @@ def test_manifests_tell_what_was_done(smoke):
 
 def test_the_best_checkpoint_is_kept(smoke, monkeypatch):
     """By the metric that the schedule names, also when it is not the last one."""
-    monkeypatch.setattr("distill.training.stage._scorer", lambda *_: (lambda _, told=iter([3.0, 9.0, 5.0]): next(told)))
+    monkeypatch.setattr("distill.training.stage._scorer", lambda *_: lambda _, told=iter([3.0, 9.0, 5.0]): next(told))
     saved = {}
     original = DistillTrainer._save
 
@@ -241,3 +241,26 @@ def test_long_files_refuse_other_columns(tmp_path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="move it away"):
         long.read(path, long.VALUES)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """torchrun over gloo: the global batch, its gradient and the results files are those of one process."""
+    words = ["-m", "distill.run", "loss=ab", "model=gpt2", "debug=smoke"]
+
+    def run(name, *launcher):
+        folders = [f"paths.store={tmp_path}/{name}", f"paths.results={tmp_path}/{name}-results"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*launcher, *words, *folders], capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        (student,) = (tmp_path / name / "train").glob("*student*")
+        return pd.read_csv(student / "curve.csv"), pd.read_csv(tmp_path / f"{name}-results/gpt2/runs/long.csv")
+
+    one_curve, one_values = run("one", sys.executable)
+    two_curve, two_values = run(
+        "two", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"
+    )
+    for column in ("loss", "grad_norm", "eval_loss"):
+        np.testing.assert_allclose(two_curve[column], one_curve[column], rtol=1e-5)
+    assert len(two_values) == len(one_values) and two_values["run"].tolist() == one_values["run"].tolist()
