@@ -208,7 +208,8 @@ def test_manifests_tell_what_was_done(smoke):
 
 def test_the_best_checkpoint_is_kept(smoke, monkeypatch):
     """By the metric that the schedule names, also when it is not the last one."""
-    monkeypatch.setattr("distill.training.stage._scorer", lambda *_: lambda _, told=iter([3.0, 9.0, 5.0]): next(told))
+    told = iter([3.0, 9.0, 5.0])
+    monkeypatch.setattr("distill.training.stage._scorer", lambda *_: lambda _: next(told))
     saved = {}
     original = DistillTrainer._save
 
