@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from distill import hub
 from distill.artifacts import Spec, Store, digest
 from distill.config.schema import Config, LossConfig, Section, StageTrainConfig, WeightsConfig
 from distill.data import sets
@@ -66,12 +67,22 @@ class Plan:
         """Evaluation sets."""
         return sets.evaluation(self.config)
 
+    @property
+    def needs_hub(self) -> bool:
+        """Whether weights or data come from the hub."""
+        model, data = self.config.model, self.config.data
+        paths = [w.path for w in (model.teacher, model.student) if w.path is not None]
+        named = any(not Path(path).expanduser().is_dir() for path in paths)
+        return model.source == "hub" or named or (data.root is None and data.generator is None)
+
     def check_data(self) -> None:
         """Load every set, to name all that is missing or wrong before anything is made.
 
         Raises:
             UserError: with the problems of all sets.
         """
+        if self.needs_hub:
+            hub.prepare()
         problems: list[str] = []
         for name in ("data", "sets"):
             try:
@@ -79,7 +90,7 @@ class Plan:
             except UserError as error:
                 problems += error.problems
         if problems:
-            raise UserError(problems)
+            raise UserError(list(dict.fromkeys(problems)))
 
     def seed(self, role: Role) -> int:
         """The training seed of a role."""

@@ -70,7 +70,7 @@ def test_cfg_prints_the_merged_config_without_weights_or_network():
         (["loss=akll", "train.student.lrr=3"], ["did you mean akl?", "did you mean train.student.lr"]),
         (["model=micro", "loss=akl", "loss.mu=7"], ["mu=7 must be in (0, 1]"]),
         (["data=jsonl", "data.root=nowhere"], ["nowhere/train.jsonl: no such data file"]),
-        (["model=gpt2"], ["hf download MiniLLM/dolly --repo-type dataset", "model=smollm2", "debug=smoke"]),
+        (["model=gpt2"], ["hf download MiniLLM/dolly raw.jsonl --repo-type dataset", "model=smollm2", "debug=smoke"]),
         (["oops"], ["oops: not an override"]),
         (["model=micro", "-m", "loss=fkl,rrkl"], ["did you mean rkl"]),
     ],

@@ -118,7 +118,9 @@ def test_hub_sets_from_a_made_up_cache(tmp_path, monkeypatch):
     assert len(valid.examples) == 1000 and [e.instruction for e in train.examples] == [
         f"q{i}" for i in range(1000, 1005)
     ]
-    with pytest.raises(UserError, match=r"hf download MiniLLM/self-inst --repo-type dataset.*model=smollm2"):
+    with pytest.raises(
+        UserError, match=r"hf download MiniLLM/self-inst valid.jsonl --repo-type dataset\nwithout.*model=smollm2"
+    ):
         sets.evaluation(load(["model=gpt2", "eval.sets=[self_inst]"]))
 
 

