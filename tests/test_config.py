@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distill import run, table
 from distill.config import CONF, load
 from distill.config.compose import jobs
 from distill.errors import UserError
@@ -32,18 +33,18 @@ def test_every_option_composes(group, option, debug):
     config = load([f"{group}={option}", *([f"debug={debug}"] if group != "debug" else [])])
     assert config.seed == [10]
     if config.debug.smoke:
-        assert config.model.source == "scratch" and config.data.generator.train <= 24
+        assert config.model.source == "scratch" and config.data.generator.train <= 21
         assert config.paths.store.startswith(".smoke")
 
 
 @pytest.mark.parametrize("name", experiment.names())
 def test_every_row_of_every_table_composes(name):
-    table = experiment.load(name)
-    assert table.rows
-    for row in table.rows.values():
-        load([*table.overrides, *row.overrides, f"model={table.model}"])
-    numbers, _ = experiment.printed(table)
-    assert {r for r, _ in numbers} == set(table.rows) and {c for _, c in numbers} == set(table.columns)
+    found = experiment.load(name)
+    assert found.rows
+    for row in found.rows.values():
+        load([*found.overrides, *row.overrides, f"model={found.model}"])
+    numbers, _ = experiment.printed(found)
+    assert {r for r, _ in numbers} == set(found.rows) and {c for _, c in numbers} == set(found.columns)
 
 
 def test_data_follows_the_model_unless_chosen():
@@ -114,14 +115,15 @@ def test_all_problems_at_once_with_the_nearest_names():
         ("train.student.epochs=0", "a supplied checkpoint is model.student.path"),
         ("model.teacher.keep_layers=2", "exactly one of id"),
         ("data.train.hub_rows=a-b", "data.train.hub_rows"),
-        ("preset=referense", "did you mean"),
+        ("preset=referense", "preset=referense: no such option (preset: clean)"),
         ("model.source=wheel", "source=wheel holds SmolLM2 only"),
+        ("train.student.lr=inf", "finite number"),
+        ("train.seed=5000000000", "less than 4294967296"),
+        ("data.root=.", "has no effect on generated data"),
     ],
 )
 def test_one_wrong_value_one_line(override, message):
     words = ["model=micro", "loss=akl"] if "source" not in override else ["model=gpt2"]
-    if "preset" in override:
-        message = "no such option"
     found = problems(*words, override)
     assert len(found) == 1 and message in found[0], found
 
@@ -142,7 +144,24 @@ def test_flags_go_first_in_any_order_of_words(words):
     check(overrides, sweep=True)
 
 
+def test_what_makes_a_row_is_not_set_for_a_whole_table():
+    with pytest.raises(UserError) as caught:
+        table.main(["abkd/losses_gpt2", "model=micro", "loss=ab", "method=kd", "train_seeds=[1,2]", "train.seed=3"])
+    assert len(caught.value.problems) == 3 and "each row of a table has its own" in caught.value.problems[0]
+
+
+def test_a_sweep_word_for_a_table_is_named_as_typed():
+    with pytest.raises(UserError, match=r"model=micro,opt: no such option"):
+        load(["model=micro,opt"])
+
+
+def test_other_config_folders_are_refused():
+    with pytest.raises(UserError, match=r"--config-name: the configuration is the one in conf/"):
+        run.main(["--config-name", "foo"])
+
+
 def test_cfg_with_multirun_keeps_cfg():
+    assert ordered(["--cfg=job", "-m", "loss=ab"]) == (["--cfg=job"], ["loss=ab"])
     assert ordered("--cfg job loss=ab -m seed=1,2".split()) == (["--cfg", "job"], ["loss=ab", "seed=1,2"])
 
 

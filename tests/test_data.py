@@ -32,7 +32,8 @@ class WordTokenizer:
 
 
 def write(path, *lines):
-    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines) + "\n")
+    raw = [x if isinstance(x, bytes) else (x if isinstance(x, str) else json.dumps(x)).encode() for x in lines]
+    path.write_bytes(b"\n".join(raw) + b"\n")
     return path
 
 
@@ -47,6 +48,8 @@ def write(path, *lines):
         ({"instruction": "a", "output": []}, "empty response"),
         ({"instruction": "a", "output": [1]}, "output is a list"),
         ({"instruction": 3, "output": "b"}, "must be strings"),
+        ('{"instruction": "a", "output": "\\ud800"}', "not UTF-8"),
+        (b"\xff\xfe{}", "not UTF-8"),
     ],
 )
 def test_a_bad_line_is_named_with_file_and_number(tmp_path, bad, message):
@@ -122,6 +125,15 @@ def test_hub_sets_from_a_made_up_cache(tmp_path, monkeypatch):
         UserError, match=r"hf download MiniLLM/self-inst valid.jsonl --repo-type dataset\nwithout.*model=smollm2"
     ):
         sets.evaluation(load(["model=gpt2", "eval.sets=[self_inst]"]))
+
+
+def test_generated_sets_are_cut_as_asked_and_unknown_names_are_refused():
+    config = load(["model=micro", "data.train.limit=10", "data.eval.dolly.limit=5", "data.eval.dolly.skip=2"])
+    train, _ = sets.train_and_valid(config)
+    assert (len(train.examples), train.note) == (10, "10 of 6000")
+    assert len(sets.evaluation(config)["dolly"].examples) == 5
+    with pytest.raises(UserError, match="mine: the generated sets are dolly"):
+        sets.evaluation(load(["model=micro", "data.eval.mine.title=Mine"]))
 
 
 def test_a_local_set_without_a_file_says_which_key():

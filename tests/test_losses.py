@@ -189,6 +189,8 @@ def test_mistakes_say_what_is_allowed():
         build("akl", mu=1.5)
     with pytest.raises(ValueError, match="not a number"):
         build("ab", alpha="large")
+    with pytest.raises(ValueError, match="must be finite"):
+        build("ab", alpha=float("nan"))
     with pytest.raises(ValueError, match="common vocabulary"):
         build("fkl")(torch.zeros(2, 5), torch.zeros(2, 6))
     with pytest.raises(ValueError, match="taken"):

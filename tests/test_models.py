@@ -9,7 +9,7 @@ from conftest import tiny_gpt2, tiny_llama, tiny_opt
 from distill.config.schema import LoraConfig
 from distill.errors import UserError
 from distill.models import create
-from distill.models.load import Weights, add_lora, last_hidden, load_model, supplied, without_adapter
+from distill.models.load import Weights, add_lora, check_positions, last_hidden, load_model, supplied, without_adapter
 
 BATCHES = [{"input_ids": torch.arange(1, 13).view(2, 6), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}]
 MAKERS = [tiny_gpt2, tiny_llama, tiny_opt]
@@ -78,6 +78,8 @@ def test_supplied_checkpoints(tmp_path):
     assert supplied("gpt2", None).revision == "main"
     with pytest.raises(UserError, match="no such folder"):
         supplied("./nowhere", None)
+    with pytest.raises(UserError, match=r"holds no model: neither config\.json"):
+        supplied(str(tmp_path), None)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert supplied(str(tmp_path / "adapter"), Weights("b", "r")) == Weights("b", "r", str(tmp_path / "adapter"))
@@ -102,6 +104,19 @@ def test_the_wheel_becomes_plain_tied_fp32(tmp_path):
     ids = tokenizer("The capital of France is", return_tensors="pt")
     written = tokenizer.decode(again.generate(**ids, max_new_tokens=3, do_sample=False)[0])
     assert "Paris" in written
+
+
+def test_another_wheel_is_refused(tmp_path, monkeypatch):
+    (tmp_path / create.GGUF).write_bytes(b"other")
+    monkeypatch.setattr(create, "wheel_folder", lambda: tmp_path)
+    with pytest.raises(UserError, match="other weights than known"):
+        create.convert_wheel()
+
+
+def test_lengths_beyond_the_models_positions_are_refused():
+    check_positions(tiny_gpt2(), 128, "train.max_length")
+    with pytest.raises(UserError, match=r"train\.max_length ask for 129 positions, GPT2LMHeadModel has 128"):
+        check_positions(tiny_gpt2(), 129, "train.max_length")
 
 
 def test_a_missing_wheel_says_what_to_run(monkeypatch):

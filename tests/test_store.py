@@ -45,7 +45,7 @@ def test_a_user_error_leaves_nothing_and_a_checkpoint_stays(tmp_path):
         raise UserError("no")
 
     def fail_later(folder):
-        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
         raise UserError("no")
 
     with pytest.raises(UserError):
@@ -110,5 +110,7 @@ def test_list_and_prune(tmp_path, capsys):
     assert "in a table" in shown and "no table needs it" in shown and "unfinished" in shown
     assert cli.main(["prune", "--yes", *folders]) == 0
     assert store.has(kept) and not store.has(loose) and not list((tmp_path / "store" / "train").glob(".partial*"))
+    with pytest.raises(UserError, match="no such results folder"):
+        cli.main(["prune", "--store", str(tmp_path / "store"), "--results", str(tmp_path / "none")])
     with pytest.raises(UserError, match="no such store"):
         cli.main(["--store", str(tmp_path / "none")])

@@ -62,14 +62,14 @@ def test_the_paired_test_is_scipys_over_prompts():
 
 
 def test_appending_is_whole_and_read_back(tmp_path):
-    path, locks = tmp_path / "x" / "long.csv", tmp_path / "locks"
+    path = tmp_path / "x" / "long.csv"
     assert long.read(path, long.VALUES).empty
     records = lines([0.1 + 0.2, 1 / 3], run="0123").assign(value=lambda f: f["value"].map(repr)).to_dict("records")
-    long.append(path, records[:1], long.VALUES, locks)
-    long.append(path, records[1:], long.VALUES, locks)
+    long.append(path, records[:1], long.VALUES, long.VALUE_KEY)
+    long.append(path, records, long.VALUES, long.VALUE_KEY)  # what is there is not added again
     back = long.read(path, long.VALUES)
     assert back["value"].tolist() == [0.1 + 0.2, 1 / 3] and back["run"].tolist() == ["0123"] * 2
-    assert path.read_text().count("table,row") == 1 and not list(path.parent.glob("*.lock"))
+    assert path.read_text().count("table,row") == 1 and not list(path.parent.glob("*.tmp"))
 
 
 def test_the_papers_numbers_by_reference():

@@ -28,7 +28,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """`; did you mean a or b?` for the names in `options` most like `word`, or nothing."""
-    found = difflib.get_close_matches(word, list(options), n=3, cutoff=0.6)
+    found = difflib.get_close_matches(word, list(dict.fromkeys(options)), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -108,7 +108,7 @@ def _check_groups(parsed: list[Override], problems: list[str]) -> list[Override]
             options = _loader().get_group_options(key)
             if not isinstance(value, str) or value not in options:
                 problems.append(
-                    f"{key}={value}: no such option{nearest(str(value), options)} {key} is one of {', '.join(options)}"
+                    f"{override.input_line}: no such option{nearest(str(value), options)} ({key}: {', '.join(options)})"
                 )
                 continue
         kept.append(override)

@@ -12,12 +12,13 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Overlong = Literal["drop", "cut", "cut_right"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+TrainSeed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
 class Section(BaseModel):
     """A config section: no unknown keys, no silent conversions, read-only."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class LoraConfig(Section):
@@ -110,6 +111,12 @@ class DataConfig(Section):
     valid: SplitConfig
     eval: dict[str, SplitConfig]
 
+    @model_validator(mode="after")
+    def _root_is_used(self) -> DataConfig:
+        if self.generator is not None and self.root is not None:
+            raise ValueError(f"root={self.root} has no effect on generated data; choose data=jsonl or data=dolly")
+        return self
+
 
 class StageTrainConfig(Section):
     """Schedule of one training stage; `epochs: 0` leaves it out (student start only)."""
@@ -126,8 +133,8 @@ class TrainConfig(Section):
     teacher: StageTrainConfig
     start: StageTrainConfig
     student: StageTrainConfig
-    seed: Seed
-    teacher_seed: Seed
+    seed: TrainSeed
+    teacher_seed: TrainSeed
     precision: Literal["fp32", "bf16"]
     micro_batch_size: Count
     weight_decay: NotNegative
@@ -170,7 +177,7 @@ class EvalConfig(Section):
 class LossConfig(Section):
     """Objective `w_ce * CE + w_kd * divergence`; further keys are the divergence's own parameters."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str
     w_ce: NotNegative

@@ -22,7 +22,7 @@ def apply_smoke(config: Config) -> Config:
         title="Smoke (generated, no meaning)",
         root=None,
         template=config.data.template,
-        generator=GeneratorConfig(seed=1, train=24, valid=6, eval=4),
+        generator=GeneratorConfig(seed=1, train=21, valid=6, eval=4),
         train=SplitConfig(),
         valid=SplitConfig(),
         eval={name: SplitConfig(title=config.data.eval[name].title) for name in sets},

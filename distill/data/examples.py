@@ -66,7 +66,7 @@ def read_jsonl(path: Path, rows: slice = slice(None)) -> list[Example]:
         raise UserError(f"{path}: no such data file; set data.root=DIR (or DISTILL_DATA) to the folder that holds it")
     problems: list[str] = []
     parsed: list[tuple[str, str, Sequence[str], str]] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     for number, line in numbered[rows]:
         try:
@@ -81,9 +81,12 @@ def read_jsonl(path: Path, rows: slice = slice(None)) -> list[Example]:
     return make_examples(parsed)
 
 
-def _parse(line: str) -> tuple[str, str, Sequence[str], str]:
+def _parse(line: bytes) -> tuple[str, str, Sequence[str], str]:
     try:
-        row: Any = json.loads(line)
+        row: Any = json.loads(line.decode())
+        json.dumps(row, ensure_ascii=False).encode()  # an escape may stand for half a character
+    except UnicodeError as error:
+        raise ValueError(f"not UTF-8 ({error}); {ALLOWED}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno}); {ALLOWED}") from None
     if not isinstance(row, dict):

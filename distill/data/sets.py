@@ -35,8 +35,8 @@ def train_and_valid(config: Config) -> tuple[Dataset, Dataset]:
 
         generated = generate(data.generator)
         return (
-            Dataset("train", data.title, generated["train"]),
-            Dataset("valid", data.title, generated["valid"]),
+            _cut("train", data.train, generated["train"], "train"),
+            _cut("valid", data.valid, generated["valid"], "valid"),
         )
     train, valid = _all(data, {"train": data.train, "valid": data.valid})
     return train, valid
@@ -49,7 +49,12 @@ def evaluation(config: Config) -> dict[str, Dataset]:
         from distill.data.micro import generate
 
         generated = generate(data.generator)
-        return {n: Dataset(n, data.eval[n].title or n, generated[n]) for n in names}
+        fallback = generated["dolly"] if config.debug.smoke else None  # sets of any name run as smoke
+        found = {n: generated.get(n, fallback) for n in names}
+        unknown = [n for n, examples in found.items() if examples is None]
+        if unknown:
+            raise UserError(f"data.eval: {', '.join(unknown)}: the generated sets are {', '.join(sorted(generated))}")
+        return {n: _cut(n, data.eval[n], examples or [], n) for n, examples in found.items()}
     return {d.name: d for d in _all(data, {n: data.eval[n] for n in names})}
 
 
@@ -75,10 +80,15 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
     whole = read_jsonl(path, rows)
     if split.expected is not None and len(whole) != split.expected and split.limit != split.expected:
         say(f"{split.title or name}: {len(whole)} rows, where the papers have {split.expected}")
+    return _cut(name, split, whole, str(path))
+
+
+def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Dataset:
+    """Skip and limit, with a note of what was left out."""
     end = None if split.limit is None else split.skip + split.limit
     examples = whole[split.skip : end]
     if not examples:
-        raise UserError(f"{path}: data.{name}.skip={split.skip} leaves nothing of {len(whole)} rows")
+        raise UserError(f"{source}: data.{name}.skip={split.skip} leaves nothing of {len(whole)} rows")
     note = f"{len(examples)} of {len(whole)}" if len(examples) < len(whole) else ""
     return Dataset(name, split.title or name, examples, note)
 

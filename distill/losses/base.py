@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -121,6 +122,8 @@ def build(name: str, **params: Any) -> Divergence:
             raise ValueError(f"{name} has no parameter {key}{hint} (it has {', '.join(fields) or 'none'})")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{key}={value!r} is not a number")
+        if not math.isfinite(value):
+            raise ValueError(f"{key}={value} must be finite")
     return cls(**params)
 
 

@@ -31,8 +31,10 @@ def supplied(text: str, base: Weights | None) -> Weights:
     """
     path = Path(text).expanduser()
     if path.is_dir():
-        if not (path / "adapter_config.json").is_file():
+        if (path / "config.json").is_file():
             return Weights(str(path))
+        if not (path / "adapter_config.json").is_file():
+            raise UserError(f"{text} holds no model: neither config.json nor adapter_config.json is there")
         if base is None:
             raise UserError(f"{text} holds an adapter; give its base model as the id beside it")
         return Weights(base.base, base.revision, str(path))
@@ -88,6 +90,17 @@ def add_lora(model: Any, lora: LoraConfig) -> Any:
 def without_adapter(model: Any) -> Any:
     """The causal language model inside a peft wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def check_positions(model: Any, needed: int, keys: str) -> None:
+    """Refuse lengths that a model has no positions for.
+
+    Raises:
+        UserError: naming the config keys that ask for too much.
+    """
+    limit = getattr(without_adapter(model).config, "max_position_embeddings", None)
+    if limit is not None and needed > limit:
+        raise UserError(f"{keys} ask for {needed} positions, {type(without_adapter(model)).__name__} has {limit}")
 
 
 def last_hidden(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -18,6 +18,11 @@ CURVES = ["row", "run", "train_seed", "stage", "step", "epoch", "loss", "learnin
 KEYS = tuple("row run seeds dataset id stage commit preset decode engine metric table column".split())
 
 
+VALUE_KEY = ("row", "run", "dataset", "metric", "seed")
+SCORE_KEY = ("row", "run", "dataset", "id", "seeds")
+CURVE_KEY = ("row", "run", "stage")  # a stage's curve is added whole
+
+
 def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """The file's lines, or none if it does not exist.
 
@@ -32,20 +37,28 @@ def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def append(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], locks: Path) -> None:
-    """Add lines to the file, whole or not at all as far as other processes see.
-
-    Args:
-        locks: folder for the lock file, so that none lies among the results.
-    """
+def append(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], key: Sequence[str]) -> None:
+    """Add the lines whose `key` columns the file does not hold yet, whole or not at all as other processes see it."""
     frame = pd.DataFrame(list(rows), columns=list(columns))
     if frame.empty:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{path.parent.parent.name}-{path.parent.name}-{path.name}.lock"):
+    with file_lock(path):
+        present = read(path, columns)
+        known = set(present[list(key)].astype(str).itertuples(index=False, name=None))
+        fresh = [k not in known for k in frame[list(key)].astype(str).itertuples(index=False, name=None)]
         before = path.read_bytes() if path.is_file() else b""
-        text = frame.to_csv(index=False, header=not before, lineterminator="\n").encode()
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(before + text)
-        temporary.replace(path)
+        text = frame[fresh].to_csv(index=False, header=not before, lineterminator="\n").encode()
+        replace(path, before + text)
+
+
+def file_lock(path: Path) -> FileLock:
+    """A lock beside a result file (hidden, not kept in git), so that it holds for all who share the folder."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -51,7 +51,6 @@ class Files:
 
     folder: Path
     name: str
-    locks: Path
 
     @property
     def values(self) -> Path:
@@ -98,7 +97,7 @@ def measure(row: Row, files: Files) -> tuple[pd.DataFrame, dict[str, Any] | None
 
     scored = Stages(row.plan).evaluate(row.role, missing)
     if is_main_process():
-        long.append(files.values, _value_lines(row, files.name, scored), long.VALUES, files.locks)
+        long.append(files.values, _value_lines(row, files.name, scored), long.VALUES, long.VALUE_KEY)
         _add_scores(row, files)
         _add_curves(row, files)
     return _found(row, files), told(row)
@@ -130,7 +129,7 @@ def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored
             "n": len(rows),
             "preset": config.preset.name,
             "run": row.run,
-            "train_seed": config.train.seed,
+            "train_seed": row.plan.seed(row.role),
             "decode": decode_name(config.eval),
             "engine": "transformers",
             "commit": commit(),
@@ -142,7 +141,7 @@ def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored
 
 def _add_scores(row: Row, files: Files) -> None:
     """Each prompt's ROUGE-L over the row's seeds, for paired tests; all seeds are read back from the store."""
-    from distill.stages import Stages
+    from distill.stages import read_scored
 
     present = long.read(files.scores, long.SCORES)
     seeds = seeds_name(row.config.seed)
@@ -151,14 +150,14 @@ def _add_scores(row: Row, files: Files) -> None:
     plan = row.plan
     if not all(plan.store.has(plan.evaluation(row.role, d, s)) for d in plan.sets.values() for s in row.config.seed):
         return  # generations of an earlier seed are gone; the values stand without them
-    scored = Stages(plan).evaluate(row.role, row.config.seed)
+    scored = read_scored(plan, row.role, row.config.seed)
     frame = pd.DataFrame(
         [(name, one.id, one.rouge_l) for (name, _), rows in scored.items() for one in rows],
         columns=["dataset", "id", "rouge_l"],
     )
     means = frame.groupby(["dataset", "id"], sort=False)["rouge_l"].mean().round(4).reset_index()
     lines = means.assign(row=row.label, run=row.run, seeds=seeds).to_dict("records")
-    long.append(files.scores, lines, long.SCORES, files.locks)  # type: ignore[arg-type]
+    long.append(files.scores, lines, long.SCORES, long.SCORE_KEY)  # type: ignore[arg-type]
 
 
 def _add_curves(row: Row, files: Files) -> None:
@@ -174,13 +173,13 @@ def _add_curves(row: Row, files: Files) -> None:
                     {
                         "row": row.label,
                         "run": row.run,
-                        "train_seed": row.config.train.seed,
+                        "train_seed": row.plan.stage_seed(spec),
                         "stage": spec.label,
                         **line,
                     }
                     for line in csv.DictReader(file)
                 ]
-    long.append(files.curves, lines, long.CURVES, files.locks)
+    long.append(files.curves, lines, long.CURVES, long.CURVE_KEY)
 
 
 def told(row: Row) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 
 from distill.config.schema import Config
 from distill.console import console
+from distill.tables import long
 from distill.tables.experiment import Experiment, printed
 from distill.tables.shape import Cell, Column, Comparison, cell, compare, table
 
@@ -60,11 +61,14 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
             sizes["teacher" if "-teacher-" in name else "student"] = f"{stage['parameters'] / 1e6:.2f}M"
     model, train, data = config.model, config.train, told.get("data", {})
     parameters = f" ({sizes.get('teacher', '?')} -> {sizes.get('student', '?')} parameters)" if sizes else ""
+    teacher, student = model.teacher.path, model.student.path
+    trained = f"teacher {'supplied (' + teacher + ')' if teacher else f'{train.teacher.epochs} epochs'}, student"
+    trained += f" {train.student.epochs} epochs" + (f" from {student}" if student else "")
     cuts = [f"{name} {d['note']}" for name, d in data.items() if d.get("note")]
     lines = [
         f"Pair `{model.name}`{parameters}, weights from {model.source}, data `{config.data.name}`:"
         f" {data.get('train', {}).get('rows', '?')} training and {data.get('valid', {}).get('rows', '?')} validation"
-        f" rows, teacher {train.teacher.epochs} and student {train.student.epochs} epochs,"
+        f" rows, {trained},"
         f" {config.eval.max_new_tokens} new tokens, preset {config.preset.name}.",
     ]
     if cuts:
@@ -153,9 +157,7 @@ def update_manifest(path: Path, table_name: str, told: dict[str, dict[str, Any]]
         config["data"]["root"] = _relative(config["data"]["root"], root) if config["data"]["root"] else None
         manifest["rows"][run] = row
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    long.replace(path, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return manifest
 
 

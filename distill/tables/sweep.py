@@ -9,30 +9,39 @@ import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from distill.errors import FAILED, UserError, report
+
 
 class SweepTable(Callback):
     """Collects what the jobs of a sweep measured, wherever the launcher ran them."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print the sweep's table and write its CSV beside the long file."""
-        from distill.console import say
-        from distill.tables.report import show
-        from distill.tables.shape import Column, table
-
+        """Print the sweep's table, one for each model, and write its CSV beside the long file."""
         folder = Path(config.hydra.sweep.dir)
-        files = sorted(folder.glob("*/rows.csv"))
+        files = sorted(folder.glob("*/rows.csv"), key=lambda f: int(f.parent.name.split("-")[0]))
         if not files:
             return
         values = pd.concat([pd.read_csv(f, dtype={"run": str}) for f in files], ignore_index=True)
-        values["row"] = _labels(values)
-        measured = values[values["metric"] == "rouge_l"].drop_duplicates("dataset")
-        columns = [Column(title, name) for title, name in zip(measured["column"], measured["dataset"], strict=True)]
-        rows = [(str(label), lines) for label, lines in values.groupby("row", sort=False)]
-        shaped = table(rows, columns)
-        show(shaped, f"{config.model.name}, ROUGE-L: mean (sample standard deviation) over the sweep's seeds")
-        target = Path(config.paths.results) / config.model.name / "runs" / f"sweep-{folder.name}.csv"
-        shaped.to_csv(target, index=False, lineterminator="\n")
-        say(f"table: {target}")
+        for (results, model), lines in values.groupby(["results", "model"], sort=False):
+            try:
+                _write(lines, str(model), Path(str(results)) / str(model) / "runs" / f"sweep-{folder.name}.csv")
+            except OSError as error:  # Hydra would only warn
+                FAILED.append(UserError(f"the table of {model} could not be written: {error}"))
+                report(FAILED[-1])
+
+
+def _write(values: pd.DataFrame, model: str, target: Path) -> None:
+    from distill.console import say
+    from distill.tables.report import show
+    from distill.tables.shape import Column, table
+
+    values = values.assign(row=_labels(values))
+    measured = values[values["metric"] == "rouge_l"].drop_duplicates("dataset")
+    columns = [Column(title, name) for title, name in zip(measured["column"], measured["dataset"], strict=True)]
+    shaped = table([(str(label), lines) for label, lines in values.groupby("row", sort=False)], columns)
+    show(shaped, f"{model}, ROUGE-L: mean (sample standard deviation) over the sweep's seeds")
+    shaped.to_csv(target, index=False, lineterminator="\n")
+    say(f"table: {target}")
 
 
 def _labels(values: pd.DataFrame) -> pd.Series:

@@ -14,14 +14,15 @@ class BucketSampler(Sampler[int]):
     """Row indices in an order that fills global batches with rows of like length.
 
     The order does not depend on how a global batch is split into micro-batches or over devices. A last, smaller batch
-    stands last.
+    stands last, filled with the index after the last row (a row without a target) to a multiple of `fill_to`.
     """
 
-    def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int):
+    def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int, fill_to: int = 1):
         self.lengths, self.size, self.seed, self.epoch = np.asarray(lengths), global_batch_size, seed, 0
+        self.filler = -len(self.lengths) % fill_to
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.filler
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order; Trainer calls it."""
@@ -39,7 +40,7 @@ class BucketSampler(Sampler[int]):
         order = [batches[i] for i in rng.permutation(len(batches))]
         if whole < len(rows):
             order.append(rows[whole:])
-        return iter([int(i) for batch in order for i in batch])
+        return iter([int(i) for batch in order for i in batch] + [len(rows)] * self.filler)
 
 
 def micro_batch_size(global_batch_size: int, at_most: int, processes: int) -> int:

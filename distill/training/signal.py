@@ -75,8 +75,10 @@ class StoredTeacher(nn.Module):
         Raises:
             UserError: an example is not in the store, or with another number of response positions.
         """
-        pieces = []
+        pieces = [np.asarray(self.hidden[:0])]
         for example, count in zip(example_ids, valid.sum(1).tolist(), strict=True):
+            if count == 0:
+                continue
             start, stored = self.index.get(example, (0, -1))
             if stored != count:
                 raise UserError(f"example {example}: {count} response positions, the stored teacher has {stored}")

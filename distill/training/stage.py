@@ -22,7 +22,7 @@ from distill.errors import UserError
 from distill.evaluation.generate import generate
 from distill.evaluation.rouge import rouge_l
 from distill.losses import build
-from distill.models.load import Weights, add_lora, load_model, load_tokenizer
+from distill.models.load import Weights, add_lora, check_positions, load_model, load_tokenizer
 from distill.models.tokenizers import check_same_tokenizer, pad_id
 from distill.training.batches import micro_batch_size
 from distill.training.distiller import Distiller
@@ -112,8 +112,10 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     last = _last_checkpoint(checkpoints)
     if last:
         say(f"  {job.label}: going on from {Path(last).name}")
-    trainer.train(resume_from_checkpoint=last)
-    _finish_tracker(job)
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    finally:
+        _finish_tracker(job)
     best = trainer.state.best_model_checkpoint
     assert best is not None
     if trainer.args.should_save:
@@ -127,6 +129,8 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         },
         "steps": trainer.state.global_step,
         "rows": {"train": len(train_rows.rows), "valid": len(valid_rows.rows)},
+        "micro_batch_size": trainer.args.per_device_train_batch_size,
+        "processes": processes(),
         "overlong": {"train": dict(train_rows.counts), "valid": dict(valid_rows.counts)},
         "tokens": {"eos": tokenizer.eos_token_id, "pad": pad_id(tokenizer), "bos": tokenizer.bos_token_id},
     }
@@ -134,6 +138,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
 
 def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
     torch.manual_seed(job.seed)  # new adapters are drawn from the training seed
+    settings = job.config.train
     teacher: LiveTeacher | StoredTeacher | None = None
     divergence = None
     if job.teacher is not None:
@@ -147,6 +152,9 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
     student = load_model(job.student, torch.float32, merge=job.lora is None)
     if job.lora is not None and job.student.adapter is None:
         student = add_lora(student, job.lora)
+    check_positions(student, settings.max_length, "train.max_length")
+    generated = settings.max_prompt_length + job.config.eval.max_new_tokens
+    check_positions(student, generated, "train.max_prompt_length and eval.max_new_tokens")
     if teacher is not None:
         ours = student.get_output_embeddings().weight.shape[0]
         common = min(teacher.classes, ours)
@@ -169,7 +177,7 @@ def _arguments(job: TrainingJob, folder: Path) -> TrainingArguments:
         gradient_accumulation_steps=schedule.global_batch_size // (micro * world),
         num_train_epochs=schedule.epochs,
         learning_rate=schedule.lr,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

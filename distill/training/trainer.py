@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from distill.errors import UserError
 from distill.models.load import without_adapter
 from distill.training.batches import BucketSampler
 from distill.training.distiller import Distiller
+
+# A row without a target. With several processes it fills the last, smaller batch, where accelerate would repeat rows.
+FILLER = Encoded("filler", [0, 0], [])
 
 
 class DistillTrainer(Trainer):
@@ -42,10 +46,11 @@ class DistillTrainer(Trainer):
         **kwargs: Any,
     ):
         self.global_batch_size, self.generate_score = global_batch_size, generate_score
+        self.lengths = [len(row.prompt) + len(row.response) for row in train_rows]
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_rows,
+            train_dataset=[*train_rows, FILLER],
             eval_dataset=valid_rows,
             data_collator=Collator(pad_id),
             processing_class=tokenizer,
@@ -53,8 +58,9 @@ class DistillTrainer(Trainer):
         )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        lengths = [len(row.prompt) + len(row.response) for row in self.train_dataset]  # type: ignore[union-attr]
-        return BucketSampler(lengths, self.global_batch_size, self.args.seed)
+        together = self.args.per_device_train_batch_size * self.args.world_size
+        fill_to = together if self.args.world_size > 1 else 1
+        return BucketSampler(self.lengths, self.global_batch_size, self.args.seed, fill_to)
 
     def compute_loss(
         self,
@@ -88,6 +94,11 @@ class DistillTrainer(Trainer):
                         sums[key] = sums.get(key, 0.0) + float(outputs[key])
         metrics = {f"eval_{k.removesuffix('_sum')}": v / sums["tokens"] for k, v in sums.items() if k != "tokens"}
         metrics["eval_loss"] = self.model.w_ce * metrics["eval_ce"] + self.model.w_kd * metrics.get("eval_kd", 0.0)
+        if not math.isfinite(metrics["eval_loss"]):
+            raise UserError(
+                f"the validation loss is {metrics['eval_loss']} after step {self.state.global_step} ({metrics});"
+                " lower the learning rate"
+            )
         metrics["eval_rouge_l"] = self.generate_score(self.model.student)
         metrics["eval_seconds"] = time.perf_counter() - started
         self.log(dict(metrics))
@@ -173,6 +184,9 @@ class SaveEvery(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for a checkpoint when its step has come."""
-        if state.global_step % self.steps == 0:
+        # The step that ends an epoch is saved by Trainer after its validation; saved before it, a run that is stopped
+        # during the validation would go on without it.
+        epoch = state.max_steps // int(args.num_train_epochs)
+        if state.global_step % self.steps == 0 and state.global_step % epoch:
             control.should_save = True
         return control
