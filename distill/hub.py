@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from functools import lru_cache
+from pathlib import Path
 from urllib.parse import urlparse
 
 from distill.console import say
@@ -40,3 +41,12 @@ def problems(repo: str, file: str | None, kind: str, error: Exception) -> list[s
     reason = "the hub is out of reach and its cache lacks it" if offline else f"the hub did not give it ({first[:200]})"
     words = ["hf download", repo, *([file] if file else []), *(["--repo-type dataset"] if kind == "dataset" else [])]
     return [f"{repo}{f' {file}' if file else ''}: {reason}; run first: {' '.join(words)}", WITHOUT]
+
+
+def resolved(repo: str, file: str, revision: str, kind: str) -> str:
+    """The commit that a revision of a hub repository stands for in the cache, `unknown` where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, file, revision=revision, repo_type=kind)
+    parts = Path(path).parts if isinstance(path, str) else ()
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else "unknown"

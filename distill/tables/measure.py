@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from distill import hub
 from distill.config.schema import Config, EvalConfig
 from distill.console import is_main_process, say
-from distill.pipeline import Given, Plan, Role
+from distill.pipeline import Plan, Role
 from distill.provenance import commit, hardware, versions
 from distill.tables import long
 
@@ -194,7 +195,6 @@ def told(row: Row) -> dict[str, Any]:
     seconds = sum(
         plan.store.manifest(s)["seconds"] for s in plan.specs(row.role) if s.stage == "evaluate" and plan.store.has(s)
     )
-    given = [node.name for node in (plan.base("teacher"), plan.teacher, plan.start) if isinstance(node, Given)]
     return {
         "label": row.label,
         "role": row.role,
@@ -208,10 +208,27 @@ def told(row: Row) -> dict[str, Any]:
         },
         "template": plan._text(),
         "decoding": plan.decoding(),
-        "supplied": given,
+        "hub": _hub_commits(row),
         "stages": stages,
         "evaluation_seconds": round(seconds, 1),
         "artifacts": [spec.name for spec in plan.specs(row.role)],
         "versions": versions(),
         "hardware": hardware(),
     }
+
+
+def _hub_commits(row: Row) -> dict[str, str]:
+    """The commits behind the hub revisions that a row used: a branch may move, and the run's key holds its name."""
+    config, found = row.config, {}
+    if config.model.source == "hub":
+        for weights in (config.model.teacher, config.model.student):
+            if weights.id is not None:
+                name = f"{weights.id}@{weights.revision}"
+                found[name] = hub.resolved(weights.id, "config.json", weights.revision, "model")
+    if config.data.root is None and config.data.generator is None:
+        for split in (config.data.train, config.data.valid, *config.data.eval.values()):
+            if split.hub is not None and split.hub_file is not None:
+                found[f"{split.hub}@{split.revision}"] = hub.resolved(
+                    split.hub, split.hub_file, split.revision, "dataset"
+                )
+    return found
