@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from reference import REFERENCES, softmax
 
 from distill.losses import base, build, names
 from distill.losses.akl import head_gap
+from distill.losses.kl import forward_kl
 
 WORKED = [  # name, parameters, value at the first and the second pair of DESIGN 6
     ("fkl", {}, 0.085123, 0.135677),
@@ -195,3 +199,23 @@ def test_mistakes_say_what_is_allowed():
         build("fkl")(torch.zeros(2, 5), torch.zeros(2, 6))
     with pytest.raises(ValueError, match="taken"):
         base.register("fkl")(base.Divergence)
+
+
+def test_the_readmes_new_loss():
+    """The page's own lines, run as they stand there."""
+    page = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    block = page.split("## A new loss")[1].split('    @register("tilted")')[1].split("\n\nand ")[0]
+    source = textwrap.dedent('    @register("tilted")' + block)
+    names_ = {
+        "register": base.register,
+        "dataclass": dataclass,
+        "Divergence": base.Divergence,
+        "forward_kl": forward_kl,
+    }
+    try:
+        exec(source, names_)
+        student, teacher = random_logits((4, 9), 1), random_logits((4, 9), 2)
+        torch.testing.assert_close(build("tilted", power=1.0)(student, teacher), build("fkl")(student, teacher))
+        torch.testing.assert_close(build("tilted")(student, teacher), build("fkl")(student, 2 * teacher))
+    finally:
+        base._REGISTRY.pop("tilted", None)

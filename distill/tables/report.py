@@ -113,7 +113,8 @@ def markdown(rows: list[Measured], experiment: Experiment, scores: pd.DataFrame,
             if against is not None and row is not against:
                 test = compare(scores, row.runs, against.runs, column.dataset)
             lines.append(_line(row, column, value, str(number) if number else "", test))
-        text += [f"## {column.title}", "", _plain(pd.DataFrame(lines)), ""]
+        section = pd.DataFrame(lines).rename(columns={"against": f"against {experiment.against} (95 %)"})
+        text += [f"## {column.title}", "", _plain(section), ""]
     text.append(
         f"Tests are paired t-tests over prompts against {experiment.against}, two-sided, of each prompt's mean over"
         " seeds; they tell whether these trained models differ on such prompts, not whether another training would."
