@@ -113,7 +113,7 @@ class Plan:
                 "teacher": teacher.key,
                 "keep_layers": weights.keep_layers,
                 "calibration": calibration,
-                "text": self._text(),
+                "text": self.template_hash(),
                 "train": self._lengths(),
             }
             return self._spec("base", f"{model.name}-{role}", settings)
@@ -125,7 +125,7 @@ class Plan:
                 "tokenizer": model.tokenizer,
                 "vocab_size": model.vocab_size,
                 "texts": self.data[0].fingerprint,
-                "text": self._text(),
+                "text": self.template_hash(),
                 "seed": self.seed(role),
                 **size,
             }
@@ -170,7 +170,7 @@ class Plan:
         settings = {
             "teacher": self.teacher.key,
             "data": [train.fingerprint, valid.fingerprint],
-            "text": self._text(),
+            "text": self.template_hash(),
             "train": {**self._lengths(), "precision": self.config.train.precision},
         }
         return self._spec("signal", f"{self.config.model.name}-teacher", settings)
@@ -188,7 +188,7 @@ class Plan:
     def run_key(self, role: Role) -> str:
         """Hash of everything that a row's values depend on but the generation seed."""
         measured = {name: dataset.fingerprint for name, dataset in self.sets.items()}
-        return digest([self.model(role).key, self.decoding(), self._text(), measured, VERSIONS["evaluate"]])
+        return digest([self.model(role).key, self.decoding(), self.template_hash(), measured, VERSIONS["evaluate"]])
 
     def evaluation(self, role: Role, dataset: Dataset, seed: int) -> Spec:
         """The generations and scores of one set and seed."""
@@ -197,7 +197,7 @@ class Plan:
             "set": dataset.name,
             "data": dataset.fingerprint,
             "decoding": self.decoding(),
-            "text": self._text(),
+            "text": self.template_hash(),
             "seed": seed,
         }
         subject = self.model(role)
@@ -236,7 +236,7 @@ class Plan:
             "lora": _settings(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},
             "validation": {"max_new_tokens": config.eval.max_new_tokens},
-            "text": self._text(),
+            "text": self.template_hash(),
         }
         return self._spec("train", f"{config.model.name}-{label}", settings)
 
@@ -244,7 +244,7 @@ class Plan:
         """The limits that encoded training rows depend on."""
         return _settings(self.config.train, include={"max_length", "max_prompt_length", "overlong_prompt"})
 
-    def _text(self) -> str:
+    def template_hash(self) -> str:
         """Hash of the prompt template."""
         return digest([TEMPLATES[self.config.data.template][flag] for flag in (False, True)])
 

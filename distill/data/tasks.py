@@ -449,7 +449,7 @@ def last_item(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     )
 
 
-def region_of_product(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
+def fact_of_a_fact(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """A fact of a fact: the region or river of a person's town."""
     p = world.people[one(rng, sorted(world.people))]
     t = world.towns[p.town]
@@ -483,8 +483,8 @@ def two_at_once(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     return f"{first[0]} {second[0]}", "", answers
 
 
-def first_letter(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
-    """Pick by a property out of given words."""
+def pick_by_class(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
+    """The one of three given animals that is of a class."""
     wanted = one(rng, ["bird", "fish", "mammal"])
     good = one(rng, [x for x, f in sorted(ANIMALS.items()) if f[0] == wanted])
     bad = some(rng, [x for x, f in sorted(ANIMALS.items()) if f[0] != wanted], 2)
@@ -525,5 +525,5 @@ SEEN: dict[Task, float] = {  # kind -> share of the training set
     story: 1,
 }
 LONG: dict[Task, float] = {describe_person: 1, describe_town: 1, animal_facts: 1, story: 1}
-RELATED: dict[Task, float] = {reverse_lookup: 1, last_item: 1, region_of_product: 1}
-UNSEEN: dict[Task, float] = {two_at_once: 1, first_letter: 1, where_and_what: 1}
+RELATED: dict[Task, float] = {reverse_lookup: 1, last_item: 1, fact_of_a_fact: 1}
+UNSEEN: dict[Task, float] = {two_at_once: 1, pick_by_class: 1, where_and_what: 1}

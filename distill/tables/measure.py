@@ -206,7 +206,7 @@ def told(row: Row) -> dict[str, Any]:
             "valid": {"rows": len(valid.examples), "hash": valid.fingerprint, "note": valid.note},
             **{name: {"rows": len(d.examples), "hash": d.fingerprint, "note": d.note} for name, d in plan.sets.items()},
         },
-        "template": plan._text(),
+        "template": plan.template_hash(),
         "decoding": plan.decoding(),
         "hub": _hub_commits(row),
         "stages": stages,
