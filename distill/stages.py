@@ -103,7 +103,7 @@ class Stages:
         loss, node = self.config.loss, self.plan.student
         schedule = self.config.train.student
         if self.store.agreed(node):  # its inputs may be gone
-            return self._trained(node, self._origin("student"))
+            return self._trained(node, self._origin("student") if self.config.model.lora else None)
         if loss.w_kd:
             self._check_tokenizers()
         teacher = self.teacher() if loss.w_kd else None
@@ -176,10 +176,13 @@ class Stages:
         self.store.make(node, lambda folder: train(job, folder), together=True)
         return self._trained(node, start)
 
-    def _trained(self, node: Spec, start: Weights) -> Weights:
+    def _trained(self, node: Spec, start: Weights | None) -> Weights:
         """The weights of a finished training; an adapter lies over what its training started from."""
         folder = str(self.store.folder(node) / "model")
-        return Weights(folder) if self.config.model.lora is None else Weights(start.base, start.revision, folder)
+        if self.config.model.lora is None:
+            return Weights(folder)
+        assert start is not None
+        return Weights(start.base, start.revision, folder)
 
     def _random(self, role: Role, folder: Path) -> dict[str, Any]:
         model, data = self.config.model, self.config.data

@@ -64,6 +64,16 @@ def test_five_seeds_one_teacher_one_student(smoke, capsys):
     assert together.evaluate("student", [10, 20, 30]) == singles  # one load of five seeds writes the same texts
 
 
+def test_a_finished_student_is_evaluated_without_its_inputs(smoke, capsys):
+    plan = Plan(smoke("model=gpt2", "loss=fkl"))
+    Stages(plan).student()
+    for stage in ("base", "signal"):
+        shutil.rmtree(Path(plan.config.paths.store) / stage)
+    capsys.readouterr()
+    Stages(plan).evaluate("student", [10])
+    assert "making it" not in capsys.readouterr().out
+
+
 def test_two_losses_share_teacher_signal_and_start(smoke, capsys):
     for loss in ("fkl", "ab"):
         Stages(Plan(smoke("model=gpt2", f"loss={loss}"))).student()
