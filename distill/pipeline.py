@@ -31,7 +31,7 @@ NOT_DETERMINING = {
     "micro_batch_size",
     "save_steps",
     "seed",
-    "teacher_seed",
+    "shared_seed",
     "teacher_signal",
 }
 SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
@@ -95,12 +95,12 @@ class Plan:
             raise UserError([*dict.fromkeys(p for p in problems if p not in hint), *hint])
 
     def seed(self, role: Role) -> int:
-        """The training seed of a role."""
-        return self.config.train.teacher_seed if role == "teacher" else self.config.train.seed
+        """The training seed of what is evaluated as a role."""
+        return self.config.train.shared_seed if role == "teacher" else self.config.train.seed
 
     def stage_seed(self, spec: Spec) -> int:
-        """The training seed behind an artifact of this plan."""
-        return self.seed("teacher" if spec in (self.base("teacher"), self.teacher) else "student")
+        """The training seed behind an artifact of this plan: only the last training has one of its own."""
+        return self.seed("student" if spec == self.student else "teacher")
 
     def base(self, role: Role) -> Spec | Given:
         """The weights that a role's training starts from."""
@@ -126,7 +126,7 @@ class Plan:
                 "vocab_size": model.vocab_size,
                 "texts": self.data[0].fingerprint,
                 "text": self.template_hash(),
-                "seed": self.seed(role),
+                "seed": self.config.train.shared_seed,
                 **size,
             }
             return self._spec("base", f"{model.name}-{role}", settings)
@@ -141,7 +141,7 @@ class Plan:
         path = self.config.model.teacher.path
         if path is not None:
             return Given(path, self._supplied("teacher"))
-        return self._training("teacher", self.base("teacher"), SFT, self.config.train.teacher, None)
+        return self._training("teacher", self.base("teacher"), SFT, self.config.train.teacher, None, "teacher")
 
     @cached_property
     def start(self) -> Spec | Given:
@@ -154,14 +154,14 @@ class Plan:
             return Given(path, self._supplied("student"))
         if schedule.epochs == 0 or self.config.loss.w_kd == 0:
             return self.base("student")
-        return self._training("start", self.base("student"), SFT, schedule, None)
+        return self._training("start", self.base("student"), SFT, schedule, None, "teacher")
 
     @cached_property
     def student(self) -> Spec:
         """The distilled (or, with loss=sft, fine-tuned) student."""
         loss = self.config.loss
         teacher = self.teacher if loss.w_kd else None
-        return self._training(f"student-{loss.name}", self.start, loss, self.config.train.student, teacher)
+        return self._training(f"student-{loss.name}", self.start, loss, self.config.train.student, teacher, "student")
 
     @property
     def signal(self) -> Spec:
@@ -221,6 +221,7 @@ class Plan:
         loss: LossConfig,
         schedule: StageTrainConfig,
         teacher: Spec | Given | None,
+        seed: Role,
     ) -> Spec:
         config = self.config
         train, valid = self.data
@@ -232,7 +233,7 @@ class Plan:
             "preset": config.preset.name,
             "schedule": _settings(schedule),
             "train": _settings(config.train, exclude=NOT_DETERMINING),
-            "seed": self.seed("teacher" if label == "teacher" else "student"),
+            "seed": self.seed(seed),
             "lora": _settings(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},
             "validation": {"max_new_tokens": config.eval.max_new_tokens},

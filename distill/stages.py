@@ -160,7 +160,6 @@ class Stages:
         schedule: StageTrainConfig,
     ) -> Weights:
         train_set, valid_set = self.plan.data
-        role: Role = "teacher" if node == self.plan.teacher else "student"
         job = TrainingJob(
             label=node.label,
             student=start,
@@ -169,7 +168,7 @@ class Stages:
             loss=loss,
             schedule=schedule,
             config=self.config,
-            seed=self.plan.seed(role),
+            seed=self.plan.stage_seed(node),
             train=train_set.examples,
             valid=valid_set.examples,
         )
@@ -192,7 +191,7 @@ class Stages:
         tokenizer = train_tokenizer(model.tokenizer, texts, model.vocab_size)
         weights = getattr(model, role)
         return _save(
-            create.random_model(model.architecture, weights, tokenizer, self.plan.seed(role)),
+            create.random_model(model.architecture, weights, tokenizer, self.config.train.shared_seed),
             tokenizer,
             folder,
         )

@@ -248,7 +248,7 @@ def test_a_training_that_fails_early_leaves_no_folder(smoke):
 
 
 def test_teacher_rows_name_the_teachers_seed(smoke, tmp_path):
-    row = Row("Teacher", smoke("model=gpt2", "loss=sft", "train.teacher_seed=5", "train.seed=6"), "teacher")
+    row = Row("Teacher", smoke("model=gpt2", "loss=sft", "train.shared_seed=5", "train.seed=6"), "teacher")
     lines, _ = measure(row, Files(tmp_path / "results" / "x", "t"))
     assert set(lines["train_seed"]) == {5}
 
@@ -262,8 +262,10 @@ def test_keys_follow_what_determines_and_nothing_else(smoke):
         assert plan.run_key("student") == base.run_key("student"), override
     for override in ["loss.alpha=0.3", "train.seed=1", "train.student.lr=1e-3", "train.precision=bf16", "model=opt"]:
         assert Plan(smoke("model=gpt2", "loss=ab", override)).student.key != base.student.key, override
-    teacher = Plan(smoke("model=gpt2", "loss=ab", "train.seed=1"))
-    assert teacher.teacher.key == base.teacher.key  # its seed is train.teacher_seed
+    other = Plan(smoke("model=gpt2", "loss=ab", "train.seed=1"))
+    assert (other.teacher.key, other.start.key) == (base.teacher.key, base.start.key)  # training seeds share both
+    other = Plan(smoke("model=gpt2", "loss=ab", "train.shared_seed=1"))
+    assert base.base("student").key != other.base("student").key and base.start.key != other.start.key
     decoded = Plan(smoke("model=gpt2", "loss=ab", "eval.temperature=0.7"))
     assert decoded.student.key == base.student.key and decoded.run_key("student") != base.run_key("student")
 

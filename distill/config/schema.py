@@ -134,7 +134,7 @@ class TrainConfig(Section):
     start: StageTrainConfig
     student: StageTrainConfig
     seed: TrainSeed
-    teacher_seed: TrainSeed
+    shared_seed: TrainSeed
     precision: Literal["fp32", "bf16"]
     micro_batch_size: Count
     weight_decay: NotNegative

@@ -86,13 +86,12 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
 def varied(train_seeds: list[int], seeds: list[int]) -> str:
     """Which seed varied behind a spread."""
     generation = f"generation seeds {', '.join(map(str, seeds))}"
-    if len(train_seeds) == 1:
-        return f"Mean (sample standard deviation) over {generation}; one training (seed {train_seeds[0]}), one teacher."
     trained = ", ".join(map(str, train_seeds))
-    return (
-        f"Mean (sample standard deviation) over student training seeds {trained}, each the mean over {generation};"
-        " one teacher."
-    )
+    if len(train_seeds) == 1:
+        over = f"{generation}; one training (seed {trained})"
+    else:
+        over = f"student training seeds {trained}, each the mean over {generation}"
+    return f"Mean (sample standard deviation) over {over}; one teacher, one student start."
 
 
 def markdown(rows: list[Measured], experiment: Experiment, scores: pd.DataFrame, header: list[str], spread: str) -> str:
