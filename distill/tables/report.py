@@ -62,14 +62,14 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
     model, train, data = config.model, config.train, told.get("data", {})
     parameters = f" ({sizes.get('teacher', '?')} -> {sizes.get('student', '?')} parameters)" if sizes else ""
     teacher, student = model.teacher.path, model.student.path
-    trained = f"teacher {'supplied (' + teacher + ')' if teacher else f'{train.teacher.epochs} epochs'}, student"
-    trained += f" {train.student.epochs} epochs" + (f" from {student}" if student else "")
+    trained = f"teacher {'supplied (' + teacher + ')' if teacher else _epochs(train.teacher.epochs)}, student"
+    trained += f" {_epochs(train.student.epochs)}" + (f" from {student}" if student else "")
     cuts = [f"{name} {d['note']}" for name, d in data.items() if d.get("note")]
     lines = [
         f"Pair `{model.name}`{parameters}, weights from {model.source}, data `{config.data.name}`:"
         f" {data.get('train', {}).get('rows', '?')} training and {data.get('valid', {}).get('rows', '?')} validation"
         f" rows, {trained},"
-        f" {config.eval.max_new_tokens} new tokens, preset {config.preset.name}.",
+        f" {config.eval.max_new_tokens} new tokens, {train.precision}, preset {config.preset.name}.",
     ]
     if cuts:
         lines.append(f"Cut: {', '.join(cuts)} rows.")
@@ -81,6 +81,10 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
     if config.debug.smoke:
         lines.append("debug=smoke: random weights and generated data; the numbers mean nothing.")
     return lines
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" + ("s" if count > 1 else "")
 
 
 def varied(train_seeds: list[int], seeds: list[int]) -> str:
