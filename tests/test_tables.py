@@ -116,7 +116,9 @@ def test_the_header_says_the_scale():
     for part in ("134.52M -> 80.00M", "300 training and 100 validation", "64 new tokens", "train 300 of 1000", "wheel",
                  "not the paper's scale", "preset clean"):  # fmt: skip
         assert part in text, part
-    assert "not the paper's scale" not in "\n".join(report.scale(load(["model=gpt2"]), found, {}))
+    assert "Empty columns: data `dolly_dev` has no Super-Natural and no Unnatural." in text
+    whole = "\n".join(report.scale(load(["model=gpt2"]), found, {}))
+    assert "not the paper's scale" not in whole and "Empty columns" not in whole
 
 
 def test_the_manifest_has_no_machine_paths(tmp_path):

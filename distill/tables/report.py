@@ -73,6 +73,9 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
     ]
     if cuts:
         lines.append(f"Cut: {', '.join(cuts)} rows.")
+    absent = [title for title, column in experiment.columns.items() if column.dataset not in config.data.eval]
+    if absent:
+        lines.append(f"Empty columns: data `{config.data.name}` has no {' and no '.join(absent)}.")
     if model.name != experiment.model:
         lines.append(
             f"This is not the paper's scale (its pair is `{experiment.model}`): the rows compare with each other, not"
