@@ -10,7 +10,7 @@ RUN := $(BIN)/python -m
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
 DEMO := model=micro train.student.epochs=8 rows=[FKLD,AKL,ABKD] paths.store=.demo/store paths.results=.demo/results
 
-.PHONY: help setup smollm2 demo test check lint format tables clean
+.PHONY: help setup smollm2 demo test check lint format bench docs tables clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,15 @@ lint: setup  ## lint, format check, types
 format: setup  ## put the sources in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs TRL)
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt trl
+	$(RUN) bench.head
+	$(RUN) bench.step
+	$(RUN) bench.gkd
+
+docs: setup  ## write docs/losses.md from the losses
+	$(RUN) distill.losses.page > docs/losses.md
 
 tables: setup  ## list every table with its target
 	$(RUN) distill.list tables

@@ -188,6 +188,14 @@ class Store:
         partial.replace(folder)
         tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {folder}")
 
+    def discard(self, spec: Spec, why: str) -> None:
+        """Remove a finished artifact whose files are not what its manifest says, so that it is made again."""
+        with self._locked(spec):
+            if self.has(spec):
+                say(f"{spec.stage} {spec.label}: {why}; making it again")
+                (self.folder(spec) / MANIFEST).unlink()
+                shutil.rmtree(self.folder(spec))
+
     def manifest(self, spec: Spec) -> dict[str, Any]:
         """The manifest of a finished artifact."""
         loaded: dict[str, Any] = json.loads((self.folder(spec) / MANIFEST).read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from distill.errors import UserError
 from distill.models.create import GGUF_SHA256
 
 # Raised when a stage's code changes what it makes from the same settings.
-VERSIONS = {"base": 1, "signal": 1, "train": 1, "evaluate": 1}
+VERSIONS = {"base": 1, "signal": 2, "train": 1, "evaluate": 1}
 # Keys of `train` that change no result, and those that the stage hashes by itself.
 NOT_DETERMINING = {
     "teacher",
@@ -225,14 +225,15 @@ class Plan:
     ) -> Spec:
         config = self.config
         train, valid = self.data
+        shared = loss.by_micro_batch  # then how a batch is split determines what comes out
         settings = {
             "start": start.key,
             "teacher": teacher.key if teacher else None,
-            "loss": _settings(loss),
+            "loss": loss.determining,
             "sampler": config.sampler.name if teacher else None,
             "preset": config.preset.name,
             "schedule": _settings(schedule),
-            "train": _settings(config.train, exclude=NOT_DETERMINING),
+            "train": _settings(config.train, exclude=NOT_DETERMINING - ({"micro_batch_size"} if shared else set())),
             "seed": self.seed(seed),
             "lora": _settings(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},

@@ -12,7 +12,7 @@ import torch
 
 from distill.artifacts import Spec
 from distill.config.schema import LossConfig, StageTrainConfig
-from distill.console import bar, say
+from distill.console import bar, is_main_process, say
 from distill.data.encode import Collator, Encoder
 from distill.data.sets import Dataset
 from distill.data.templates import render
@@ -23,7 +23,7 @@ from distill.models import create
 from distill.models.load import Weights, check_positions, load_model, load_tokenizer, quiet_transformers, supplied
 from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
 from distill.pipeline import SFT, Given, Plan, Role
-from distill.training.signal import write_store
+from distill.training.signal import damage, write_store
 from distill.training.stage import TrainingJob, teacher_dtype, train, training_encoder
 
 CALIBRATION_ROWS = 32  # training rows that block influence is measured on
@@ -87,7 +87,10 @@ class Stages:
             rows = [r for d in self.plan.data for r in encoder.pairs(d.examples, self.config.train.max_length).rows]
             return write_store(teacher, rows, pad_id(tokenizer), teacher_dtype(self.config), folder)
 
-        return self.store.make(self.plan.signal, build)
+        node = self.plan.signal
+        if is_main_process() and self.store.has(node) and (problem := damage(self.store.folder(node))):
+            self.store.discard(node, problem)
+        return self.store.make(node, build)
 
     def start(self) -> Weights:
         """What the student's training starts from."""

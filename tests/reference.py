@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.special import rel_entr
+from scipy.stats import entropy
 
 
 def softmax(logits):
@@ -48,4 +49,73 @@ def ab(p, q, alpha=0.2, beta=0.7):
     return -(p**alpha * q**beta - alpha / s * p**s - beta / s * q**s).sum() / (alpha * beta)
 
 
-REFERENCES = {"fkl": fkl, "rkl": rkl, "akl": akl, "ab": ab}
+def weighted(p, q, forward=0.5, reverse=0.5):
+    return forward * (forward and fkl(p, q)) + reverse * (reverse and rkl(p, q))
+
+
+def skl(p, q, mix=0.1):
+    m = mix * p + (1 - mix) * q
+    return entropy(p, m)
+
+
+def srkl(p, q, mix=0.1):
+    return entropy(q, (1 - mix) * p + mix * q)
+
+
+def jsd(p, q, teacher_weight=0.5):
+    """As a difference of entropies."""
+    w = teacher_weight
+    return entropy(w * p + (1 - w) * q) - w * entropy(p) - (1 - w) * entropy(q)
+
+
+def tvd(p, q):
+    """One minus the overlap."""
+    return 1 - np.minimum(p, q).sum()
+
+
+def bdkd(p, q, weight=3.0):
+    larger = entropy(p) - entropy(q)
+    return fkl(p, q) * (weight if larger > 0 else 1) + rkl(p, q) * (weight if larger < 0 else 1)
+
+
+def akl_r(p, q, mu=0.5):
+    """The two weights sum to 1, so akl and akl_r sum to both KL."""
+    return fkl(p, q) + rkl(p, q) - akl(p, q, mu)
+
+
+def alphanet(p, q, alphas=(0.2, 0.8)):
+    """Alpha-divergences from the Chernoff coefficient."""
+    return max((1 - (p**a * q ** (1 - a)).sum()) / (a * (1 - a)) for a in alphas)
+
+
+def clipped(p, q, kept):
+    inside = p * kept / (p * kept).sum()
+    return entropy(inside, q)
+
+
+def fixed_clip(p, q, threshold=0.001):
+    return clipped(p, q, (p >= threshold) | (p == p.max()))
+
+
+def top_p_clip(p, q, mass=0.95):
+    order = np.argsort(-p, kind="stable")
+    kept = np.zeros(len(p), dtype=bool)
+    kept[order[: np.searchsorted(np.cumsum(p[order]), mass * (1 - 1e-12)) + 1]] = True
+    return clipped(p, q, kept)
+
+
+def dkd(p, q, target, alpha=1.0, beta=8.0):
+    others = np.arange(len(p)) != target
+    binary = entropy([p[target], p[others].sum()], [q[target], q[others].sum()])
+    return alpha * binary + beta * entropy(p[others], q[others])  # scipy normalises both
+
+
+def skd(p, q):
+    """Before training: the simplifier adds nothing."""
+    return fkl(p, q)
+
+
+REFERENCES = {
+    f.__name__: f
+    for f in (fkl, rkl, weighted, skl, srkl, jsd, tvd, bdkd, akl, akl_r, ab, alphanet, fixed_clip, top_p_clip, dkd, skd)
+}

@@ -174,3 +174,37 @@ def test_micro_batch(size, at_most, processes, expected):
 def test_a_global_batch_that_does_not_split_over_processes():
     with pytest.raises(ValueError, match="no multiple of the 3 processes"):
         micro_batch_size(8, 8, 3)
+
+
+@pytest.mark.parametrize("build_model", [tiny_gpt2, tiny_llama])
+def test_the_estimate_of_memory_and_sizes(build_model, tmp_path):
+    """Sizes from the config alone are the model's, and activations are within a factor of what autograd keeps."""
+    from distill.config.schema import LoraConfig
+    from distill.models.load import Weights, add_lora, shape_of
+    from distill.training.estimate import estimate
+
+    model = build_model(hidden=64).train()
+    model.save_pretrained(tmp_path)
+    weights, lora = Weights(str(tmp_path)), LoraConfig(r=4, alpha=8, dropout=0.0, targets=["q_proj", "v_proj"])
+    shape = shape_of(weights)
+    assert shape.parameters == model.num_parameters()
+    long_rows = [Encoded(f"r{i}", [1] * 20, [2] * 12) for i in range(8)]
+    told = estimate(weights, None, long_rows, 2, 4, "fp32", None, live=False)
+    assert told.parts["optimizer"] == 8 * model.num_parameters() and told.seconds > 0
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    batch = Collator(0)(long_rows[:4])
+    distiller_ = Distiller(model)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        distiller_(**batch)["loss"].backward()
+    measured = sum(size for at, size in kept.items() if at not in own)
+    assert 0.5 < told.parts["activations"] / measured < 2
+    if build_model is tiny_llama:
+        adapted = add_lora(model, lora)
+        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        assert shape.lora_parameters(4, lora.targets) == trained

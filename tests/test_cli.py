@@ -54,7 +54,8 @@ def test_cfg_prints_the_merged_config_without_weights_or_network():
     done = run("run", "--cfg", "job", "loss=ab", "model=llama2", "-m")
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load(done.stdout)
-    assert config["loss"] == {"name": "ab", "w_ce": 0.0, "w_kd": 1.0, "temperature": 1.0, "alpha": 0.2, "beta": 0.7}
+    loss = {"name": "ab", "w_ce": 0.0, "w_kd": 1.0, "temperature": 1.0, "alpha": 0.2, "beta": 0.7}
+    assert config["loss"] == {**loss, "lines": "${preset.ab_lines}"} and config["preset"]["ab_lines"] == "exact"
     assert config["model"]["teacher"]["id"] == "meta-llama/Llama-2-13b-hf" and config["data"]["name"] == "dolly"
     probe = (
         "import sys; sys.argv = ['run', '--cfg', 'job', 'loss=ab', 'model=llama2']\n"
@@ -67,7 +68,7 @@ def test_cfg_prints_the_merged_config_without_weights_or_network():
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["loss=akll", "train.student.lrr=3"], ["did you mean akl?", "did you mean train.student.lr"]),
+        (["loss=akll", "train.student.lrr=3"], ["did you mean akl or akl_r?", "did you mean train.student.lr"]),
         (["model=micro", "loss=akl", "loss.mu=7"], ["mu=7 must be in (0, 1]"]),
         (["data=jsonl", "data.root=nowhere"], ["nowhere/train.jsonl: no such data file"]),
         (["model=gpt2"], ["hf download MiniLLM/dolly raw.jsonl --repo-type dataset", "model=smollm2", "debug=smoke"]),

@@ -24,7 +24,7 @@ def problems(*overrides):
 
 
 def test_the_number_of_options_is_known():
-    assert len(OPTIONS) == 30
+    assert len(OPTIONS) == 43
 
 
 @pytest.mark.parametrize(("group", "option"), [*OPTIONS, ("data", "jsonl")])
@@ -73,7 +73,7 @@ def test_family_settings():
     assert (llama.model.lora.r, llama.model.lora.alpha, llama.loss.parameters) == (
         16,
         64,
-        {"alpha": 0.1, "beta": 0.8},
+        {"alpha": 0.1, "beta": 0.8, "lines": "exact"},
     )
 
 
@@ -95,7 +95,8 @@ def test_all_problems_at_once_with_the_nearest_names():
     )
     text = "\n".join(found)
     assert len(found) == 6
-    for part in ("did you mean akl?", "did you mean train.student.lr", "'fp32' or 'bf16'", "did you mean model",
+    for part in ("did you mean akl or akl_r?", "did you mean train.student.lr", "'fp32' or 'bf16'",
+                 "did you mean model",
                  "train.student.lr=-1: input should be greater than 0", "not an override"):  # fmt: skip
         assert part in text, part
 
@@ -115,7 +116,7 @@ def test_all_problems_at_once_with_the_nearest_names():
         ("train.student.epochs=0", "a supplied checkpoint is model.student.path"),
         ("model.teacher.keep_layers=2", "exactly one of id"),
         ("data.train.hub_rows=a-b", "data.train.hub_rows"),
-        ("preset=referense", "preset=referense: no such option (preset: clean)"),
+        ("preset=referense", "preset=referense: no such option; did you mean reference? (preset: clean, reference)"),
         ("model.source=wheel", "source=wheel holds SmolLM2 only"),
         ("train.student.lr=inf", "finite number"),
         ("train.seed=5000000000", "less than 4294967296"),

@@ -22,7 +22,7 @@ from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.tables import long
 from distill.tables.measure import METRICS, Files, Row, measure
-from distill.training.signal import HIDDEN, StoredTeacher
+from distill.training.signal import HEAD, HIDDEN, INDEX, StoredTeacher
 from distill.training.trainer import DistillTrainer
 
 MODELS = ["gpt2", "opt", "llama2", "smollm2"]  # GPT-2, OPT, LLaMA with LoRA, LLaMA pruned
@@ -105,16 +105,32 @@ def test_a_stored_teacher_is_the_live_one(smoke, precision, tmp_path):
 
 
 def test_a_store_that_does_not_fit_its_rows_is_refused(smoke):
+    stages = Stages(Plan(smoke("model=gpt2", "loss=fkl")))
+    teacher = StoredTeacher(stages.signal(stages.teacher()))
+    with pytest.raises(UserError, match="example nobody: 1 response positions"):
+        teacher(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), ["nobody"])
+
+
+@pytest.mark.parametrize("file", [HIDDEN, INDEX, HEAD])
+def test_a_store_that_was_cut_short_is_refused_and_made_again(smoke, capsys, file):
     plan = Plan(smoke("model=gpt2", "loss=fkl"))
     stages = Stages(plan)
     folder = stages.signal(stages.teacher())
-    head = torch.nn.Linear(48, 400, bias=False)
-    teacher = StoredTeacher(folder, head)
-    with pytest.raises(UserError, match="example nobody: 1 response positions"):
-        teacher(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), ["nobody"])
-    np.save(folder / HIDDEN, np.load(folder / HIDDEN)[:-1])
+    whole = {f.name: f.read_bytes() for f in folder.iterdir()}
+    (folder / file).write_bytes(whole[file][: len(whole[file]) * 2 // 3])
     with pytest.raises(UserError, match="remove the folder"):
-        StoredTeacher(folder, head)
+        StoredTeacher(folder)
+    capsys.readouterr()
+    assert Stages(Plan(plan.config)).signal(stages.teacher()) == folder
+    assert "cannot be read" in capsys.readouterr().out
+    assert {f.name: f.read_bytes() for f in folder.iterdir() if f.name != MANIFEST} == {
+        name: content for name, content in whole.items() if name != MANIFEST
+    }
+
+
+def test_another_teacher_is_another_store(smoke):
+    keys = {Plan(smoke("model=gpt2", "loss=fkl", f"train.shared_seed={seed}")).signal.key for seed in (1, 2)}
+    assert len(keys) == 2
 
 
 def test_a_full_disk_is_refused_before_writing(smoke, monkeypatch):
@@ -175,10 +191,11 @@ def test_a_run_stopped_in_an_epochs_validation_loses_nothing(tmp_path):
     assert curve["eval_loss"].notna().sum() == 1
 
 
-@pytest.mark.parametrize("model", ["gpt2", "openllama2"])
-def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model):
-    """Killed inside an epoch, between two checkpoints; LoRA's dropout shows that random states come back too."""
-    words = ["debug=smoke", f"model={model}", "loss=fkl", "train.save_steps=1", f"paths.results={tmp_path}/results"]
+@pytest.mark.parametrize(("model", "loss"), [("gpt2", "skd"), ("openllama2", "fkl")])
+def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model, loss):
+    """Killed inside an epoch, between two checkpoints; LoRA's dropout shows that random states come back too, and skd
+    that a loss's own parameters do."""
+    words = ["debug=smoke", f"model={model}", f"loss={loss}", "train.save_steps=1", f"paths.results={tmp_path}/results"]
 
     def run(store, step):
         command = [sys.executable, "-c", KILL, str(step), *words, f"paths.store={tmp_path}/{store}"]
@@ -264,6 +281,12 @@ def test_keys_follow_what_determines_and_nothing_else(smoke):
         assert Plan(smoke("model=gpt2", "loss=ab", override)).student.key != base.student.key, override
     other = Plan(smoke("model=gpt2", "loss=ab", "train.seed=1"))
     assert (other.teacher.key, other.start.key) == (base.teacher.key, base.start.key)  # training seeds share both
+    by_batch = ["model=gpt2", "loss=alphanet", "loss.per=batch"]
+    whole = smoke(*by_batch)  # smoke's own micro-batch is 4
+    split = Plan(whole.model_copy(update={"train": whole.train.model_copy(update={"micro_batch_size": 2})}))
+    assert split.student.key != Plan(whole).student.key and split.start.key == Plan(whole).start.key
+    switched = Plan(smoke("model=gpt2", "loss=ab", "preset.ab_lines=published"))
+    assert switched.student.key != base.student.key and switched.teacher.key == base.teacher.key
     other = Plan(smoke("model=gpt2", "loss=ab", "train.shared_seed=1"))
     assert base.base("student").key != other.base("student").key and base.start.key != other.start.key
     decoded = Plan(smoke("model=gpt2", "loss=ab", "eval.temperature=0.7"))

@@ -189,6 +189,22 @@ class LossConfig(Section):
         """The divergence's own parameters."""
         return dict(self.model_extra or {})
 
+    @property
+    def by_micro_batch(self) -> bool:
+        """Whether the loss of a token depends on which tokens share its micro-batch."""
+        from distill.losses import build
+
+        return self.name != "sft" and build(self.name, **self.parameters).by_micro_batch
+
+    @property
+    def determining(self) -> dict[str, Any]:
+        """All that a result depends on: a switch between ours and published code counts where it is on."""
+        from distill.losses import switches
+
+        off = {} if self.name == "sft" else switches(self.name)
+        values = self.model_dump(exclude_defaults=True)
+        return {k: v for k, v in values.items() if k not in off or v != off[k]}
+
     @model_validator(mode="after")
     def _known(self) -> LossConfig:
         from distill.losses import build, describe
@@ -217,9 +233,15 @@ class MethodConfig(Section):
 
 
 class PresetConfig(Section):
-    """Whether the published code's quirks are on."""
+    """Which of the published code's quirks are on; the losses' files read theirs from here."""
 
-    name: Literal["clean"]
+    name: Literal["clean", "reference"]
+    akl_crossing: Literal["head", "tail"]
+    ab_lines: Literal["exact", "published"]
+    alphanet_alphas: list[float]
+    alphanet_per: Literal["token", "batch"]
+    fkl_entropy: bool
+    jsd_teacher_weight: float
 
 
 class TrackerConfig(Section):

@@ -3,6 +3,7 @@
 To add one: a file in this folder with a registered `Divergence`, and `conf/loss/<name>.yaml`.
 """
 
-from distill.losses.base import Divergence, build, describe, names
+from distill.losses.base import Divergence, build, describe, names, switches
+from distill.losses.fused import Head, fused, fused_parts
 
-__all__ = ["Divergence", "build", "describe", "names"]
+__all__ = ["Divergence", "Head", "build", "describe", "fused", "fused_parts", "names", "switches"]

@@ -11,19 +11,23 @@ h(z) = (exp(z) - 1 - z) / z^2, whose parts have one sign, so nothing cancels:
 
     p^s x^2 [s h(s x) - beta h(beta x)] / alpha.
 
-The derivative of a class's term by log q is, in the original alpha and beta, q^beta (q^alpha - p^alpha) / alpha.
+The derivative of a class's term by log q is, in the original alpha and beta, q^beta (q^alpha - p^alpha) / alpha, which
+is p^s [exp(s x) - exp(beta x)] / alpha. Where alpha and beta are well above 0 and no x is extreme, the first form
+serves value and derivative as it stands.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from distill.losses.base import Divergence, register
+from distill.losses.base import OUTSIDE, SWITCH, Divergence, register
 
+PLAIN = 0.05  # from here on alpha and beta divide without losing digits
+LARGEST = 80.0  # exponent that does not overflow fp32
 SMALL = 0.25  # below it, fp32 differences near x = 0 lose digits that a training log would show
 
 
@@ -67,25 +71,28 @@ def _terms(log_p: Tensor, log_q: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.where(x.abs() * reach < 1, near, far)
 
 
-class _Sum(torch.autograd.Function):
-    """Sum of the terms over classes, with the derivative by log q written down."""
+def _slope(log_p: Tensor, log_q: Tensor, alpha: float, beta: float) -> Tensor:
+    """q^beta (q^alpha - p^alpha) / alpha = q^s E(-alpha, x) with x = log(q/p), and q^beta x at alpha = 0."""
+    end = alpha * log_p + beta * log_q
+    return _power_difference((alpha + beta) * log_q, end, log_q - log_p, -alpha)
 
-    @staticmethod
-    def forward(ctx: Any, log_q: Tensor, log_p: Tensor, alpha: float, beta: float) -> Tensor:
-        outside = log_p.isneginf() & log_q.isneginf() if log_p.isneginf().any() else None
-        if outside is not None:  # the same log-probability in both: x = 0, so the term is 0
-            log_p, log_q = log_p.masked_fill(outside, 0), log_q.masked_fill(outside, 0)
-        ctx.save_for_backward(log_q, log_p)
-        ctx.alpha, ctx.beta = alpha, beta
-        return _terms(log_p, log_q, alpha, beta).sum(-1)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        log_q, log_p = ctx.saved_tensors
-        # q^beta (q^alpha - p^alpha) / alpha = q^s E(-alpha, x) with x = log(q/p), and q^beta x at alpha = 0.
-        end = ctx.alpha * log_p + ctx.beta * log_q
-        slope = _power_difference((ctx.alpha + ctx.beta) * log_q, end, log_q - log_p, -ctx.alpha)
-        return slope.mul_(grads[0].unsqueeze(-1)), None, None, None
+def alpha_beta(log_q: Tensor, log_p: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """The divergence `[N]` from log-probabilities `[N, V]` of student and teacher, and its slope."""
+    s = alpha + beta
+    x = log_q - log_p
+    if min(alpha, beta) >= PLAIN and s * x.amax() < LARGEST:
+        base = (s * log_p).exp_()
+        with_s, with_beta = (s * x).expm1_(), x.mul_(beta).expm1_()
+        slope = (with_s - with_beta).mul_(base).div_(alpha)
+        value = torch.linalg.vecdot(base, with_s.div_(s).sub_(with_beta, alpha=1 / beta)) / alpha
+        return value, slope
+    if min(alpha, beta, s) < 0 and bool((outside := (log_p == OUTSIDE) & (log_q == OUTSIDE)).any()):
+        log_p, log_q = log_p.masked_fill(outside, 0), log_q.masked_fill(outside, 0)  # x = 0, and no power overflows
+    value = _terms(log_p, log_q, alpha, beta).sum(-1)
+    if (lost := value.isnan()).any():  # infinite less infinite: a power of a vanishing probability below 0
+        value = value.masked_fill(lost & ~(log_p + log_q).isnan().any(-1), torch.inf)
+    return value, _slope(log_p, log_q, alpha, beta)
 
 
 @register("ab")
@@ -101,13 +108,78 @@ class AlphaBeta(Divergence):
     Attributes:
         alpha: weight of the teacher's power; larger trusts the teacher's large classes more.
         beta: weight of the student's power.
+        lines: exact, or published: 1/x in place of 1/x^2 where alpha, beta or their sum is 0.
     """
 
     source = "Wang et al. 2025 (ABKD), the alpha-beta divergence and its extensions"
+    formula = (
+        "-1/(alpha beta) sum [p^alpha q^beta - alpha/(alpha+beta) p^(alpha+beta) - beta/(alpha+beta) q^(alpha+beta)]"
+    )
+    limits = (
+        "fkl at (1, 0), rkl at (0, 1), half the sum of squared log ratios at (0, 0); continuous across alpha "
+        "= 0, beta = 0 and alpha + beta = 0"
+    )
+    elsewhere = "special cases on the three lines that are smaller by a factor alpha or beta"
     alpha: float = 0.2
     beta: float = 0.7
+    lines: str = field(default="exact", metadata=SWITCH)
 
-    def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
+    def __post_init__(self) -> None:
+        if self.lines not in ("exact", "published"):
+            raise ValueError(f"lines={self.lines} must be exact or published")
+
+    def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        total: Tensor = _Sum.apply(student, teacher, float(self.alpha), float(self.beta))
-        return total
+        alpha, beta = float(self.alpha), float(self.beta)
+        value, slope = alpha_beta(student, teacher, alpha, beta)
+        if self.lines == "published" and (alpha == 0) != (beta == 0):
+            return value * abs(alpha + beta), slope.mul_(abs(alpha + beta))
+        if self.lines == "published" and alpha + beta == 0 and alpha:
+            return value * abs(alpha), slope.mul_(abs(alpha))
+        return value, slope
+
+
+@register("alphanet")
+@dataclass(frozen=True)
+class AlphaNet(Divergence):
+    """The larger of two alpha-divergences ab(a, 1 - a), per token or per batch.
+
+    The published script's 0.5 and 0.5 is one divergence twice; the default two are this project's own choice. Per
+    batch, as published, the one with the larger sum over the tokens of a micro-batch counts for all of them.
+
+    Attributes:
+        alphas: a of the two, powers of the teacher.
+        per: token or batch.
+    """
+
+    source = "Wang et al. 2021 (AlphaNet); AlphaNet rows of ABKD"
+    formula = "max of ab(a, 1 - a) over two a"
+    limits = "ab(a, 1 - a) where both a are one"
+    elsewhere = "0.5 twice, per batch; AlphaNet's own paper has -1 and 1, clipped, per sample"
+    alphas: tuple[float, ...] = (0.2, 0.8)
+    per: str = "token"
+
+    def __post_init__(self) -> None:
+        if len(self.alphas) != 2:
+            raise ValueError(f"alphas={list(self.alphas)} must be two numbers")
+        if self.per not in ("token", "batch"):
+            raise ValueError(f"per={self.per} must be token or batch")
+
+    @property
+    def by_micro_batch(self) -> bool:
+        """See the base class."""
+        return self.per == "batch" and self.alphas[0] != self.alphas[1]
+
+    def for_batch(self, total: Callable[[Divergence], Tensor]) -> Divergence:
+        """Per batch: the alpha-divergence with the larger sum."""
+        if self.per == "token":
+            return self
+        if self.alphas[0] == self.alphas[1]:
+            return AlphaBeta(self.alphas[0], 1 - self.alphas[0])
+        return max((AlphaBeta(a, 1 - a) for a in self.alphas), key=lambda one: float(total(one)))
+
+    def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        (one, one_slope), (two, two_slope) = (alpha_beta(student, teacher, a, 1 - a) for a in self.alphas)
+        first = one >= two
+        return torch.where(first, one, two), torch.where(first.unsqueeze(-1), one_slope, two_slope)

@@ -1,22 +1,33 @@
-"""Forward and reverse Kullback-Leibler divergence."""
+"""Forward and reverse Kullback-Leibler divergence, and weighted sums of the two."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from distill.losses.base import Divergence, expectation, log_ratio, register
+from distill.losses.base import SWITCH, Divergence, register, weighed
 
 
-def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(p || q) per token from log-probabilities `[..., V]`, with the teacher's entropy, so 0 at p = q."""
-    return expectation(teacher, log_ratio(teacher, student))
+def forward_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p || q) `[N]` from log-probabilities `[N, V]`, with the teacher's entropy, so 0 at p = q; and its slope."""
+    p = teacher.exp()
+    _, value = weighed(p, teacher - student)
+    return value, p.neg_()
 
 
-def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(q || p) per token from log-probabilities `[..., V]`."""
-    return expectation(student, log_ratio(student, teacher))
+def reverse_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(q || p) `[N]` from log-probabilities `[N, V]`, and its slope."""
+    q = student.exp()
+    product, value = weighed(q, student - teacher)
+    return value, product.add_(q)
+
+
+def weighted_kl(student: Tensor, teacher: Tensor, forward: Tensor, reverse: Tensor) -> tuple[Tensor, Tensor]:
+    """`forward * KL(p || q) + reverse * KL(q || p)` with weights `[N]` that carry no gradient, and its slope."""
+    (f, f_slope), (r, r_slope) = forward_kl(student, teacher), reverse_kl(student, teacher)
+    slope = f_slope.mul_(forward.unsqueeze(-1)).addcmul_(r_slope, reverse.unsqueeze(-1))
+    return forward * f + reverse * r, slope
 
 
 @register("fkl")
@@ -26,13 +37,22 @@ class ForwardKL(Divergence):
 
     Infinite where the student gives no mass to a class of the teacher. Public code of this name often leaves the
     teacher's entropy out and logs a cross-entropy; this is the divergence.
+
+    Attributes:
+        entropy: whether the teacher's entropy is part of the value; the gradient is the same.
     """
 
     source = "Hinton et al. 2015; AKL eq. 2"
+    formula = "sum p (log p - log q)"
+    limits = "ab(1, 0); skl as mix -> 0; top_p_clip at mass 1"
+    elsewhere = "often without the teacher's entropy, which is a cross-entropy: same gradient, other value"
 
-    def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
+    entropy: bool = field(default=True, metadata=SWITCH)
+
+    def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        return forward_kl(student, teacher)
+        value, slope = forward_kl(student, teacher)
+        return (value if self.entropy else value - weighed(teacher.exp(), teacher)[1]), slope
 
 
 @register("rkl")
@@ -44,7 +64,39 @@ class ReverseKL(Divergence):
     """
 
     source = "Gu et al. 2024 (MiniLLM); AKL eq. 3"
+    formula = "sum q (log q - log p)"
+    limits = "ab(0, 1); srkl as mix -> 0"
 
-    def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
+    def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
         return reverse_kl(student, teacher)
+
+
+@register("weighted")
+@dataclass(frozen=True)
+class Weighted(Divergence):
+    """Weighted sum `forward` KL(p || q) + `reverse` KL(q || p): WSD, FKL+RKL.
+
+    Attributes:
+        forward: weight of the forward KL, 0 or more.
+        reverse: weight of the reverse KL, 0 or more.
+    """
+
+    source = "AKL eq. 11 with fixed weights and table 4; WSD row of ABKD"
+    formula = "forward KL(p || q) + reverse KL(q || p)"
+    limits = "fkl at reverse = 0, rkl at forward = 0"
+    forward: float = 0.5
+    reverse: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.forward < 0 or self.reverse < 0 or self.forward + self.reverse == 0:
+            raise ValueError(f"forward={self.forward} and reverse={self.reverse} must be 0 or more, and one positive")
+
+    def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        if self.reverse == 0 or self.forward == 0:  # the other may be infinite
+            weight, kl = (self.forward, forward_kl) if self.reverse == 0 else (self.reverse, reverse_kl)
+            value, slope = kl(student, teacher)
+            return weight * value, slope.mul_(weight)
+        ones = student.new_ones(student.shape[0])
+        return weighted_kl(student, teacher, self.forward * ones, self.reverse * ones)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill import hub
 from distill.config.schema import LoraConfig
 from distill.errors import UserError
+from distill.losses import Head
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,69 @@ def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool
     return adapted.merge_and_unload() if merge else adapted
 
 
+@torch.inference_mode()
+def check_head(model: Any) -> None:
+    """Refuse a model whose logits are more than its last hidden states through `output_head`.
+
+    Raises:
+        UserError: a probe's logits differ from the model's own.
+    """
+    ids = torch.tensor([[1, 2]], device=model.device)
+    mask = torch.ones_like(ids)
+    own = model.eval()(input_ids=ids, attention_mask=mask).logits.float()
+    ours = output_head(model)(last_hidden(model, ids, mask)[0])
+    if (ours - own[0]).abs().max() > 0.05 * own.abs().max() + 1e-3:
+        raise UserError(
+            f"{type(without_adapter(model)).__name__} does more to its logits than a linear head with scale and"
+            " softcap; this family is not supported"
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes, read from its config alone.
+
+    Attributes:
+        parameters: all of them, tied heads once.
+        body: those of the layers, which every token runs through.
+        linear: (inputs, outputs) of every linear layer by the last part of its name.
+    """
+
+    parameters: int
+    body: int
+    layers: int
+    hidden: int
+    inner: int
+    classes: int
+    linear: tuple[tuple[str, int, int], ...]
+
+    def lora_parameters(self, rank: int, targets: Sequence[str]) -> int:
+        """Parameters of low-rank adapters on the layers of the target names."""
+        return sum(rank * (i + o) for name, i, o in self.linear if name in targets)
+
+
+def shape_of(weights: Weights) -> Shape:
+    """The sizes of a model that is not loaded; an adapter over it is not counted."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    config = _from(AutoConfig, weights)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    classes, width = model.get_output_embeddings().weight.shape
+    linear = [
+        (name.rsplit(".", 1)[-1], *(m.weight.shape if isinstance(m, Conv1D) else m.weight.shape[::-1]))
+        for name, m in model.named_modules()
+        if isinstance(m, (nn.Linear, Conv1D)) and m is not model.get_output_embeddings()
+    ]
+    body = sum(i * o for _, i, o in linear)
+    inner = max((max(i, o) for _, i, o in linear), default=width)
+    return Shape(
+        model.num_parameters(), body, config.num_hidden_layers, config.hidden_size, inner, classes, tuple(linear)
+    )
+
+
 def add_lora(model: Any, lora: LoraConfig) -> Any:
     """`model` with new low-rank adapters, all else frozen.
 
@@ -107,6 +172,23 @@ def last_hidden(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor
     """The last hidden states `[B, T, d]` that the output head reads."""
     body = without_adapter(model).base_model
     return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+def output_head(model: Any) -> Head:
+    """The layer from last hidden states to logits, with what the model's config does to them.
+
+    Raises:
+        UserError: it is no plain linear layer (an adapter was put on it).
+    """
+    own = without_adapter(model)
+    layer, config = own.get_output_embeddings(), own.config
+    if type(layer) is not nn.Linear:
+        raise UserError(
+            f"the output head of {type(own).__name__} is a {type(layer).__name__}, not a linear layer; leave it out of"
+            " model.lora.targets"
+        )
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
+    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def quiet_transformers() -> None:

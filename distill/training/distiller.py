@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distill.data.encode import IGNORE
-from distill.losses import Divergence
-from distill.models.load import last_hidden, without_adapter
+from distill.losses import Divergence, fused_parts
+from distill.models.load import last_hidden, output_head
+from distill.training.signal import LiveTeacher, StoredTeacher
 
 
 class Distiller(nn.Module):
     """Student with objective `w_ce * CE + w_kd * divergence`, over response positions only.
 
-    The heads read the hidden states of response positions alone, so prompts and padding cost no logits. The teacher,
-    live or stored (`distill.training.signal`), is a submodule, so that it is moved and sharded with the student.
+    The heads read the hidden states of response positions alone and in chunks (`distill.losses.fused`), so prompts and
+    padding cost no logits, and long batches no memory for them. The teacher, live or stored
+    (`distill.training.signal`), is a submodule, so that it is moved with the student.
     """
 
     accepts_loss_kwargs = True  # asks Trainer for the valid tokens of the whole global batch
@@ -25,7 +26,7 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: Any,
-        teacher: nn.Module | None = None,
+        teacher: LiveTeacher | StoredTeacher | None = None,
         divergence: Divergence | None = None,
         w_ce: float = 1.0,
         w_kd: float = 0.0,
@@ -58,25 +59,25 @@ class Distiller(nn.Module):
             `loss`; `ce_sum` (outside training, or if it is part of the objective) and `kd_sum` in nats; `tokens`.
         """
         valid = labels != IGNORE
-        targets = labels[valid]
-        hidden = last_hidden(self.student, input_ids, attention_mask)[valid]
-        logits = without_adapter(self.student).get_output_embeddings()(hidden)
-        parts: dict[str, Tensor] = {"tokens": valid.sum()}
-        total = logits.new_zeros((), dtype=torch.float32)
-        if self.w_ce or not self.training:
-            ce = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-            parts["ce_sum"] = ce.detach()
-            total = total + self.w_ce * ce
-        if self.divergence is not None and self.teacher is not None:
-            teacher_logits = self.teacher(input_ids, attention_mask, valid, example_ids)
-            # Widths that differ only by padding rows are cut to the common vocabulary.
-            width = min(logits.shape[-1], teacher_logits.shape[-1])
-            kd = self.divergence(
-                logits[:, :width] / self.temperature, teacher_logits[:, :width] / self.temperature, targets
-            ).sum()
-            parts["kd_sum"] = kd.detach()
-            total = total + self.w_kd * kd
+        hidden, theirs, head = last_hidden(self.student, input_ids, attention_mask)[valid], None, None
+        if self.teacher is not None:
+            theirs, head = self.teacher(input_ids, attention_mask, valid, example_ids), self.teacher.head
+        # Cross-entropy that is no part of the objective is measured in validation, and costs nothing in training.
+        read = self.w_ce or not self.training or (self.divergence is not None and self.divergence.reads_targets)
+        total, parts = fused_parts(
+            self.divergence,
+            hidden,
+            output_head(self.student),
+            theirs,
+            head,
+            targets=labels[valid] if read else None,
+            w_ce=self.w_ce,
+            w_kd=self.w_kd,
+            temperature=self.temperature,
+        )
+        tokens = valid.sum()
         return {
-            "loss": total / (parts["tokens"] if num_items_in_batch is None else num_items_in_batch),
+            "loss": total / (tokens if num_items_in_batch is None else num_items_in_batch),
+            "tokens": tokens,
             **parts,
         }

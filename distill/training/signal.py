@@ -1,8 +1,8 @@
 """The teacher's side of a divergence: a live teacher, or its last hidden states stored once and read by example id.
 
-Both give the teacher's logits at response positions; a divergence does not know which one it got. With data that does
-not change the teacher's body runs once, however many epochs and losses follow; hidden states are exact in the teacher's
-dtype, and logits follow through its head.
+Both give the teacher's hidden states at response positions and its head; a divergence does not know which one it got.
+With data that does not change the teacher's body runs once, however many epochs and losses follow; hidden states are
+exact in the teacher's dtype, and logits follow through its head, which is kept beside them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill.console import bar
+from distill.console import bar, say
 from distill.data.encode import IGNORE, Collator, Encoded
 from distill.errors import UserError
-from distill.models.load import Weights, last_hidden, load_model, without_adapter
+from distill.losses import Head
+from distill.models.load import Weights, check_head, last_hidden, load_model, output_head, shape_of
 
-HIDDEN, INDEX = "hidden.npy", "index.json"
+HIDDEN, INDEX, HEAD = "hidden.npy", "index.json", "head.safetensors"
 
 
 class LiveTeacher(nn.Module):
@@ -34,9 +37,9 @@ class LiveTeacher(nn.Module):
         self.train(False)
 
     @property
-    def classes(self) -> int:
-        """Width of the logits."""
-        return int(without_adapter(self.model).get_output_embeddings().weight.shape[0])
+    def head(self) -> Head:
+        """From hidden states to logits."""
+        return output_head(self.model)
 
     def train(self, mode: bool = True) -> LiveTeacher:
         """Stays in eval mode: a teacher's dropout never comes on."""
@@ -44,33 +47,47 @@ class LiveTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]) -> Tensor:
-        """Logits `[N, V]` at the `valid` positions of `[B, T]`, row by row."""
-        hidden = last_hidden(self.model, input_ids, attention_mask)[valid]
-        logits: Tensor = without_adapter(self.model).get_output_embeddings()(hidden)
-        return logits
+        """Last hidden states `[N, d]` at the `valid` positions of `[B, T]`, row by row."""
+        return last_hidden(self.model, input_ids, attention_mask)[valid]
 
 
 class StoredTeacher(nn.Module):
-    """The teacher's head over hidden states read from a memory-mapped file."""
+    """The teacher's head over hidden states read from a memory-mapped file.
 
-    def __init__(self, folder: Path, head: nn.Linear):
+    Raises:
+        UserError: the store was cut short or its parts do not belong together.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, folder: Path):
         super().__init__()
-        self.head = head.requires_grad_(False)
-        self.hidden = np.load(folder / HIDDEN, mmap_mode="r")
-        stored = json.loads((folder / INDEX).read_text())
+        try:
+            self.hidden = np.load(folder / HIDDEN, mmap_mode="r")
+            stored = json.loads((folder / INDEX).read_text())
+            head = load_file(folder / HEAD)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"the stored teacher in {folder} cannot be read ({error}); remove the folder") from None
+        if self.hidden.shape != (stored["tokens"], head["weight"].shape[1]):
+            found = f"{self.hidden.shape[0]} positions of {self.hidden.shape[1]} numbers"
+            raise UserError(
+                f"the stored teacher in {folder} holds {found} for {stored['tokens']} of {head['weight'].shape[1]};"
+                " remove the folder"
+            )
+        self.register_buffer("weight", head["weight"], persistent=False)
+        self.register_buffer("bias", head.get("bias"), persistent=False)
+        self.scale, self.softcap = stored["scale"], stored["softcap"]
         self.dtype: torch.dtype = getattr(torch, stored["dtype"])
         self.index: dict[str, list[int]] = stored["rows"]
-        if stored["tokens"] != len(self.hidden):
-            raise UserError(f"{folder}: holds {len(self.hidden)} of {stored['tokens']} positions; remove the folder")
 
     @property
-    def classes(self) -> int:
-        """Width of the logits."""
-        return self.head.out_features
+    def head(self) -> Head:
+        """From hidden states to logits."""
+        return Head(self.weight, self.bias, self.scale, self.softcap)
 
-    @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]) -> Tensor:
-        """Logits `[N, V]` at the `valid` positions of `[B, T]`, row by row.
+        """Last hidden states `[N, d]` at the `valid` positions of `[B, T]`, row by row.
 
         Raises:
             UserError: an example is not in the store, or with another number of response positions.
@@ -83,9 +100,7 @@ class StoredTeacher(nn.Module):
             if stored != count:
                 raise UserError(f"example {example}: {count} response positions, the stored teacher has {stored}")
             pieces.append(np.asarray(self.hidden[start : start + count]))
-        hidden = torch.from_numpy(np.concatenate(pieces)).view(self.dtype).to(valid.device)
-        logits: Tensor = self.head(hidden)
-        return logits
+        return torch.from_numpy(np.concatenate(pieces)).view(self.dtype).to(valid.device)
 
 
 def store_bytes(rows: Sequence[Encoded], width: int, itemsize: int) -> int:
@@ -93,30 +108,39 @@ def store_bytes(rows: Sequence[Encoded], width: int, itemsize: int) -> int:
     return sum(len(row.response) for row in rows) * width * itemsize
 
 
+def damage(folder: Path) -> str | None:
+    """What is wrong with a store, or None."""
+    try:
+        StoredTeacher(folder)
+    except UserError as error:
+        return error.problems[0].removesuffix("; remove the folder")
+    return None
+
+
 def write_store(
     weights: Weights, rows: Sequence[Encoded], pad_id: int, dtype: torch.dtype, folder: Path
 ) -> dict[str, Any]:
-    """Run the teacher's body once over `rows` and keep its last hidden states at response positions.
+    """Run the teacher's body once over `rows` and keep its last hidden states at response positions, and its head.
 
     Raises:
-        UserError: the disk has no room for them.
+        UserError: the disk has no room for them; nothing was loaded yet.
     """
-    model = load_model(weights, dtype)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
     rows = list({row.id: row for row in sorted(rows, key=lambda r: len(r.prompt) + len(r.response))}.values())
-    width, raw = (
-        model.get_output_embeddings().weight.shape[1],
-        np.uint16 if dtype == torch.bfloat16 else np.float32,
-    )
-    size, free = store_bytes(rows, width, np.dtype(raw).itemsize), shutil.disk_usage(folder).free
+    shape, raw = shape_of(weights), np.uint16 if dtype == torch.bfloat16 else np.float32
+    size = store_bytes(rows, shape.hidden, np.dtype(raw).itemsize) + shape.classes * shape.hidden * dtype.itemsize
+    free = shutil.disk_usage(folder).free
     if size > 0.9 * free:
         raise UserError(
             f"the stored teacher needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; set"
             " train.teacher_signal=live, or paths.store to another disk"
         )
     total = sum(len(row.response) for row in rows)
-    hidden = np.lib.format.open_memmap(folder / HIDDEN, "w+", dtype=raw, shape=(total, width))
+    say(f"  hidden states of {total} positions: {size / 1e9:.2f} GB on disk")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(weights, dtype).to(device).eval()
+    check_head(model)
+    head = output_head(model)
+    hidden = np.lib.format.open_memmap(folder / HIDDEN, "w+", dtype=raw, shape=(total, head.weight.shape[1]))
     index: dict[str, list[int]] = {}
     collate, at, batch = Collator(pad_id), 0, 16
     with torch.inference_mode(), bar(len(rows), "  teacher signal", "row") as shown:
@@ -132,11 +156,9 @@ def write_store(
                 at += len(kept)
             shown.update(len(part))
     hidden.flush()
-    stored = {"tokens": total, "dtype": str(dtype).removeprefix("torch."), "rows": index}
+    parts = {"weight": head.weight, **({} if head.bias is None else {"bias": head.bias})}
+    save_file({name: part.detach().cpu().contiguous() for name, part in parts.items()}, folder / HEAD)
+    stored = {"tokens": total, "dtype": str(dtype).removeprefix("torch."), "scale": head.scale,
+              "softcap": head.softcap, "rows": index}  # fmt: skip
     (folder / INDEX).write_text(json.dumps(stored))
     return {"tokens": total, "bytes": size}
-
-
-def stored_teacher(weights: Weights, folder: Path, dtype: torch.dtype) -> StoredTeacher:
-    """The teacher's head with the store of its hidden states."""
-    return StoredTeacher(folder, load_model(weights, dtype).get_output_embeddings())

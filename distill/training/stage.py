@@ -22,12 +22,14 @@ from distill.errors import UserError
 from distill.evaluation.generate import generate
 from distill.evaluation.rouge import rouge_l
 from distill.losses import build
-from distill.models.load import Weights, add_lora, check_positions, load_model, load_tokenizer
+from distill.losses.trainable import TrainableDivergence
+from distill.models.load import Weights, add_lora, check_head, check_positions, load_model, load_tokenizer, output_head
 from distill.models.tokenizers import check_same_tokenizer, pad_id
 from distill.training.batches import micro_batch_size
 from distill.training.distiller import Distiller
-from distill.training.signal import LiveTeacher, StoredTeacher, stored_teacher
-from distill.training.trainer import DistillTrainer, Progress, SaveEvery
+from distill.training.estimate import estimate
+from distill.training.signal import LiveTeacher, StoredTeacher
+from distill.training.trainer import DIVERGENCE, DistillTrainer, Progress, SaveEvery
 
 CURVE = [
     "step",
@@ -92,9 +94,21 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     for name, rows in (("training", train_rows), ("validation", valid_rows)):
         if rows.said():
             say(f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
+    args = _arguments(job, folder)
+    needed = estimate(
+        job.student,
+        job.lora,
+        train_rows.rows,
+        job.schedule.epochs,
+        args.per_device_train_batch_size,
+        settings.precision,
+        job.teacher,
+        live=job.signal is None,
+    )
+    say(f"  {job.label}: {needed.said()}")
     trainer = DistillTrainer(
         model=_distiller(job, tokenizer),
-        args=_arguments(job, folder),
+        args=args,
         train_rows=train_rows.rows,
         valid_rows=valid_rows.rows,
         tokenizer=tokenizer,
@@ -145,21 +159,24 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
         check_same_tokenizer(load_tokenizer(job.teacher), tokenizer)
         dtype = teacher_dtype(job.config)
         if job.signal is not None:
-            teacher = stored_teacher(job.teacher, job.signal, dtype)
+            teacher = StoredTeacher(job.signal)
         else:
             teacher = LiveTeacher(load_model(job.teacher, dtype))
+            check_head(teacher.model)
         divergence = build(job.loss.name, **job.loss.parameters)
     student = load_model(job.student, torch.float32, merge=job.lora is None)
     if job.lora is not None and job.student.adapter is None:
         student = add_lora(student, job.lora)
+    check_head(student)
     check_positions(student, settings.max_length, "train.max_length")
     generated = settings.max_prompt_length + job.config.eval.max_new_tokens
     check_positions(student, generated, "train.max_prompt_length and eval.max_new_tokens")
     if teacher is not None:
-        ours = student.get_output_embeddings().weight.shape[0]
-        common = min(teacher.classes, ours)
-        if teacher.classes != ours:
-            say(f"  vocabulary widths {teacher.classes} (teacher) and {ours} (student): cut to {common}")
+        theirs, ours = (h.weight.shape[0] for h in (teacher.head, output_head(student)))
+        if theirs != ours:
+            say(f"  vocabulary widths {theirs} (teacher) and {ours} (student): cut to {min(theirs, ours)}")
+        if isinstance(divergence, TrainableDivergence):
+            divergence.prepare(min(theirs, ours), torch.device("cpu"))
     return Distiller(student, teacher, divergence, job.loss.w_ce, job.loss.w_kd, job.loss.temperature)
 
 
@@ -265,7 +282,7 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
 
 def _keep(best: Path, target: Path) -> None:
     """The model's own files of a checkpoint, without the optimizer's."""
-    drop = {"optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin"}
+    drop = {DIVERGENCE, "optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin"}
     shutil.rmtree(target, ignore_errors=True)
     ignore = shutil.ignore_patterns("rng_state*", *drop)
     shutil.copytree(best, target, ignore=ignore)

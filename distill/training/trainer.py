@@ -16,10 +16,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from distill.console import bar
 from distill.data.encode import Collator, Encoded
 from distill.errors import UserError
+from distill.losses.trainable import TrainableDivergence
 from distill.models.load import without_adapter
 from distill.training.batches import BucketSampler
 from distill.training.distiller import Distiller
 
+DIVERGENCE = "divergence.pt"  # parameters of a divergence that has its own, beside the student's in a checkpoint
 # A row without a target. With several processes it fills the last, smaller batch, where accelerate would repeat rows.
 FILLER = Encoded("filler", [0, 0], [])
 
@@ -123,6 +125,8 @@ class DistillTrainer(Trainer):
             state_dict = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
         self.model.student.save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+        if isinstance(self.model.divergence, TrainableDivergence):
+            torch.save(self.model.divergence.state_dict(), Path(folder) / DIVERGENCE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the student's weights of a checkpoint."""
@@ -130,6 +134,8 @@ class DistillTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         student, folder = self.model.student, Path(resume_from_checkpoint)
+        if isinstance(self.model.divergence, TrainableDivergence):
+            self.model.divergence.load_state_dict(torch.load(folder / DIVERGENCE, weights_only=True))
         if hasattr(student, "peft_config"):
             from peft import load_peft_weights, set_peft_model_state_dict
 

@@ -1,0 +1,156 @@
+"""The whole fixed-data training loop against TRL's GKDTrainer (lmbda=0): seconds a sample and peak memory.
+
+The same pair, rows, batches and precision. Each run is a process of its own, and the two take turns. Ours pays for its
+teacher signal apart: the store is written once, whatever the epochs, and its time is told.
+`python -m bench.gkd ours|live|trl|store` prints one run's figures.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from bench.measure import in_own_process, peak_mb, report
+from distill.config import load
+from distill.data.encode import IGNORE, Collator, Encoded
+from distill.losses import build
+from distill.models.load import load_model, load_tokenizer
+from distill.models.tokenizers import pad_id
+from distill.pipeline import Plan
+from distill.stages import Stages
+from distill.training.distiller import Distiller
+from distill.training.signal import LiveTeacher, StoredTeacher, write_store
+from distill.training.stage import training_encoder
+from distill.training.trainer import DistillTrainer
+
+BATCH, STEPS, ROUNDS = 4, 5, 2  # an epoch is STEPS batches; the first epoch warms up, the second is timed
+WORDS = ["model=smollm2", "data.train.limit=60", "train.precision=fp32"]
+SHARED: dict[str, Any] = {
+    "per_device_train_batch_size": BATCH, "max_steps": 2 * STEPS, "learning_rate": 1e-4, "report_to": [],
+    "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": False, "seed": 1,
+    "use_cpu": not torch.cuda.is_available(),
+}  # fmt: skip
+
+
+class Pair:
+    """Weights, tokenizer and rows that both sides get."""
+
+    def __init__(self) -> None:
+        config = load(WORDS)
+        stages = Stages(Plan(config))
+        self.teacher, self.student = stages.base("teacher"), stages.base("student")
+        self.tokenizer = load_tokenizer(self.student)
+        encoder = training_encoder(config, self.tokenizer)
+        self.rows = encoder.pairs(stages.plan.data[0].examples, config.train.max_length).rows[: BATCH * STEPS]
+
+
+class Timed:
+    """Times the second epoch's steps: every row once, in whatever order."""
+
+    def __init__(self, trainer: Any):
+        self.steps: list[float] = []
+        step = trainer.training_step
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            loss = step(*args, **kwargs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.steps.append(time.perf_counter() - started)
+            return loss
+
+        trainer.training_step = timed
+        trainer.train()
+
+    @property
+    def seconds_a_sample(self) -> float:
+        return sum(self.steps[STEPS:]) / STEPS / BATCH
+
+
+def ours(pair: Pair) -> float:
+    """The teacher's hidden states stored beforehand."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_store(pair.teacher, pair.rows, pad_id(pair.tokenizer), torch.float32, Path(folder))
+        return _trained(pair, StoredTeacher(Path(folder)), folder)
+
+
+def live(pair: Pair) -> float:
+    """The teacher run on every batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _trained(pair, LiveTeacher(load_model(pair.teacher)), folder)
+
+
+def _trained(pair: Pair, teacher: LiveTeacher | StoredTeacher, folder: str) -> float:
+    distiller = Distiller(load_model(pair.student), teacher, build("jsd"), w_ce=0.0, w_kd=1.0)
+    args = TrainingArguments(output_dir=f"{folder}/out", label_names=["labels"], **SHARED)
+    trainer = DistillTrainer(
+        distiller, args, pair.rows, pair.rows[:1], pair.tokenizer, pad_id(pair.tokenizer), BATCH, lambda model: 0.0
+    )
+    return Timed(trainer).seconds_a_sample
+
+
+def trl(pair: Pair) -> float:
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    collate = Collator(pad_id(pair.tokenizer))
+
+    def collator(items: list[dict[str, int]]) -> dict[str, Any]:
+        rows: list[Encoded] = [pair.rows[item["index"]] for item in items]
+        batch = collate(rows)
+        # GKDTrainer shifts labels itself, and wants the prompts beside them
+        labels = torch.nn.functional.pad(batch["labels"], (1, 0), value=IGNORE)[:, :-1]
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels,
+                "prompts": batch["input_ids"], "prompt_attention_mask": batch["attention_mask"]}  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        args = GKDConfig(output_dir=folder, lmbda=0.0, beta=0.5, gradient_checkpointing=False, bf16=False, **SHARED)
+        trainer = GKDTrainer(
+            load_model(pair.student), load_model(pair.teacher), args, collator,
+            Dataset.from_dict({"index": list(range(len(pair.rows)))}), processing_class=pair.tokenizer,
+        )  # fmt: skip
+        return Timed(trainer).seconds_a_sample
+
+
+def store(pair: Pair) -> float:
+    """Seconds a sample that the stored signal costs, once."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        write_store(pair.teacher, pair.rows, pad_id(pair.tokenizer), torch.float32, Path(folder))
+        return (time.perf_counter() - started) / len(pair.rows)
+
+
+RUNS = {"ours": ours, "live": live, "trl": trl, "store": store}
+
+
+def main() -> None:
+    Pair()  # makes the base weights, so that no run is timed or weighed with them
+    figures: dict[str, list[list[float]]] = {name: [] for name in RUNS}
+    for _ in range(ROUNDS):
+        for name in RUNS:
+            figures[name].append(in_own_process("bench.gkd", name))
+    seconds = {name: min(f[0] for f in found) for name, found in figures.items()}
+    peaks = {name: min(f[1] for f in found) for name, found in figures.items()}
+    pays = seconds["store"] / (seconds["live"] - seconds["ours"])  # epochs until the store has paid for itself
+    report("gkd", f"Fixed-data training, smollm2, JSD, Dolly, batch {BATCH}, fp32", [
+        {
+            "run": name, "seconds a sample": seconds[name], "peak MB": peaks[name],
+            "TRL's time over it": seconds["trl"] / seconds[name], "its peak over TRL's": peaks[name] / peaks["trl"],
+            "asked": {"ours": "3x, 0.4x", "store": f"once; pays after {pays:.1f} epochs (asked: 2)"}.get(name, ""),
+        }
+        for name in RUNS
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        figure = RUNS[sys.argv[1]](Pair())
+        print(figure, peak_mb())
+    else:
+        main()

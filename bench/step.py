@@ -1,0 +1,82 @@
+"""A training step of the smollm2 pair with a stored teacher: every loss against SFT, and SFT against stock Trainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from bench.measure import interleaved, report
+from distill.config import load
+from distill.data.encode import Collator
+from distill.losses import build, names
+from distill.models.load import load_model, load_tokenizer
+from distill.models.tokenizers import pad_id
+from distill.pipeline import Plan
+from distill.stages import Stages
+from distill.training.distiller import Distiller
+from distill.training.signal import StoredTeacher, write_store
+from distill.training.stage import training_encoder
+
+BATCH = 8
+LIGHT = ("fkl", "rkl", "jsd", "ab")
+WORDS = ["model=smollm2", "data.train.limit=40", "train.precision=fp32"]
+
+
+def main() -> None:
+    config = load(WORDS)
+    stages = Stages(Plan(config))
+    teacher, student = stages.base("teacher"), stages.base("student")
+    tokenizer = load_tokenizer(student)
+    encoded = training_encoder(config, tokenizer).pairs(stages.plan.data[0].examples, config.train.max_length).rows
+    rows = sorted(encoded, key=lambda r: len(r.prompt) + len(r.response))[12 : 12 + BATCH]  # of middling length
+    batch = Collator(pad_id(tokenizer))(rows)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    model = load_model(student).to(device).train()
+    with tempfile.TemporaryDirectory() as scratch:
+        write_store(teacher, rows, pad_id(tokenizer), torch.float32, Path(scratch))
+        signal = StoredTeacher(Path(scratch)).to(device)
+        runs: dict[str, Callable[[], object]] = {"stock Trainer": _stock(model, batch, scratch)}
+        runs["sft"] = _ours(Distiller(model).train(), batch)
+        for name in names():
+            runs[name] = _ours(Distiller(model, signal, build(name), w_ce=0.0, w_kd=1.0).train(), batch)
+        seconds = interleaved(runs, 3)
+    report("step", f"A training step (forward and backward), smollm2, {BATCH} rows of Dolly, stored teacher, fp32", [
+        {
+            "loss": name, "seconds": taken, "over SFT": taken / seconds["sft"],
+            "asked": "" if name in ("sft", "stock Trainer") else "1.15" if name in LIGHT else "1.3",
+        }
+        for name, taken in seconds.items()
+    ])  # fmt: skip
+
+
+def _ours(distiller: Distiller, batch: dict[str, Any]) -> Callable[[], object]:
+    def run() -> None:
+        distiller.student.zero_grad()
+        distiller(**batch)["loss"].backward()
+
+    return run
+
+
+def _stock(model: Any, batch: dict[str, Any], folder: str) -> Callable[[], object]:
+    """Stock Trainer's own step of fine-tuning: logits everywhere, the model's own loss."""
+    args = TrainingArguments(output_dir=folder, report_to=[], use_cpu=not torch.cuda.is_available())
+    trainer = Trainer(model=model, args=args)
+    trainer.create_optimizer()
+    labels = torch.nn.functional.pad(batch["labels"], (1, 0), value=-100)[:, :-1]  # the model shifts them itself
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
+
+    def run() -> None:
+        model.zero_grad()
+        trainer.training_step(model, inputs)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The loss head in chunks: divergence and cross-entropy from hidden states, without ever holding `[N, V]` logits.
+
+Gradients to hidden states and head are formed in the forward pass, chunk by chunk, so memory does not grow with the
+number of tokens and nothing is computed twice. Within a chunk the passes over the vocabulary run on a few rows at a
+time, which on a CPU keeps them in its cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from distill.losses.base import Divergence, value_and_gradient
+from distill.losses.trainable import TrainableDivergence
+
+CHUNK_BYTES = 2**26  # of student and teacher logits together; larger chunks gain nothing on two cores
+CACHE_BYTES = 2**21  # of logits that the passes of a divergence run over at once on a CPU
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output layer: `softcap * tanh(scale * (h W^T + bias) / softcap)`, each part optional.
+
+    Attributes:
+        weight: `[V, d]`.
+        bias: `[V]`.
+        scale: multiplies the logits (Cohere's logit_scale, Granite's 1 / logits_scaling).
+        softcap: bounds them (Gemma 2's final_logit_softcapping).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits `[N, V]` of hidden states `[N, d]`, in fp32 or better."""
+        logits = _mm(hidden, self.weight.t())
+        if self.bias is not None:
+            logits += self.bias
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def to(self, dtype: torch.dtype) -> Head:
+        """The same with weight and bias in `dtype`."""
+        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    """A matrix product in fp32 or better: of bf16 factors too where the device can, else rounded once."""
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b).to(torch.promote_types(a.dtype, torch.float32))
+
+
+def chunk_size(classes: int, device: torch.device) -> int:
+    """Tokens a chunk for a vocabulary: on a CPU `CHUNK_BYTES` of logits, on a GPU a share of its free memory."""
+    if device.type != "cuda":
+        return max(16, CHUNK_BYTES // (8 * classes))
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(
+        min(2048, max(512, free / 16 / (24 * classes)))
+    )  # logits, log-probabilities and their products: 24 bytes
+
+
+def fused(
+    divergence: Divergence | None,
+    student_hidden: Tensor,
+    student_head: Tensor | Head,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: Tensor | Head | None = None,
+    chunk_tokens: int | None = None,
+    targets: Tensor | None = None,
+    w_ce: float = 0.0,
+    w_kd: float = 1.0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """`w_ce` cross-entropy + `w_kd` divergence, summed over tokens: a scalar, differentiated once.
+
+    Args:
+        divergence: None for cross-entropy alone.
+        student_hidden: last hidden states `[N, d]` of the valid positions, differentiated.
+        student_head: `[V, d]` or a `Head`; weight and bias are differentiated where they require it.
+        teacher_hidden, teacher_head: the teacher's, `[N, d']`, not differentiated. Vocabularies that differ by padding
+            at the end are cut to the common width for the divergence.
+        chunk_tokens: tokens whose logits are held at once; by default from the vocabulary and the memory at hand.
+        targets: response tokens `[N]`, for cross-entropy and the divergences that read them.
+        temperature: divides both sides' logits in the divergence.
+
+    Raises:
+        ValueError: what belongs together was not given together, or differs in length.
+    """
+    return fused_parts(
+        divergence, student_hidden, student_head, teacher_hidden, teacher_head, chunk_tokens, targets, w_ce, w_kd,
+        temperature,
+    )[0]  # fmt: skip
+
+
+def fused_parts(
+    divergence: Divergence | None,
+    student_hidden: Tensor,
+    student_head: Tensor | Head,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: Tensor | Head | None = None,
+    chunk_tokens: int | None = None,
+    targets: Tensor | None = None,
+    w_ce: float = 0.0,
+    w_kd: float = 1.0,
+    temperature: float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `fused`, with the sum's detached parts: `ce_sum` (where there are targets) and `kd_sum`, in nats."""
+    head = student_head if isinstance(student_head, Head) else Head(student_head)
+    theirs = Head(teacher_head) if isinstance(teacher_head, Tensor) else teacher_head
+    if (divergence is None) != (teacher_hidden is None or theirs is None):
+        raise ValueError("a divergence needs teacher_hidden and teacher_head, and they a divergence")
+    if targets is None and (w_ce or (divergence is not None and divergence.reads_targets)):
+        raise ValueError("cross-entropy, or this divergence, reads the response tokens: pass targets")
+    count = student_hidden.shape[0]
+    for name, rows in (("teacher_hidden", teacher_hidden), ("targets", targets)):
+        if rows is not None and rows.shape[0] != count:
+            raise ValueError(f"{name} has {rows.shape[0]} rows, student_hidden {count}")
+    if temperature <= 0 or (chunk_tokens is not None and chunk_tokens < 1):
+        raise ValueError(f"temperature={temperature} must be positive and chunk_tokens={chunk_tokens} at least 1")
+    own: tuple[Tensor, ...] = ()
+    if isinstance(divergence, TrainableDivergence) and theirs is not None:
+        divergence.prepare(min(head.weight.shape[0], theirs.weight.shape[0]), student_hidden.device)
+        own = tuple(divergence.parameters())
+    if divergence is not None:
+        with torch.no_grad():
+            divergence = divergence.for_batch(
+                lambda one: fused(
+                    one, student_hidden, head, teacher_hidden, theirs, chunk_tokens, targets, 0.0, 1.0, temperature
+                )
+            )
+    job = _Job(divergence, theirs, chunk_tokens, w_ce, w_kd, temperature, torch.is_grad_enabled())
+    total, ce, kd = _Fused.apply(student_hidden, head.weight, head.bias, head, teacher_hidden, targets, job, *own)
+    parts = {"ce_sum": ce} if targets is not None else {}
+    return total, {**parts, **({"kd_sum": kd} if divergence is not None else {})}
+
+
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    divergence: Divergence | None
+    teacher: Head | None
+    chunk_tokens: int | None
+    w_ce: float
+    w_kd: float
+    temperature: float
+    differentiated: bool  # whether gradients are wanted at all
+
+    def run(
+        self,
+        hidden: Tensor,
+        head: Head,
+        teacher_hidden: Tensor | None,
+        targets: Tensor | None,
+        needed: tuple[bool, ...],
+    ) -> tuple[tuple[Tensor, Tensor], Grads]:
+        """Sums of CE and divergence, and the gradients of their weighted sum by hidden states, weight and bias."""
+        weight, bias, count = head.weight, head.bias, hidden.shape[0]
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        grad_hidden = torch.empty_like(hidden, dtype=exact) if needed[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if needed[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if needed[2] and bias is not None else None
+        ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
+        step = self.chunk_tokens or chunk_size(weight.shape[0], hidden.device)
+        for begin in range(0, count, step):
+            part = slice(begin, begin + step)
+            logits = head(hidden[part])
+            theirs = None
+            if self.teacher is not None and teacher_hidden is not None:
+                theirs = self.teacher(teacher_hidden[part].to(self.teacher.weight.dtype))
+            capped = logits.clone() if head.softcap is not None else None
+            sums = self._overwrite(logits, theirs, None if targets is None else targets[part])
+            ce, kd = ce + sums[0], kd + sums[1]
+            if capped is not None and head.softcap is not None:  # d tanh(x) = 1 - tanh(x)^2
+                logits.addcmul_(logits, capped.div_(head.softcap).square_(), value=-1)
+            if head.scale != 1.0:
+                logits *= head.scale
+            gradient = logits.to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = _mm(gradient, weight)
+            if grad_weight is not None and exact == weight.dtype:
+                grad_weight.addmm_(gradient.t(), hidden[part])
+            elif grad_weight is not None:
+                grad_weight += _mm(gradient.t(), hidden[part])
+            if grad_bias is not None:
+                grad_bias += logits.sum(0)
+        return (ce, kd), (grad_hidden, grad_weight, grad_bias)
+
+    def _overwrite(self, student: Tensor, teacher: Tensor | None, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums of CE and divergence over a chunk of logits; the student's are overwritten by the gradient."""
+        rows = student.shape[0] if student.is_cuda else max(1, CACHE_BYTES // (4 * student.shape[1]))
+        ce = kd = student.new_zeros(())
+        for at in range(0, student.shape[0], rows):
+            block = slice(at, at + rows)
+            sums = self.gradient(
+                student[block],
+                None if teacher is None else teacher[block],
+                None if targets is None else targets[block],
+            )
+            ce, kd = ce + sums[0], kd + sums[1]
+        return ce, kd
+
+    def gradient(self, student: Tensor, teacher: Tensor | None, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums of CE and divergence over rows of logits `[n, V]`, which are overwritten by the gradient."""
+        ce = kd = student.new_zeros(())
+        gradient: Tensor | None = None
+        if self.divergence is not None and teacher is not None:
+            width = min(student.shape[-1], teacher.shape[-1])
+            ours, theirs = student[:, :width], teacher[:, :width]
+            if self.temperature != 1.0:
+                ours, theirs = ours / self.temperature, theirs / self.temperature
+            value, gradient = value_and_gradient(self.divergence, ours, theirs, targets)
+            kd = value.sum()
+            if self.w_kd != self.temperature:
+                gradient *= self.w_kd / self.temperature
+        if targets is not None:
+            at, log_mass = targets.unsqueeze(-1), student.logsumexp(-1, keepdim=True)
+            ce = (log_mass - student.gather(-1, at)).sum()
+        if self.w_ce and targets is not None:
+            student.sub_(log_mass).exp_().mul_(self.w_ce)
+            student.scatter_add_(-1, at, torch.full_like(log_mass, -self.w_ce))
+        else:
+            student.zero_()
+        if gradient is not None:
+            student[:, : gradient.shape[-1]] += gradient
+        return ce, kd
+
+
+class _Fused(torch.autograd.Function):
+    """Sums and gradients, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        teacher_hidden: Tensor | None,
+        targets: Tensor | None,
+        job: _Job,
+        *own: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        device = hidden.device.type
+        mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else weight.dtype
+        needed = tuple(job.differentiated and wanted for wanted in ctx.needs_input_grad[:3])
+        if isinstance(job.divergence, TrainableDivergence):
+            job.divergence.collected()  # what a call outside left behind
+        with torch.autocast(device, enabled=False):  # casts of our own: one of the head, not one a chunk
+            (ce, kd), grads = job.run(hidden.to(dtype), head.to(dtype), teacher_hidden, targets, needed)
+        ctx.grads = list(grads)
+        if isinstance(job.divergence, TrainableDivergence):
+            ctx.grads += [job.w_kd * g for g in job.divergence.collected()]
+        like = (hidden, weight, bias, *own)
+        ctx.dtypes = [None if x is None else x.dtype for x in like]
+        ctx.mark_non_differentiable(ce, kd)
+        return job.w_ce * ce + job.w_kd * kd, ce, kd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("the chunked loss head forms its gradients once: it cannot be differentiated again")
+        scaled = [
+            None if g is None else g.mul_(grads[0].to(g.dtype)).to(dtype)
+            for g, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
+        ]
+        ctx.grads = None  # scaled in place, so they serve once
+        return (*scaled[:3], None, None, None, None, *scaled[3:])

@@ -1,0 +1,120 @@
+"""What a training will need, told before any weights are loaded: memory by part, and about how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from distill.config.schema import LoraConfig
+from distill.console import processes
+from distill.data.encode import Encoded
+from distill.losses.fused import CHUNK_BYTES
+from distill.models.load import Weights, shape_of
+
+EFFICIENCY = 0.6  # of plain matrix products that a training reaches; measured 0.5 to 0.7 on two cores
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by part, and seconds."""
+
+    parts: dict[str, float]
+    seconds: float
+
+    @property
+    def bytes(self) -> float:
+        """All parts together."""
+        return sum(self.parts.values())
+
+    def said(self) -> str:
+        """One line for a person."""
+        parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in self.parts.items() if size >= 2**26)
+        free = free_memory()
+        held = f"{self.bytes / 2**30:.1f} GB ({parts}; free {free / 2**30:.0f})"
+        line = f"needs about {held} and {_span(self.seconds)} of steps"
+        if self.bytes > free:
+            line += "; that is more than is free: lower train.micro_batch_size or train.max_length"
+        return line
+
+
+def free_memory() -> float:
+    """Bytes that the device a training would run on has left."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0])
+    return float(psutil.virtual_memory().available)
+
+
+def estimate(
+    student: Weights,
+    lora: LoraConfig | None,
+    rows: Sequence[Encoded],
+    epochs: int,
+    micro_batch_size: int,
+    precision: str,
+    teacher: Weights | None,
+    live: bool,
+) -> Estimate:
+    """Memory and time of one training on one device.
+
+    Args:
+        rows: the encoded training rows; the longest decides what a micro-batch may hold.
+        teacher: None for fine-tuning.
+        live: whether the teacher runs on every batch, or its hidden states are stored (their size on disk is told
+            where they are written).
+    """
+    ours = shape_of(student)
+    wide = 2 if precision == "bf16" else 4
+    trained = ours.lora_parameters(lora.r, lora.targets) if lora else ours.parameters
+    longest = max(len(r.prompt) + len(r.response) for r in rows)
+    held = min(micro_batch_size, len(rows)) * longest
+    # Kept for the backward pass, a token and layer: norms, residuals and attention about 10 hidden widths, the MLP
+    # about 4 of its own; norms and residuals stay fp32 under bf16.
+    kept = held * ours.layers * (10 * ours.hidden + 4 * ours.inner) * (4 if wide == 4 else 3)
+    parts = {
+        "weights": (4.0 if wide == 4 else 6.0) * ours.parameters,  # under bf16 the products take rounded copies
+        "gradients": 4.0 * trained,
+        "optimizer": 8.0 * trained,
+        "activations": float(kept),
+        "loss head": 3.0 * CHUNK_BYTES + (0 if lora else 4.0 * ours.classes * ours.hidden),
+    }
+    answers = sum(len(r.response) for r in rows)
+    every = answers + sum(len(r.prompt) for r in rows)
+    passes = 4.0 if lora else 6.0  # frozen weights need no gradient product
+    flops = passes * (ours.body * every + ours.classes * ours.hidden * answers)
+    if teacher is not None:
+        theirs = shape_of(teacher)
+        parts["teacher"] = float(wide * (theirs.parameters if live else theirs.classes * theirs.hidden))
+        flops += 2.0 * theirs.classes * theirs.hidden * answers + (2.0 * theirs.body * every if live else 0.0)
+    speed = processes() * EFFICIENCY * _throughput(ours.hidden, ours.inner, precision)
+    return Estimate(parts, epochs * flops / speed)
+
+
+def _throughput(hidden: int, inner: int, precision: str) -> float:
+    """Operations a second of a matrix product as the model's MLP has it, on this machine now."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.ones(shape, device=device, dtype=dtype) for shape in ((512, hidden), (hidden, inner)))
+    done, started = 0, 0.0
+    while done < 3 or time.perf_counter() - started < 0.05:
+        if done == 1:  # the first warms up
+            started = time.perf_counter()
+        _finish(a @ b)
+        done += 1
+    return 2.0 * a.shape[0] * hidden * inner * (done - 1) / (time.perf_counter() - started)
+
+
+def _finish(x: Any) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def _span(seconds: float) -> str:
+    """`40 s`, `12 min` or `2.5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
