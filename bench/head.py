@@ -86,7 +86,8 @@ def liger(inputs: Inputs) -> None:
     from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
 
     inputs.clear()
-    LigerFusedLinearJSD(jsd_beta=0.5)(inputs.hidden, inputs.weight, inputs.theirs, inputs.their_weight).backward()
+    loss = LigerFusedLinearJSD(jsd_beta=0.5)
+    loss(inputs.hidden, inputs.weight, inputs.theirs, inputs.their_weight, inputs.targets).backward()
 
 
 BASELINES: dict[str, Callable[[Inputs], None]] = {

@@ -225,7 +225,8 @@ class Plan:
     ) -> Spec:
         config = self.config
         train, valid = self.data
-        shared = loss.by_micro_batch  # then how a batch is split determines what comes out
+        # Where a loss depends on what shares a micro-batch, how a batch is split determines what comes out.
+        left_out = NOT_DETERMINING - {"micro_batch_size"} if loss.by_micro_batch else NOT_DETERMINING
         settings = {
             "start": start.key,
             "teacher": teacher.key if teacher else None,
@@ -233,7 +234,7 @@ class Plan:
             "sampler": config.sampler.name if teacher else None,
             "preset": config.preset.name,
             "schedule": _settings(schedule),
-            "train": _settings(config.train, exclude=NOT_DETERMINING - ({"micro_batch_size"} if shared else set())),
+            "train": _settings(config.train, exclude=left_out),
             "seed": self.seed(seed),
             "lora": _settings(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},

@@ -119,11 +119,7 @@ def _measure(composed: DictConfig) -> None:
 
 def _label(config: Config) -> str:
     """`akl(mu=0.5)`: the loss as it ran; a switch between ours and published code is shown where it is on."""
-    from distill.losses import switches
-
-    off = {} if config.loss.name == "sft" else switches(config.loss.name)
-    values = {k: v for k, v in config.loss.parameters.items() if k not in off or v != off[k]}
-    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in values.items())
+    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in config.loss.chosen.items())
     return f"{config.loss.name}({shown})" if shown else config.loss.name
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from reference import REFERENCES, softmax
 
-from distill.losses import Head, build, fused, fused_parts, names
+from distill.losses import Head, build, fused, names
 
 N, V, D, D_TEACHER = 23, 37, 8, 12
 
@@ -58,9 +58,10 @@ def test_fused_is_dense(name, chunk, given):
     logits = given["hidden"] @ given["weight"].T
     teacher_logits = given["theirs"] @ given["their_weight"].T
     expected, ce, kd = dense(divergence, logits, teacher_logits, given["targets"], 0.3, 0.7, 2.0)
-    ours, parts = fused_parts(
+    parts: dict[str, torch.Tensor] = {}
+    ours = fused(
         divergence, given["hidden"], given["weight"], given["theirs"], given["their_weight"], chunk,
-        given["targets"], w_ce=0.3, w_kd=0.7, temperature=2.0,
+        given["targets"], w_ce=0.3, w_kd=0.7, temperature=2.0, parts=parts,
     )  # fmt: skip
     compare(given, ours, expected)
     torch.testing.assert_close(parts["ce_sum"], ce.detach())
@@ -91,8 +92,9 @@ def test_vocabularies_of_other_widths(given, extra, w_ce):
 
 def test_cross_entropy_alone(given):
     expected = torch.nn.functional.cross_entropy(given["hidden"] @ given["weight"].T, given["targets"], reduction="sum")
-    ours, parts = fused_parts(
-        None, given["hidden"], given["weight"], targets=given["targets"], w_ce=1.0, chunk_tokens=4
+    parts: dict[str, torch.Tensor] = {}
+    ours = fused(
+        None, given["hidden"], given["weight"], targets=given["targets"], w_ce=1.0, chunk_tokens=4, parts=parts
     )
     compare(given, ours, expected)
     assert set(parts) == {"ce_sum"}

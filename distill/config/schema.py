@@ -197,13 +197,18 @@ class LossConfig(Section):
         return self.name != "sft" and build(self.name, **self.parameters).by_micro_batch
 
     @property
-    def determining(self) -> dict[str, Any]:
-        """All that a result depends on: a switch between ours and published code counts where it is on."""
+    def chosen(self) -> dict[str, Any]:
+        """The parameters that tell it apart: a switch between ours and published code counts where it is on."""
         from distill.losses import switches
 
         off = {} if self.name == "sft" else switches(self.name)
-        values = self.model_dump(exclude_defaults=True)
-        return {k: v for k, v in values.items() if k not in off or v != off[k]}
+        return {k: v for k, v in self.parameters.items() if k not in off or v != off[k]}
+
+    @property
+    def determining(self) -> dict[str, Any]:
+        """All that a result depends on."""
+        declared = self.model_dump(exclude_defaults=True, include=set(type(self).model_fields))
+        return {**declared, **self.chosen}
 
     @model_validator(mode="after")
     def _known(self) -> LossConfig:

@@ -4,6 +4,6 @@ To add one: a file in this folder with a registered `Divergence`, and `conf/loss
 """
 
 from distill.losses.base import Divergence, build, describe, names, switches
-from distill.losses.fused import Head, fused, fused_parts
+from distill.losses.fused import Head, fused
 
-__all__ = ["Divergence", "Head", "build", "describe", "fused", "fused_parts", "names", "switches"]
+__all__ = ["Divergence", "Head", "build", "describe", "fused", "names", "switches"]

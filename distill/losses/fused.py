@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 from distill.losses.base import Divergence, value_and_gradient
 from distill.losses.trainable import TrainableDivergence
 
-CHUNK_BYTES = 2**26  # of student and teacher logits together; larger chunks gain nothing on two cores
+CHUNK_BYTES = 2**26  # of student and teacher logits together, on a CPU
+CHUNK_COST = 24  # bytes that a chunk holds a token and class: logits, log-probabilities and their products
 CACHE_BYTES = 2**21  # of logits that the passes of a divergence run over at once on a CPU
 
 
@@ -65,9 +66,7 @@ def chunk_size(classes: int, device: torch.device) -> int:
     if device.type != "cuda":
         return max(16, CHUNK_BYTES // (8 * classes))
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(
-        min(2048, max(512, free / 16 / (24 * classes)))
-    )  # logits, log-probabilities and their products: 24 bytes
+    return int(min(2048, max(512, free / 16 / (CHUNK_COST * classes))))
 
 
 def fused(
@@ -81,6 +80,7 @@ def fused(
     w_ce: float = 0.0,
     w_kd: float = 1.0,
     temperature: float = 1.0,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """`w_ce` cross-entropy + `w_kd` divergence, summed over tokens: a scalar, differentiated once.
 
@@ -93,29 +93,11 @@ def fused(
         chunk_tokens: tokens whose logits are held at once; by default from the vocabulary and the memory at hand.
         targets: response tokens `[N]`, for cross-entropy and the divergences that read them.
         temperature: divides both sides' logits in the divergence.
+        parts: gets the sum's detached parts, `ce_sum` (where there are targets) and `kd_sum`, in nats.
 
     Raises:
         ValueError: what belongs together was not given together, or differs in length.
     """
-    return fused_parts(
-        divergence, student_hidden, student_head, teacher_hidden, teacher_head, chunk_tokens, targets, w_ce, w_kd,
-        temperature,
-    )[0]  # fmt: skip
-
-
-def fused_parts(
-    divergence: Divergence | None,
-    student_hidden: Tensor,
-    student_head: Tensor | Head,
-    teacher_hidden: Tensor | None = None,
-    teacher_head: Tensor | Head | None = None,
-    chunk_tokens: int | None = None,
-    targets: Tensor | None = None,
-    w_ce: float = 0.0,
-    w_kd: float = 1.0,
-    temperature: float = 1.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """As `fused`, with the sum's detached parts: `ce_sum` (where there are targets) and `kd_sum`, in nats."""
     head = student_head if isinstance(student_head, Head) else Head(student_head)
     theirs = Head(teacher_head) if isinstance(teacher_head, Tensor) else teacher_head
     if (divergence is None) != (teacher_hidden is None or theirs is None):
@@ -140,9 +122,13 @@ def fused_parts(
                 )
             )
     job = _Job(divergence, theirs, chunk_tokens, w_ce, w_kd, temperature, torch.is_grad_enabled())
+    total: Tensor
     total, ce, kd = _Fused.apply(student_hidden, head.weight, head.bias, head, teacher_hidden, targets, job, *own)
-    parts = {"ce_sum": ce} if targets is not None else {}
-    return total, {**parts, **({"kd_sum": kd} if divergence is not None else {})}
+    if parts is not None and targets is not None:
+        parts["ce_sum"] = ce
+    if parts is not None and divergence is not None:
+        parts["kd_sum"] = kd
+    return total
 
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -204,7 +190,7 @@ class _Job:
         ce = kd = student.new_zeros(())
         for at in range(0, student.shape[0], rows):
             block = slice(at, at + rows)
-            sums = self.gradient(
+            sums = self._gradient(
                 student[block],
                 None if teacher is None else teacher[block],
                 None if targets is None else targets[block],
@@ -212,7 +198,7 @@ class _Job:
             ce, kd = ce + sums[0], kd + sums[1]
         return ce, kd
 
-    def gradient(self, student: Tensor, teacher: Tensor | None, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _gradient(self, student: Tensor, teacher: Tensor | None, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sums of CE and divergence over rows of logits `[n, V]`, which are overwritten by the gradient."""
         ce = kd = student.new_zeros(())
         gradient: Tensor | None = None

@@ -90,7 +90,9 @@ class Shape:
 
     Attributes:
         parameters: all of them, tied heads once.
-        body: those of the layers, which every token runs through.
+        body: those of the linear layers below the head, which every token runs through.
+        layers, hidden, inner: number of layers, width of hidden states, of the widest linear layer.
+        classes: width of the logits.
         linear: (inputs, outputs) of every linear layer by the last part of its name.
     """
 

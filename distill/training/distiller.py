@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distill.data.encode import IGNORE
-from distill.losses import Divergence, fused_parts
+from distill.losses import Divergence, fused
 from distill.models.load import last_hidden, output_head
 from distill.training.signal import LiveTeacher, StoredTeacher
 
@@ -64,7 +64,8 @@ class Distiller(nn.Module):
             theirs, head = self.teacher(input_ids, attention_mask, valid, example_ids), self.teacher.head
         # Cross-entropy that is no part of the objective is measured in validation, and costs nothing in training.
         read = self.w_ce or not self.training or (self.divergence is not None and self.divergence.reads_targets)
-        total, parts = fused_parts(
+        parts: dict[str, Tensor] = {}
+        total = fused(
             self.divergence,
             hidden,
             output_head(self.student),
@@ -74,6 +75,7 @@ class Distiller(nn.Module):
             w_ce=self.w_ce,
             w_kd=self.w_kd,
             temperature=self.temperature,
+            parts=parts,
         )
         tokens = valid.sum()
         return {

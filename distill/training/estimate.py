@@ -13,10 +13,10 @@ import torch
 from distill.config.schema import LoraConfig
 from distill.console import processes
 from distill.data.encode import Encoded
-from distill.losses.fused import CHUNK_BYTES
+from distill.losses.fused import CHUNK_COST, chunk_size
 from distill.models.load import Weights, shape_of
 
-EFFICIENCY = 0.6  # of plain matrix products that a training reaches; measured 0.5 to 0.7 on two cores
+EFFICIENCY = 0.6  # of plain matrix products that a training is taken to reach
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,13 @@ def estimate(
     # Kept for the backward pass, a token and layer: norms, residuals and attention about 10 hidden widths, the MLP
     # about 4 of its own; norms and residuals stay fp32 under bf16.
     kept = held * ours.layers * (10 * ours.hidden + 4 * ours.inner) * (4 if wide == 4 else 3)
+    chunk = chunk_size(ours.classes, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parts = {
         "weights": (4.0 if wide == 4 else 6.0) * ours.parameters,  # under bf16 the products take rounded copies
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
         "activations": float(kept),
-        "loss head": 3.0 * CHUNK_BYTES + (0 if lora else 4.0 * ours.classes * ours.hidden),
+        "loss head": float(chunk * ours.classes * CHUNK_COST) + (0 if lora else 4.0 * ours.classes * ours.hidden),
     }
     answers = sum(len(r.response) for r in rows)
     every = answers + sum(len(r.prompt) for r in rows)

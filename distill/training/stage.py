@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from distill.config.schema import Config, EvalConfig, LoraConfig, LossConfig, StageTrainConfig
 from distill.console import bar, processes, say
-from distill.data.encode import Encoder
+from distill.data.encode import EncodedSet, Encoder
 from distill.data.examples import Example
 from distill.errors import UserError
 from distill.evaluation.generate import generate
@@ -89,23 +89,9 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     """
     tokenizer = load_tokenizer(job.student)
     settings, encoder = job.config.train, training_encoder(job.config, tokenizer)
-    train_rows = encoder.pairs(job.train, settings.max_length)
-    valid_rows = encoder.pairs(job.valid, settings.max_length)
-    for name, rows in (("training", train_rows), ("validation", valid_rows)):
-        if rows.said():
-            say(f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
+    train_rows, valid_rows = _encoded(job, encoder)
     args = _arguments(job, folder)
-    needed = estimate(
-        job.student,
-        job.lora,
-        train_rows.rows,
-        job.schedule.epochs,
-        args.per_device_train_batch_size,
-        settings.precision,
-        job.teacher,
-        live=job.signal is None,
-    )
-    say(f"  {job.label}: {needed.said()}")
+    _tell_needs(job, train_rows, args.per_device_train_batch_size)
     trainer = DistillTrainer(
         model=_distiller(job, tokenizer),
         args=args,
@@ -148,6 +134,25 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         "overlong": {"train": dict(train_rows.counts), "valid": dict(valid_rows.counts)},
         "tokens": {"eos": tokenizer.eos_token_id, "pad": pad_id(tokenizer), "bos": tokenizer.bos_token_id},
     }
+
+
+def _encoded(job: TrainingJob, encoder: Encoder) -> tuple[EncodedSet, EncodedSet]:
+    """Training and validation rows; what was dropped or cut is said."""
+    settings = job.config.train
+    sets = {"training": encoder.pairs(job.train, settings.max_length)}
+    sets["validation"] = encoder.pairs(job.valid, settings.max_length)
+    for name, rows in sets.items():
+        if rows.said():
+            say(f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
+    return sets["training"], sets["validation"]
+
+
+def _tell_needs(job: TrainingJob, rows: EncodedSet, micro: int) -> None:
+    """Say what the training will need, before any weights are loaded."""
+    epochs, precision = job.schedule.epochs, job.config.train.precision
+    live = job.signal is None
+    needed = estimate(job.student, job.lora, rows.rows, epochs, micro, precision, job.teacher, live)
+    say(f"  {job.label}: {needed.said()}")
 
 
 def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
