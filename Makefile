@@ -48,7 +48,7 @@ format: setup  ## put the sources in order
 	$(BIN)/ruff format .
 
 bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs TRL)
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt trl
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(RUN) bench.head
 	$(RUN) bench.step
 	$(RUN) bench.gkd

@@ -12,7 +12,8 @@ from importlib.util import find_spec
 import torch
 
 from bench.measure import held_mb, in_own_process, interleaved, peak_mb, report
-from distill.losses import build, fused, names
+from distill.losses import Divergence, build, fused, names
+from distill.losses.trainable import TrainableDivergence
 
 N, V, D, D_TEACHER = 1024, 50257, 768, 1600
 ASKED = dict.fromkeys(("fkl", "rkl", "jsd", "skl", "srkl", "tvd", "ab", "weighted"), 1.15)
@@ -30,14 +31,26 @@ class Inputs:
         self.theirs = torch.randn(n, D_TEACHER, device=device)
         self.their_weight = torch.randn(V, D_TEACHER, device=device).mul_(0.1)
         self.targets = torch.randint(0, V, (n,), device=device)
+        self.divergences: dict[str, Divergence] = {}
 
     def clear(self) -> None:
         self.hidden.grad = self.weight.grad = None
 
+    def divergence(self, name: str) -> Divergence:
+        """Made once: the parameters of one that has its own are inputs too."""
+        if name not in self.divergences:
+            self.divergences[name] = made = build(name)
+            if isinstance(made, TrainableDivergence):
+                made.prepare(V, self.hidden.device)
+        made = self.divergences[name]
+        if isinstance(made, TrainableDivergence):
+            made.zero_grad()
+        return made
+
 
 def ours(inputs: Inputs, name: str) -> None:
     inputs.clear()
-    divergence = build(name)
+    divergence = inputs.divergence(name)
     targets = inputs.targets if divergence.reads_targets else None
     total = fused(divergence, inputs.hidden, inputs.weight, inputs.theirs, inputs.their_weight, targets=targets)
     total.backward()
@@ -121,6 +134,8 @@ def main() -> None:
 
 def memory(name: str, n: int) -> None:
     inputs = Inputs(n)
+    if name not in BASELINES:
+        inputs.divergence(name)
     before = held_mb()
     BASELINES[name](inputs) if name in BASELINES else ours(inputs, name)
     print(peak_mb() - before)

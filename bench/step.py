@@ -68,6 +68,7 @@ def _stock(model: Any, batch: dict[str, Any], folder: str) -> Callable[[], objec
     args = TrainingArguments(output_dir=folder, report_to=[], use_cpu=not torch.cuda.is_available())
     trainer = Trainer(model=model, args=args)
     trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1  # what train() would set
     labels = torch.nn.functional.pad(batch["labels"], (1, 0), value=-100)[:, :-1]  # the model shifts them itself
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
 

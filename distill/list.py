@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from rich.markup import escape
 from rich.table import Table
 
 from distill.config.compose import CONF, nearest
@@ -23,12 +24,13 @@ def _comment(group: str) -> Lines:
 
 
 def losses() -> Lines:
-    """Losses, with their sources."""
+    """Losses, with their equations and where those come from."""
     from distill.losses import describe, names
 
-    yield "sft", "Cross-entropy on the data alone; no teacher.", ""
+    yield "sft", "Cross-entropy on the data alone; no teacher.", "-log q(response token)"
     for name in names():
-        yield name, *describe(name)
+        line, formula, source = describe(name)
+        yield name, line, f"{formula}  [{source}]"
 
 
 def methods() -> Lines:
@@ -67,7 +69,7 @@ def main(words: list[str]) -> int:
         lines = list(KINDS[kind]())
         table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*map(escape, line))
         console.print(table)
     return 0
 

@@ -169,7 +169,17 @@ def test_bad_table_requests(words, message):
 def test_lists():
     done = run("list")
     assert done.returncode == 0
-    for name in ("sft", "ab", "fixed", "abkd", "smollm2", "dolly_dev", "abkd/losses_gpt2", "make abkd-losses-gpt2"):
+    for name in (
+        "sft",
+        "ab",
+        "fixed",
+        "abkd",
+        "smollm2",
+        "dolly_dev",
+        "abkd/losses_gpt2",
+        "make abkd-losses-gpt2",
+        "sum [p^alpha q^beta",
+    ):
         assert name in done.stdout
     wrong = run("list", "loses")
     assert wrong.returncode == 2 and "did you mean losses" in wrong.stderr

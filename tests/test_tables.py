@@ -141,6 +141,11 @@ def test_sweep_labels_tell_runs_apart():
     assert list(sweep._labels(trainings)) == ["FKLD", "FKLD"]
 
 
+def test_brackets_of_a_label_are_printed(capsys):
+    report.show(pd.DataFrame({"row": ["FKLD [a1]"], "Dolly": ["1.00"]}), "table [b]")
+    assert "FKLD [a1]" in (out := capsys.readouterr().out) and "table [b]" in out
+
+
 def test_decoding_in_words():
     decode = load(["model=micro"]).eval
     assert decode_name(decode) == "sample T=1 max=48"

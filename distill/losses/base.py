@@ -192,14 +192,14 @@ def names() -> list[str]:
     return sorted(_load_all())
 
 
-def describe(name: str) -> tuple[str, str]:
-    """The first line of a divergence's docstring, and its source.
+def describe(name: str) -> tuple[str, str, str]:
+    """The first line of a divergence's docstring, its formula and its source.
 
     Raises:
         ValueError: there is no such divergence.
     """
     cls = find(name)
-    return (inspect.getdoc(cls) or "").splitlines()[0], cls.source
+    return (inspect.getdoc(cls) or "").splitlines()[0], cls.formula, cls.source
 
 
 def switches(name: str) -> dict[str, Any]:

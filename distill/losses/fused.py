@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from distill.losses.base import Divergence, value_and_gradient
 from distill.losses.trainable import TrainableDivergence
 
-CHUNK_BYTES = 2**26  # of student and teacher logits together, on a CPU
+CHUNK_BYTES = 3 * 2**25  # of student and teacher logits together, on a CPU
 CHUNK_COST = 24  # bytes that a chunk holds a token and class: logits, log-probabilities and their products
 CACHE_BYTES = 2**21  # of logits that the passes of a divergence run over at once on a CPU
 
@@ -38,9 +38,12 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits `[N, V]` of hidden states `[N, d]`, in fp32 or better."""
-        logits = _mm(hidden, self.weight.t())
+    def __call__(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
+        """Logits `[N, V]` of hidden states `[N, d]`, in fp32 or better, written into the rows of `into` if given."""
+        if into is None or into.dtype != self.weight.dtype:
+            logits = _mm(hidden, self.weight.t())
+        else:
+            logits = torch.mm(hidden, self.weight.t(), out=into[: hidden.shape[0]])
         if self.bias is not None:
             logits += self.bias
         if self.scale != 1.0:
@@ -61,10 +64,14 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b).to(torch.promote_types(a.dtype, torch.float32))
 
 
-def chunk_size(classes: int, device: torch.device) -> int:
-    """Tokens a chunk for a vocabulary: on a CPU `CHUNK_BYTES` of logits, on a GPU a share of its free memory."""
+def chunk_size(classes: int, device: torch.device, own: int = 0) -> int:
+    """Tokens a chunk for a vocabulary: on a CPU `CHUNK_BYTES` of logits, on a GPU a share of its free memory.
+
+    Args:
+        own: parameters of the divergence; on a CPU the sums of their gradients come out of the same.
+    """
     if device.type != "cuda":
-        return max(16, CHUNK_BYTES // (8 * classes))
+        return max(16, (CHUNK_BYTES - 4 * own) // (8 * classes))
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(min(2048, max(512, free / 16 / (CHUNK_COST * classes))))
 
@@ -144,6 +151,12 @@ class _Job:
     temperature: float
     differentiated: bool  # whether gradients are wanted at all
 
+    @property
+    def own(self) -> int:
+        """Numbers in the divergence's own parameters."""
+        trainable = isinstance(self.divergence, TrainableDivergence)
+        return sum(p.numel() for p in self.divergence.parameters()) if trainable else 0  # type: ignore[union-attr]
+
     def run(
         self,
         hidden: Tensor,
@@ -159,13 +172,16 @@ class _Job:
         grad_weight = torch.zeros_like(weight, dtype=exact) if needed[1] else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if needed[2] and bias is not None else None
         ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
-        step = self.chunk_tokens or chunk_size(weight.shape[0], hidden.device)
+        step = self.chunk_tokens or chunk_size(weight.shape[0], hidden.device, self.own)
+        # One buffer for all chunks: fresh pages for each cost time, and an allocator that keeps them memory.
+        heads = [head, self.teacher] if self.teacher is not None else [head]
+        room = [hidden.new_empty(min(step, count), h.weight.shape[0], dtype=exact) for h in heads]
         for begin in range(0, count, step):
             part = slice(begin, begin + step)
-            logits = head(hidden[part])
+            logits = head(hidden[part], room[0])
             theirs = None
             if self.teacher is not None and teacher_hidden is not None:
-                theirs = self.teacher(teacher_hidden[part].to(self.teacher.weight.dtype))
+                theirs = self.teacher(teacher_hidden[part].to(self.teacher.weight.dtype), room[1])
             capped = logits.clone() if head.softcap is not None else None
             sums = self._overwrite(logits, theirs, None if targets is None else targets[part])
             ce, kd = ce + sums[0], kd + sums[1]
@@ -186,7 +202,9 @@ class _Job:
 
     def _overwrite(self, student: Tensor, teacher: Tensor | None, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sums of CE and divergence over a chunk of logits; the student's are overwritten by the gradient."""
-        rows = student.shape[0] if student.is_cuda else max(1, CACHE_BYTES // (4 * student.shape[1]))
+        # A divergence with products of its own reads its parameters once a block: larger ones pay.
+        held = CACHE_BYTES * (2 if self.own else 1)
+        rows = student.shape[0] if student.is_cuda else max(1, held // (4 * student.shape[1]))
         ce = kd = student.new_zeros(())
         for at in range(0, student.shape[0], rows):
             block = slice(at, at + rows)
@@ -249,7 +267,7 @@ class _Fused(torch.autograd.Function):
             (ce, kd), grads = job.run(hidden.to(dtype), head.to(dtype), teacher_hidden, targets, needed)
         ctx.grads = list(grads)
         if isinstance(job.divergence, TrainableDivergence):
-            ctx.grads += [job.w_kd * g for g in job.divergence.collected()]
+            ctx.grads += [g.mul_(job.w_kd) for g in job.divergence.collected()]
         like = (hidden, weight, bias, *own)
         ctx.dtypes = [None if x is None else x.dtype for x in like]
         ctx.mark_non_differentiable(ce, kd)

@@ -84,7 +84,7 @@ class JensenShannon(Divergence):
         teacher_weight: w, the teacher's weight and its share of the mixture, in (0, 1).
     """
 
-    source = "Agarwal et al. 2024 (GKD); Jensen's KL rows of ABKD"
+    source = "Agarwal et al. 2024 (GKD) eq. 1; Jensen's KL rows of ABKD"
     formula = "w KL(p || m) + (1 - w) KL(q || m), m = w p + (1 - w) q, w = teacher_weight"
     limits = "symmetric at 1/2; divided by w it is fkl as w -> 0, by 1 - w rkl as w -> 1"
     elsewhere = "the one number weights the teacher by 0.1 in DistiLLM and by 0.9 in ABKD, both called jsd"

@@ -50,15 +50,36 @@ class StudentFriendlyKD(TrainableDivergence):
         nn.init.zeros_(self.write.weight)
         self.to(device)
 
-    def simplified(self, teacher: Tensor) -> Tensor:
-        """Log-probabilities `[N, V]` of the simplified teacher."""
-        read = self.read(teacher.exp().to(self.read.weight.dtype)).view(-1, self.slots, self.width)
-        query, key, value = self.attend(read).chunk(3, -1)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        added = self.write((read + mixed).flatten(1))
-        return (teacher + added).log_softmax(-1)
+    def attended(self, read: Tensor) -> Tensor:
+        """What is written back `[N, slots * width]` for what was read of the same shape."""
+        slots = read.view(-1, self.slots, self.width)
+        query, key, value = self.attend(slots).chunk(3, -1)
+        return (slots + nn.functional.scaled_dot_product_attention(query, key, value)).flatten(1)
 
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
         """See the base class."""
-        simple = self.simplified(teacher)
+        added = self.write(self.attended(self.read(teacher.exp().to(self.read.weight.dtype))))
+        simple = (teacher + added).log_softmax(-1)
         return weighed(simple.exp(), simple - student)[1]
+
+    def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See the base class. By hand over the vocabulary, by autograd over the slots."""
+        with torch.inference_mode(False), torch.no_grad():
+            student, teacher = (x.clone() if x.is_inference() else x for x in (student, teacher))
+            reader, writer = self.read.weight, self.write.weight
+            p = teacher.exp().to(reader.dtype)
+            read = (p @ reader.t()).requires_grad_()
+            with torch.enable_grad():
+                written = self.attended(read)
+            simple = torch.addmm(teacher.to(writer.dtype), written, writer.t())
+            slope = simple.sub_(simple.logsumexp(-1, keepdim=True)).exp()
+            product, value = weighed(slope, simple.sub_(student))
+            # d/dz_i = p'_i (log p'_i - log q_i - value), z the simplified logits
+            by_logit = product.addcmul_(slope, value.unsqueeze(-1), value=-1)
+            by_read, *by_attend = torch.autograd.grad(written, [read, *self.attend.parameters()], by_logit @ writer)
+            into_reader, *into_attend, into_writer = self.sums()
+            into_reader.addmm_(by_read.t(), p)
+            into_writer.addmm_(by_logit.t(), written)
+            for total, grad in zip(into_attend, by_attend, strict=True):
+                total += grad
+        return value, slope.neg_()

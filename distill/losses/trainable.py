@@ -34,12 +34,19 @@ class TrainableDivergence(nn.Module, Divergence):
             free, own = student.detach().requires_grad_(), list(self.parameters())
             value = self.from_log_probs(free, teacher, targets)
             slope, *grads = torch.autograd.grad(value.sum(), [free, *own])
-        held: list[Tensor] = self.__dict__.setdefault("_held", [torch.zeros_like(p) for p in own])
-        for sum_, grad in zip(held, grads, strict=True):
-            sum_ += grad
+        for total, grad in zip(self.sums(), grads, strict=True):
+            total += grad
         return value.detach(), slope
+
+    def sums(self) -> list[Tensor]:
+        """Gradient sums by the parameters, for `value_and_slope` to add to."""
+        if "_sums" not in self.__dict__:
+            self.__dict__["_sums"] = [torch.zeros_like(p) for p in self.parameters()]
+        held: list[Tensor] = self.__dict__["_sums"]
+        return held
 
     def collected(self) -> list[Tensor]:
         """Gradient sums by the parameters since the last time."""
-        held: list[Tensor] = self.__dict__.pop("_held", [torch.zeros_like(p) for p in self.parameters()])
+        held = self.sums()
+        del self.__dict__["_sums"]
         return held

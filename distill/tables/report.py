@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from distill.config.schema import Config
@@ -42,14 +43,14 @@ def frame(rows: list[Measured], experiment: Experiment) -> pd.DataFrame:
 
 def show(shaped: pd.DataFrame, title: str) -> None:
     """Print a table on the terminal."""
-    rich = RichTable(title=title, title_justify="left")
+    rich = RichTable(title=escape(title), title_justify="left")
     names = [c for c in shaped.columns if c != "group"]
     for name in names:
         rich.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
     lines = shaped.to_dict("records")
     for i, line in enumerate(lines):
         ends = i + 1 < len(lines) and line.get("group") != lines[i + 1].get("group")
-        rich.add_row(*(str(line[n]) or "-" for n in names), end_section=ends)
+        rich.add_row(*(escape(str(line[n])) or "-" for n in names), end_section=ends)
     console.print(rich)
 
 
