@@ -50,6 +50,7 @@ format: setup  ## put the sources in order
 bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs TRL)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(RUN) bench.head
+	$(RUN) bench.head peaks
 	$(RUN) bench.step
 	$(RUN) bench.gkd
 
