@@ -6,7 +6,6 @@ import csv
 import datetime
 import importlib.metadata
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -44,7 +43,9 @@ def peak_mb() -> float:
     """The most memory that this process has held: its resident set, or the GPU's allocations."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage's, which a process inherits from the one that started it
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def held_mb() -> float:
@@ -73,6 +74,11 @@ def hardware() -> str:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     return f"{model}, {torch.get_num_threads()} threads"
+
+
+def met(reached: bool) -> str:
+    """A cell that says whether a figure is what was asked."""
+    return "yes" if reached else "no"
 
 
 def report(name: str, title: str, rows: list[dict[str, object]]) -> None:

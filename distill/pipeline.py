@@ -15,6 +15,7 @@ from typing import Any, Literal
 from distill import hub
 from distill.artifacts import Spec, Store, digest
 from distill.config.schema import Config, LossConfig, Section, StageTrainConfig, WeightsConfig
+from distill.console import processes
 from distill.data import sets
 from distill.data.sets import Dataset
 from distill.data.templates import TEMPLATES
@@ -227,6 +228,7 @@ class Plan:
         train, valid = self.data
         # Where a loss depends on what shares a micro-batch, how a batch is split determines what comes out.
         left_out = NOT_DETERMINING - {"micro_batch_size"} if loss.by_micro_batch else NOT_DETERMINING
+        shared = {"processes": processes()} if loss.by_micro_batch and processes() > 1 else {}
         settings = {
             "start": start.key,
             "teacher": teacher.key if teacher else None,
@@ -240,6 +242,7 @@ class Plan:
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},
             "validation": {"max_new_tokens": config.eval.max_new_tokens},
             "text": self.template_hash(),
+            **shared,
         }
         return self._spec("train", f"{config.model.name}-{label}", settings)
 

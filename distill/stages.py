@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from distill.artifacts import Spec
+from distill.artifacts import Spec, digest
 from distill.config.schema import LossConfig, StageTrainConfig
 from distill.console import bar, is_main_process, say
 from distill.data.encode import Collator, Encoder
@@ -85,10 +85,12 @@ class Stages:
             tokenizer = load_tokenizer(teacher)
             encoder = training_encoder(self.config, tokenizer)
             rows = [r for d in self.plan.data for r in encoder.pairs(d.examples, self.config.train.max_length).rows]
-            return write_store(teacher, rows, pad_id(tokenizer), teacher_dtype(self.config), folder)
+            return write_store(teacher, rows, pad_id(tokenizer), teacher_dtype(self.config), folder, identity)
 
-        node = self.plan.signal
-        if is_main_process() and self.store.has(node) and (problem := damage(self.store.folder(node))):
+        node, made = self.plan.signal, self.plan.teacher
+        # A teacher that was removed and trained again has the old key and, on another machine, other weights.
+        identity = digest(self.store.manifest(made)) if isinstance(made, Spec) else made.key
+        if is_main_process() and self.store.has(node) and (problem := damage(self.store.folder(node), identity)):
             self.store.discard(node, problem)
         return self.store.make(node, build)
 

@@ -293,7 +293,25 @@ def test_a_loss_infinite_in_truth_is_reported_as_such():
     for alpha, beta in [(-0.2, -0.3), (-1.0, 0.0), (0.0, -1.0)]:
         assert math.isinf(build("ab", alpha=alpha, beta=beta)(*far).item())
     one_hot = torch.tensor([[0.0, -inf, -inf]])  # all of the teacher's mass on the target: nothing left to compare
-    assert build("dkd", alpha=0.0)(torch.zeros(1, 3), one_hot, torch.tensor([0])).item() == 0
+    student = torch.tensor([[0.0, 1.0, -1.0]], requires_grad=True)
+    value = build("dkd", alpha=0.0)(student, one_hot, torch.tensor([0]))
+    value.sum().backward()
+    assert value.item() == 0 and not student.grad.any()
+
+
+def test_a_part_of_weight_zero_does_not_count_where_it_is_infinite():
+    inf = float("inf")
+    whole, cut = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[1.0, 0.0, -inf]])
+    for name, forward, student, teacher in [("fkl", 2.0, whole, cut), ("rkl", 0.0, cut, whole)]:
+        student = student.clone().requires_grad_()
+        value = build("weighted", forward=forward, reverse=2.0 - forward)(student, teacher)
+        (got,) = torch.autograd.grad(value.sum(), student)
+        expected = 2 * build(name)(student, teacher)
+        (wanted,) = torch.autograd.grad(expected.sum(), student)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(got, wanted)
+    infinite = build("dkd", alpha=0.0)(torch.tensor([[-inf, 1.0, 2.0]]), torch.zeros(1, 3), torch.tensor([0]))
+    assert infinite.isfinite().all()
 
 
 def test_half_precision_logits_are_rounded_once():
@@ -346,26 +364,32 @@ def test_the_page_that_adds_a_loss(tmp_path):
     text = (ROOT / "docs" / "add_a_loss.md").read_text()
     blocks = dict(re.findall(r"`([\w/.]+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL))
     module, _ = blocks.items()
-    assert len(module[1].splitlines()) + len(blocks["conf/loss/tilted.yaml"].splitlines()) < 30
+    assert len(module[1].splitlines()) + len(blocks["conf/loss/renyi.yaml"].splitlines()) < 30
     commands = text.split("```sh\n")[1].split("```")[0].splitlines()
-    faster = text.rsplit("```python\n")[-1].split("```")[0]
-    for name in ("distill", "conf", "experiments"):
+    faster, reference = (block.split("```")[0] for block in text.split("```python\n")[-2:])
+    for name in ("distill", "conf", "experiments", "tests", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file, source in blocks.items():
         (tmp_path / file).write_text(source)
 
-    def run(command):
-        words = [sys.executable, *command.split()[1:]]
+    def run(command, *more):
+        words = [sys.executable, *command.split()[1:], *more]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
         return done.stdout
 
-    assert "tilted" in run(commands[0])
+    assert "renyi" in run(commands[0])
     run(commands[1] + " paths.store=autograd paths.results=autograd")
     old = module[1][module[1].index("    def from_log_probs") :]
     (tmp_path / module[0]).write_text(module[1].replace(old, faster))
     run(commands[1] + " paths.store=by_hand paths.results=by_hand")
-    curves = [next((tmp_path / s / "train").glob("*student-tilted*/curve.csv")) for s in ("autograd", "by_hand")]
+    curves = [next((tmp_path / s / "train").glob("*student-renyi*/curve.csv")) for s in ("autograd", "by_hand")]
     slow, fast = (np.genfromtxt(c, delimiter=",", names=True) for c in curves)
     np.testing.assert_allclose(slow["grad_norm"], fast["grad_norm"], rtol=1e-4)
     np.testing.assert_allclose(slow["loss"], fast["loss"], rtol=1e-4)
+    with (tmp_path / "tests/reference.py").open("a") as file:
+        file.write(f"\n\n{reference}")
+    (tmp_path / "docs/losses.md").write_text(run("python -m distill.losses.page"))
+    chosen = "(renyi or page or compared) and not adds"
+    told = run("python -m pytest -q -p no:cacheprovider tests/test_losses.py -k", chosen)
+    assert " passed" in told and "failed" not in told

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from distill.artifacts import MANIFEST, Store
 from distill.config import load
 from distill.errors import UserError
+from distill.models.load import load_model
 from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.tables import long
@@ -131,6 +132,26 @@ def test_a_store_that_was_cut_short_is_refused_and_made_again(smoke, capsys, fil
 def test_another_teacher_is_another_store(smoke):
     keys = {Plan(smoke("model=gpt2", "loss=fkl", f"train.shared_seed={seed}")).signal.key for seed in (1, 2)}
     assert len(keys) == 2
+
+
+def test_a_teacher_trained_again_gets_a_store_of_its_own(smoke, capsys):
+    """Removed and made again under the same key with other weights, as another machine would."""
+    plan = Plan(smoke("model=gpt2", "loss=fkl"))
+    stages = Stages(plan)
+    folder = stages.signal(stages.teacher())
+    hidden = (folder / HIDDEN).read_bytes()
+    capsys.readouterr()
+    stages.signal(stages.teacher())
+    assert "another copy" not in capsys.readouterr().out
+    shutil.rmtree(plan.store.folder(plan.teacher))
+    base = stages.base("teacher")
+    weights = load_model(base)
+    with torch.no_grad():
+        weights.get_input_embeddings().weight.mul_(1.01)
+    weights.save_pretrained(base.base)
+    assert stages.signal(stages.teacher()) == folder
+    assert "another copy" in capsys.readouterr().out
+    assert (folder / HIDDEN).read_bytes() != hidden
 
 
 def test_a_full_disk_is_refused_before_writing(smoke, monkeypatch):

@@ -35,7 +35,7 @@ class AdaptiveKL(Divergence):
         crossing: head, or tail as in the published file: where the class that crosses `mu` counts.
     """
 
-    source = "Wu et al. 2024 (AKL) eq. 11 to 15"
+    source = "Wu et al. 2024 (AKL) eq. 12 to 15"
     formula = "a KL(p || q) + (1 - a) KL(q || p), a = gap over the head / gap over all classes, gap = |p - q|"
     limits = "fkl at mu = 1"
     elsewhere = (

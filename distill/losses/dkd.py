@@ -42,12 +42,16 @@ class DecoupledKD(Divergence):
         both = torch.stack([p_t, p_rest], -1)
         _, binary = weighed(both.exp(), both - torch.stack([q_t, q_rest], -1))
         p, q = p_others.exp(), q_others.exp()
+        beta = torch.full_like(p_rest, self.beta)
+        if (alone := p_rest < OUTSIDE / 2).any():  # all of the teacher's mass is on the target: no rest to compare
+            beta, p = beta.masked_fill(alone, 0), p.masked_fill_(alone.unsqueeze(-1), 0)
         _, among = weighed(p, (p_others - q_others).scatter_(-1, at, 0))
         # By log q: -p_t at the target; elsewhere, with q' the student's share among the others,
         # -alpha (1 - p_t) q' + beta (q' - p')
-        slope = q.mul_((self.beta - self.alpha * p_rest.exp()).unsqueeze(-1)).sub_(p, alpha=self.beta)
+        slope = q.mul_((beta - self.alpha * p_rest.exp()).unsqueeze(-1)).sub_(p, alpha=self.beta)
         slope.scatter_(-1, at, -self.alpha * p_t.exp().unsqueeze(-1))
-        return self.alpha * binary + self.beta * among, slope
+        parts = ((self.alpha, binary), (self.beta, among))  # one of weight 0 may be infinite
+        return torch.stack([weight * part for weight, part in parts if weight]).sum(0), slope
 
 
 def _apart(log_probs: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:

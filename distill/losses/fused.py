@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -18,6 +19,7 @@ from distill.losses.base import Divergence, value_and_gradient
 from distill.losses.trainable import TrainableDivergence
 
 CHUNK_BYTES = 3 * 2**25  # of student and teacher logits together, on a CPU
+SHARE = 32  # one part of the memory in so many is what a chunk may take
 CHUNK_COST = 24  # bytes that a chunk holds a token and class: logits, log-probabilities and their products
 CACHE_BYTES = 2**21  # of logits that the passes of a divergence run over at once on a CPU
 
@@ -39,8 +41,12 @@ class Head:
     softcap: float | None = None
 
     def __call__(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
-        """Logits `[N, V]` of hidden states `[N, d]`, in fp32 or better, written into the rows of `into` if given."""
-        if into is None or into.dtype != self.weight.dtype:
+        """Logits `[N, V]` of hidden states `[N, d]`, in fp32 or better.
+
+        Args:
+            into: rows to write them to, of the weight's dtype.
+        """
+        if into is None:
             logits = _mm(hidden, self.weight.t())
         else:
             logits = torch.mm(hidden, self.weight.t(), out=into[: hidden.shape[0]])
@@ -65,15 +71,19 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def chunk_size(classes: int, device: torch.device, own: int = 0) -> int:
-    """Tokens a chunk for a vocabulary: on a CPU `CHUNK_BYTES` of logits, on a GPU a share of its free memory.
+    """Tokens a chunk: on a CPU `CHUNK_BYTES` of logits, on a GPU a share of its memory.
+
+    Of the whole memory, not of what is free: a training that goes on must sum in the same order.
 
     Args:
+        classes: width of the widest head.
         own: parameters of the divergence; on a CPU the sums of their gradients come out of the same.
     """
     if device.type != "cuda":
-        return max(16, (CHUNK_BYTES - 4 * own) // (8 * classes))
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(min(2048, max(512, free / 16 / (CHUNK_COST * classes))))
+        held = min(CHUNK_BYTES, psutil.virtual_memory().total // SHARE)
+        return max(16, (held - 4 * own) // (8 * classes))
+    whole = torch.cuda.get_device_properties(device).total_memory
+    return int(min(2048, max(64, whole / SHARE / (CHUNK_COST * classes))))
 
 
 def fused(
@@ -172,10 +182,12 @@ class _Job:
         grad_weight = torch.zeros_like(weight, dtype=exact) if needed[1] else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if needed[2] and bias is not None else None
         ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
-        step = self.chunk_tokens or chunk_size(weight.shape[0], hidden.device, self.own)
-        # One buffer for all chunks: fresh pages for each cost time, and an allocator that keeps them memory.
         heads = [head, self.teacher] if self.teacher is not None else [head]
-        room = [hidden.new_empty(min(step, count), h.weight.shape[0], dtype=exact) for h in heads]
+        step = self.chunk_tokens or chunk_size(max(h.weight.shape[0] for h in heads), hidden.device, self.own)
+        # One buffer for all chunks: fresh pages for each cost time, and an allocator that keeps them memory.
+        room = [
+            hidden.new_empty(min(step, count), h.weight.shape[0]) if h.weight.dtype == exact else None for h in heads
+        ]
         for begin in range(0, count, step):
             part = slice(begin, begin + step)
             logits = head(hidden[part], room[0])

@@ -24,8 +24,15 @@ def reverse_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weighted_kl(student: Tensor, teacher: Tensor, forward: Tensor, reverse: Tensor) -> tuple[Tensor, Tensor]:
-    """`forward * KL(p || q) + reverse * KL(q || p)` with weights `[N]` that carry no gradient, and its slope."""
+    """`forward * KL(p || q) + reverse * KL(q || p)` with weights `[N]` that carry no gradient, and its slope.
+
+    A KL of weight 0 does not count, also where it is infinite.
+    """
     (f, f_slope), (r, r_slope) = forward_kl(student, teacher), reverse_kl(student, teacher)
+    if (unused := reverse == 0).any():
+        r, r_slope = r.masked_fill(unused, 0), r_slope.masked_fill_(unused.unsqueeze(-1), 0)
+    if (unused := forward == 0).any():
+        f = f.masked_fill(unused, 0)
     slope = f_slope.mul_(forward.unsqueeze(-1)).addcmul_(r_slope, reverse.unsqueeze(-1))
     return forward * f + reverse * r, slope
 
@@ -42,7 +49,7 @@ class ForwardKL(Divergence):
         entropy: whether the teacher's entropy is part of the value; the gradient is the same.
     """
 
-    source = "Hinton et al. 2015; AKL eq. 2"
+    source = "Hinton et al. 2015; AKL eq. 1"
     formula = "sum p (log p - log q)"
     limits = "ab(1, 0); skl as mix -> 0; top_p_clip at mass 1"
     elsewhere = "often without the teacher's entropy, which is a cross-entropy: same gradient, other value"
@@ -63,7 +70,7 @@ class ReverseKL(Divergence):
     Infinite where the teacher gives no mass to a class of the student.
     """
 
-    source = "Gu et al. 2024 (MiniLLM); AKL eq. 3"
+    source = "Gu et al. 2024 (MiniLLM); AKL eq. 2"
     formula = "sum q (log q - log p)"
     limits = "ab(0, 1); srkl as mix -> 0"
 
@@ -82,7 +89,7 @@ class Weighted(Divergence):
         reverse: weight of the reverse KL, 0 or more.
     """
 
-    source = "AKL eq. 11 with fixed weights and table 4; WSD row of ABKD"
+    source = "AKL eq. 15 with fixed weights and table 4; WSD row of ABKD"
     formula = "forward KL(p || q) + reverse KL(q || p)"
     limits = "fkl at reverse = 0, rkl at forward = 0"
     forward: float = 0.5
@@ -94,9 +101,5 @@ class Weighted(Divergence):
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        if self.reverse == 0 or self.forward == 0:  # the other may be infinite
-            weight, kl = (self.forward, forward_kl) if self.reverse == 0 else (self.reverse, reverse_kl)
-            value, slope = kl(student, teacher)
-            return weight * value, slope.mul_(weight)
         ones = student.new_ones(student.shape[0])
         return weighted_kl(student, teacher, self.forward * ones, self.reverse * ones)

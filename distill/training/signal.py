@@ -80,6 +80,7 @@ class StoredTeacher(nn.Module):
         self.scale, self.softcap = stored["scale"], stored["softcap"]
         self.dtype: torch.dtype = getattr(torch, stored["dtype"])
         self.index: dict[str, list[int]] = stored["rows"]
+        self.teacher: str | None = stored.get("teacher")
 
     @property
     def head(self) -> Head:
@@ -108,19 +109,22 @@ def store_bytes(rows: Sequence[Encoded], width: int, itemsize: int) -> int:
     return sum(len(row.response) for row in rows) * width * itemsize
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a store, or None."""
+def damage(folder: Path, teacher: str) -> str | None:
+    """What is wrong with a store for the teacher of that identity, or None."""
     try:
-        StoredTeacher(folder)
+        stored = StoredTeacher(folder)
     except UserError as error:
         return error.problems[0].removesuffix("; remove the folder")
-    return None
+    return None if stored.teacher == teacher else "its hidden states are another copy's of the teacher"
 
 
 def write_store(
-    weights: Weights, rows: Sequence[Encoded], pad_id: int, dtype: torch.dtype, folder: Path
+    weights: Weights, rows: Sequence[Encoded], pad_id: int, dtype: torch.dtype, folder: Path, teacher: str = ""
 ) -> dict[str, Any]:
     """Run the teacher's body once over `rows` and keep its last hidden states at response positions, and its head.
+
+    Args:
+        teacher: identity of the weights, for `damage`.
 
     Raises:
         UserError: the disk has no room for them; nothing was loaded yet.
@@ -159,6 +163,6 @@ def write_store(
     parts = {"weight": head.weight, **({} if head.bias is None else {"bias": head.bias})}
     save_file({name: part.detach().cpu().contiguous() for name, part in parts.items()}, folder / HEAD)
     stored = {"tokens": total, "dtype": str(dtype).removeprefix("torch."), "scale": head.scale,
-              "softcap": head.softcap, "rows": index}  # fmt: skip
+              "softcap": head.softcap, "rows": index, "teacher": teacher}  # fmt: skip
     (folder / INDEX).write_text(json.dumps(stored))
     return {"tokens": total, "bytes": size}

@@ -218,6 +218,7 @@ def _arguments(job: TrainingJob, folder: Path) -> TrainingArguments:
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
+        ddp_broadcast_buffers=False,  # a stored teacher's head is one, and the same in every process
         report_to=_tracker(job),
         run_name=job.label,
     )
