@@ -18,6 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from distill.provenance import commit
+
 KEPT = Path(__file__).parent / "kept"
 PACKAGES = ("torch", "transformers", "trl", "liger-kernel")
 
@@ -82,7 +84,12 @@ def report(name: str, title: str, rows: list[dict[str, object]]) -> None:
         table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console(width=160).print(table)
     versions = " ".join(f"{p}={v}" for p in PACKAGES if (v := _version(p)))
-    stamp = {"hardware": hardware(), "versions": versions, "date": datetime.date.today().isoformat()}
+    stamp = {
+        "hardware": hardware(),
+        "versions": versions,
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
     path = KEPT / f"{name}.csv"
     others = []
     if path.is_file():

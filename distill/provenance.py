@@ -16,7 +16,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy"
 
 @lru_cache
 def commit() -> str:
-    """The commit that runs, with `+dirty` if files outside results/ differ from it; `unknown` outside git.
+    """The commit that runs, with `+dirty` if files that no run writes differ from it; `unknown` outside git.
 
     Read once a process, at its first use, so that what a run itself writes does not count.
     """
@@ -26,7 +26,7 @@ def commit() -> str:
 
     try:
         short = git("rev-parse", "--short=10", "HEAD")
-        changed = git("status", "--porcelain", "--", ".", ":(exclude)results")
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)bench/kept")
     except (subprocess.CalledProcessError, FileNotFoundError):
         return "unknown"
     return short + ("+dirty" if changed else "")
