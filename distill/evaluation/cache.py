@@ -15,6 +15,9 @@ ROOM = 64  # columns allocated ahead: a step writes into them, where DynamicCach
 class RoomyLayer(DynamicLayer):
     """A layer whose `keys` and `values` `[rows, heads, columns, width]` are views of larger buffers."""
 
+    keys: Any
+    values: Any
+
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.start = self.length = 0  # the columns in use
@@ -86,7 +89,7 @@ class RoomyLayer(DynamicLayer):
 class RowCache(Cache):
     """The cache of rows that leave and join; every layer remembers all columns."""
 
-    layers: list[RoomyLayer]
+    layers: Any
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=RoomyLayer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Evaluator:
                     _write_lines(folder / f"{at:04}.jsonl", [g for g in written if g.seed == seed])
         _together()
 
-    def _score(self, written: Sequence[Generation], references: dict[str, Sequence[str]]) -> list[Scored]:
+    def _score(self, written: Sequence[Generation], references: Mapping[str, Sequence[str]]) -> list[Scored]:
         texts = [self.tokenizer.decode(g.tokens, skip_special_tokens=True) for g in written]
         wanted = [references[g.id] for g in written]
         scores = zip(written, texts, rouge_l(texts, wanted), exact_match(texts, wanted), strict=True)
