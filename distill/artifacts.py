@@ -6,8 +6,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -106,30 +106,48 @@ class Store:
     def make(
         self, spec: Spec, build: Callable[[Path], dict[str, Any]], together: bool = False, quiet: bool = False
     ) -> Path:
-        """The artifact's folder; `build` fills it if it is missing.
+        """The artifact's folder; `build` fills it if it is missing. See `make_all`."""
+        (folder,) = self.make_all([spec], lambda folders: [build(folders[0])], together, quiet)
+        return folder
 
-        Another process that makes the same artifact is waited for. A build that was killed finds its folder as it left
-        it; one that fails with a UserError leaves nothing but what it can go on from (`checkpoints`).
+    def make_all(
+        self,
+        specs: Sequence[Spec],
+        build: Callable[[list[Path]], list[dict[str, Any]]],
+        together: bool = False,
+        quiet: bool = False,
+    ) -> list[Path]:
+        """The artifacts' folders; `build` fills those of all together, if one is missing.
+
+        Another process that makes one of them is waited for. A build that was killed finds its folders as it left
+        them; one that fails with a UserError leaves nothing but what it can go on from (`checkpoints`).
 
         Args:
-            build: fills a folder and gives what its manifest shall tell.
-            together: all processes of a distributed run take part in `build` (training); otherwise the first makes
-                the artifact and the others wait.
+            build: fills the folders and gives what the manifest of each shall tell.
+            together: all processes of a distributed run take part in `build` (training, generation); otherwise the
+                first makes the artifacts and the others wait.
             quiet: print nothing; the caller does.
         """
-        folder = self.folder(spec)
         tell = (lambda text: None) if quiet else say
-        if self.agreed(spec):
-            tell(f"{spec.stage} {spec.label}: found finished in {folder}")
-            return folder
-        with self._locked(spec) if is_main_process() else nullcontext():
-            if not self.agreed(spec):  # another process may have made it while this one waited
+        folders = [self.folder(spec) for spec in specs]
+        if self._all_agreed(specs):
+            for spec, folder in zip(specs, folders, strict=True):
+                tell(f"{spec.stage} {spec.label}: found finished in {folder}")
+            return folders
+        partials = [folder.with_name(f"{PARTIAL}-{folder.name}") for folder in folders]
+        with ExitStack() as locks:
+            for spec in sorted(specs, key=lambda s: s.name) if is_main_process() else ():
+                locks.enter_context(self._locked(spec))
+            if not self._all_agreed(specs):  # another process may have made them while this one waited
                 if is_main_process():
-                    self._build(spec, build, folder.with_name(f"{PARTIAL}-{folder.name}"), tell)
+                    self._build(specs, build, partials, tell)
                 elif together:
-                    build(folder.with_name(f"{PARTIAL}-{folder.name}"))
-            self.agreed(spec)  # the others wait here for the first
-        return folder
+                    build(partials)
+            self._all_agreed(specs)  # the others wait here for the first
+        return folders
+
+    def _all_agreed(self, specs: Sequence[Spec]) -> bool:
+        return all([self.agreed(spec) for spec in specs])  # every process asks for every one
 
     def agreed(self, spec: Spec) -> bool:
         """`has`, as the first process of a distributed run sees it; all processes must ask."""
@@ -158,21 +176,34 @@ class Store:
             lock.release()
 
     def _build(
-        self, spec: Spec, build: Callable[[Path], dict[str, Any]], partial: Path, tell: Callable[[str], None]
+        self,
+        specs: Sequence[Spec],
+        build: Callable[[list[Path]], list[dict[str, Any]]],
+        partials: list[Path],
+        tell: Callable[[str], None],
     ) -> None:
-        folder = self.folder(spec)
-        partial.mkdir(parents=True, exist_ok=True)
-        tell(f"{spec.stage} {spec.label}: making it")
-        earlier = _earlier_attempts(partial)
-        started = time.time()
-        (partial / ATTEMPTS).write_text(json.dumps([*earlier, {"started": started, "commit": commit()}]))
+        earlier, started = [], time.time()
+        for spec, partial in zip(specs, partials, strict=True):
+            partial.mkdir(parents=True, exist_ok=True)
+            tell(f"{spec.stage} {spec.label}: making it")
+            earlier.append(_earlier_attempts(partial))
+            (partial / ATTEMPTS).write_text(json.dumps([*earlier[-1], {"started": started, "commit": commit()}]))
         try:
-            told = build(partial)
+            told = build(partials)
         except UserError:
-            if not any(partial.glob("checkpoints/checkpoint-*")):
-                shutil.rmtree(partial)
+            for partial in partials:
+                if not any(partial.glob("checkpoints/checkpoint-*")):
+                    shutil.rmtree(partial)
             raise
-        seconds = time.time() - started
+        seconds = (time.time() - started) / len(specs)
+        for spec, partial, attempts, more in zip(specs, partials, earlier, told, strict=True):
+            self._finish(spec, partial, attempts, seconds, more)
+            tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {self.folder(spec)}")
+
+    def _finish(
+        self, spec: Spec, partial: Path, earlier: list[dict[str, Any]], seconds: float, told: dict[str, Any]
+    ) -> None:
+        """Write the manifest and rename the folder into place."""
         manifest = {
             "stage": spec.stage,
             "label": spec.label,
@@ -185,8 +216,9 @@ class Store:
         }
         (partial / ATTEMPTS).unlink()
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(folder)
-        tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {folder}")
+        if self.folder(spec).exists():  # one of several that was finished before
+            shutil.rmtree(self.folder(spec))
+        partial.replace(self.folder(spec))
 
     def discard(self, spec: Spec, why: str) -> None:
         """Remove a finished artifact whose files are not what its manifest says, so that it is made again."""

@@ -14,7 +14,12 @@ console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, s
 
 def is_main_process() -> bool:
     """Whether this process speaks and writes for all of a distributed run."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
+
+
+def rank() -> int:
+    """This process's number in a distributed run; 0 otherwise."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def processes() -> int:

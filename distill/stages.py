@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distill.artifacts import Spec, digest
 from distill.config.schema import LossConfig, StageTrainConfig
-from distill.console import bar, is_main_process, say
-from distill.data.encode import Collator, Encoder
+from distill.console import is_main_process, say
+from distill.data.encode import Collator
 from distill.data.sets import Dataset
 from distill.data.templates import render
 from distill.errors import UserError
-from distill.evaluation.generate import generate
-from distill.evaluation.rouge import rouge_l
+from distill.evaluation.stage import Evaluator, Scored, read_generations
 from distill.models import create
-from distill.models.load import Weights, check_positions, load_model, load_tokenizer, quiet_transformers, supplied
+from distill.models.load import Weights, load_model, load_tokenizer, quiet_transformers, supplied
 from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
 from distill.pipeline import SFT, Given, Plan, Role
 from distill.training.signal import damage, write_store
 from distill.training.stage import TrainingJob, teacher_dtype, train, training_encoder
 
 CALIBRATION_ROWS = 32  # training rows that block influence is measured on
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One generated response with its scores."""
-
-    id: str
-    text: str
-    tokens: int
-    ended: bool
-    rouge_l: float
 
 
 class Stages:
@@ -89,10 +73,15 @@ class Stages:
 
         node, made = self.plan.signal, self.plan.teacher
         # A teacher that was removed and trained again has the old key and, on another machine, other weights.
-        identity = digest(self.store.manifest(made)) if isinstance(made, Spec) else made.key
+        identity = self._copy(made) if isinstance(made, Spec) else made.key
         if is_main_process() and self.store.has(node) and (problem := damage(self.store.folder(node), identity)):
             self.store.discard(node, problem)
         return self.store.make(node, build)
+
+    def _copy(self, made: Spec) -> str:
+        """Which copy of an artifact lies in the store, by its weights where its manifest tells them."""
+        manifest = self.store.manifest(made)
+        return str(manifest.get("weights") or digest(manifest))
 
     def start(self) -> Weights:
         """What the student's training starts from."""
@@ -130,26 +119,23 @@ class Stages:
         wanted = {(d.name, s): self.plan.evaluation(role, d, s) for d in self.plan.sets.values() for s in seeds}
         missing = {at: spec for at, spec in wanted.items() if not self.store.agreed(spec)}
         if missing:
-            weights = self.teacher() if role == "teacher" else self.student()
-            writer = _Writer(self.plan, weights)
+            evaluator = Evaluator(self.config, self.teacher() if role == "teacher" else self.student())
             for dataset in self.plan.sets.values():
-                started = time.perf_counter()
                 lacking = [s for s in seeds if (dataset.name, s) in missing]
-                for seed in lacking:
-
-                    def build(
-                        folder: Path,
-                        dataset: Dataset = dataset,
-                        seed: int = seed,
-                        lacking: list[int] = lacking,
-                    ) -> dict[str, Any]:
-                        return writer.save(dataset, seed, lacking, folder)
-
-                    self.store.make(missing[dataset.name, seed], build, quiet=True)
                 if lacking:
-                    shown, seconds = ", ".join(map(str, lacking)), time.perf_counter() - started
-                    say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
+                    self._measure(evaluator, dataset, {s: missing[dataset.name, s] for s in lacking})
         return read_scored(self.plan, role, seeds)
+
+    def _measure(self, evaluator: Evaluator, dataset: Dataset, specs: dict[int, Spec]) -> None:
+        """Write and score a set's responses for several seeds."""
+        started = time.perf_counter()
+
+        def build(folders: list[Path]) -> list[dict[str, Any]]:
+            return evaluator.measure(dataset, dict(zip(specs, folders, strict=True)))
+
+        self.store.make_all(list(specs.values()), build, together=True, quiet=True)
+        shown, seconds = ", ".join(map(str, specs)), time.perf_counter() - started
+        say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
 
     def _given(self, role: Role) -> Weights:
         """The supplied checkpoint of a role."""
@@ -222,60 +208,10 @@ class Stages:
 def read_scored(plan: Plan, role: Role, seeds: list[int]) -> dict[tuple[str, int], list[Scored]]:
     """The finished evaluations of a plan by (set, seed), as they lie in the store."""
     return {
-        (dataset.name, seed): _read(plan.store.folder(plan.evaluation(role, dataset, seed)) / "generations.jsonl")
+        (dataset.name, seed): read_generations(plan.store.folder(plan.evaluation(role, dataset, seed)))
         for dataset in plan.sets.values()
         for seed in seeds
     }
-
-
-class _Writer:
-    """Generates and scores; the model is loaded once, and a set's seeds are written together."""
-
-    def __init__(self, plan: Plan, weights: Weights):
-        self.plan, self.config = plan, plan.config
-        self.tokenizer = load_tokenizer(weights)
-        dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load_model(weights, dtype).to(device).eval()
-        needed = self.config.train.max_prompt_length + self.config.eval.max_new_tokens
-        check_positions(self.model, needed, "train.max_prompt_length and eval.max_new_tokens")
-        self.cache: dict[tuple[str, int], list[Scored]] = {}
-        self.counts: dict[str, dict[str, int]] = {}
-
-    def save(self, dataset: Dataset, seed: int, seeds: list[int], folder: Path) -> dict[str, Any]:
-        """Write one seed's responses; the set's other missing seeds are generated in the same pass and kept."""
-        if (dataset.name, seed) not in self.cache:
-            self._generate(dataset, [s for s in seeds if (dataset.name, s) not in self.cache])
-        scored = self.cache.pop((dataset.name, seed))
-        with (folder / "generations.jsonl").open("w", encoding="utf-8") as file:
-            for row in scored:
-                file.write(json.dumps(row.__dict__, ensure_ascii=False) + "\n")
-        mean = sum(row.rouge_l for row in scored) / len(scored)
-        return {"rows": len(scored), "rouge_l": mean, "overlong": self.counts[dataset.name]}
-
-    def _generate(self, dataset: Dataset, seeds: list[int]) -> None:
-        config, tokenizer = self.config, self.tokenizer
-        encoder = Encoder(tokenizer, config.data.template, config.train.max_prompt_length, config.eval.overlong_prompt)
-        prompts = encoder.prompts(dataset.examples)
-        if prompts.said():
-            say(f"  {dataset.title}: {prompts.said()} (limit {config.train.max_prompt_length} tokens)")
-        if not prompts.rows:
-            raise UserError(f"{dataset.title}: no prompt is left; set eval.overlong_prompt=cut")
-        self.counts[dataset.name] = dict(prompts.counts)
-        references = {e.id: e.references for e in dataset.examples}
-        with bar(len(prompts.rows) * len(seeds), f"  {dataset.title}", "row") as shown:
-            written = generate(
-                self.model, prompts.rows, dataset.name, seeds, config.eval,
-                tokenizer.eos_token_id, pad_id(tokenizer), shown.update,
-            )  # fmt: skip
-        texts = [tokenizer.decode(g.tokens, skip_special_tokens=True) for g in written]
-        scores = rouge_l(texts, [references[g.id] for g in written])
-        for seed in seeds:
-            self.cache[dataset.name, seed] = [
-                Scored(g.id, text, len(g.tokens), g.ended, score)
-                for g, text, score in zip(written, texts, scores, strict=True)
-                if g.seed == seed
-            ]
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
@@ -283,8 +219,3 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return {"parameters": model.num_parameters()}
-
-
-def _read(path: Path) -> list[Scored]:
-    with path.open(encoding="utf-8") as lines:
-        return [Scored(**json.loads(line)) for line in lines]

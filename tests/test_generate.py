@@ -8,14 +8,16 @@ from conftest import VOCAB, tiny_gpt2, tiny_llama, tiny_opt
 
 from distill.config import load
 from distill.data.encode import Encoded
-from distill.evaluation.generate import RowStream, generate
+from distill.evaluation.cache import RowCache
+from distill.evaluation.decode import NgramBan, RowStream
+from distill.evaluation.generate import Writing, generate, groups
 
 DECODE = load(["model=micro"]).eval.model_copy(update={"max_new_tokens": 12})
 PROMPTS = [Encoded(f"p{n}", [1 + (7 * i + n) % (VOCAB - 1) for i in range(n)], []) for n in (1, 3, 9, 4, 6, 2, 5)]
 
 
 def write(model, prompts=PROMPTS, seeds=(10, 20), eos=0, **decode):
-    return generate(model, prompts, "set", list(seeds), DECODE.model_copy(update=decode), eos, 0)
+    return generate(model, prompts, Writing("set", list(seeds), DECODE.model_copy(update=decode), eos, 0))
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
@@ -84,8 +86,78 @@ def test_an_answer_that_starts_with_eos_is_empty():
 
 
 def test_streams_are_their_own():
-    a, b = RowStream(10, "set", "x"), RowStream(10, "set", "x")
-    assert (a.exponentials(5) == b.exponentials(5)).all()
-    assert not (a.exponentials(5) == RowStream(10, "set", "x").exponentials(5)).all()  # it goes on
-    for other in (RowStream(20, "set", "x"), RowStream(10, "other", "x"), RowStream(10, "set", "y")):
-        assert not (RowStream(10, "set", "x").exponentials(5) == other.exponentials(5)).any()
+    def drawn(seed=10, set_name="set", example="x", times=1):
+        stream, numbers = RowStream(seed, set_name, example), torch.empty(5)
+        for _ in range(times):
+            stream.fill(numbers)
+        return numbers
+
+    assert drawn().equal(drawn()) and (drawn() > 0).all()
+    for other in (drawn(times=2), drawn(seed=20), drawn(set_name="other"), drawn(example="y")):
+        assert not drawn().eq(other).any()
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_rows_leave_and_prompts_join_within_the_bound(make, monkeypatch):
+    """Few rows fit: every text is that of a prompt alone, and no more is ever held than `batch_tokens`."""
+    model, held, joined = make(), [], []
+    forward, join = type(model).forward, RowCache.join
+
+    def counted(self, *args, past_key_values, **more):
+        output = forward(self, *args, past_key_values=past_key_values, **more)
+        held.append(past_key_values.layers[0].keys[:, 0, :, 0].numel())
+        return output
+
+    def joins(self, other, repeats):
+        joined.append(repeats)
+        join(self, other, repeats)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    monkeypatch.setattr(RowCache, "join", joins)
+    prompts = [Encoded(f"q{n}", [1 + (5 * i + n) % (VOCAB - 1) for i in range(1 + n % 9)], []) for n in range(30)]
+    eos = write(model, PROMPTS[:1], [10], eos=-1)[0].tokens[3]  # an id that is drawn now and then
+    bound = 6 * (9 + 12)
+    together = write(model, prompts, eos=eos, batch_tokens=bound)
+    assert max(held) <= bound and joined
+    assert {g.ended for g in together} == {True, False}
+    for got, (prompt, seed) in zip(together, [(p, s) for p in prompts for s in (10, 20)], strict=True):
+        assert [got] == write(model, [prompt], [seed], eos=eos)
+
+
+def test_groups_are_fixed_by_prompts_alone():
+    decode = DECODE.model_copy(update={"batch_tokens": 10})
+    writing = Writing("set", [10, 20], decode, 0, 0)
+    cut = groups(PROMPTS, writing)
+    assert len(cut) > 1 and sorted(i for group in cut for i in group) == list(range(len(PROMPTS)))
+    lengths = [len(PROMPTS[i].prompt) for group in cut for i in group]
+    assert lengths == sorted(lengths, reverse=True)
+    turned = groups(PROMPTS[::-1], writing)
+    ids = [[[ps[i].id for i in group] for group in gs] for ps, gs in ((PROMPTS, cut), (PROMPTS[::-1], turned))]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ngrams_that_may_not_repeat_are_transformers_own(size):
+    from transformers import NoRepeatNGramLogitsProcessor
+
+    tokens = torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(size)).tolist()
+    processor = NoRepeatNGramLogitsProcessor(size)
+    for cut in range(1, 60):
+        ban = NgramBan(size, tokens[: cut // 2])
+        for token in tokens[cut // 2 : cut]:
+            ban.add(token)
+        scores = processor(torch.tensor([tokens[:cut]]), torch.zeros(1, 4))
+        assert ban.banned() == scores[0].isneginf().nonzero().squeeze(-1).tolist()
+
+
+def test_a_text_without_repeats():
+    model = tiny_gpt2()
+    free = write(model, PROMPTS, do_sample=False, eos=-1, max_new_tokens=40)
+    bound = write(model, PROMPTS, do_sample=False, eos=-1, max_new_tokens=40, no_repeat_ngram_size=2)
+
+    def repeats(g):
+        prompt = next(p.prompt for p in PROMPTS if p.id == g.id)
+        pairs = list(zip([*prompt, *g.tokens], [*prompt, *g.tokens][1:], strict=False))
+        return len(pairs) - len(set(pairs))
+
+    assert sum(map(repeats, free)) > 0 and sum(map(repeats, bound)) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -51,13 +52,30 @@ def scores(run, values, dataset="dolly"):
     return pd.DataFrame({"row": run, "run": run, "dataset": dataset, "id": ids, "rouge_l": values, "seeds": 5})
 
 
-def test_the_paired_test_is_scipys_over_prompts():
+def test_the_paired_test_turns_every_sign():
     ours, theirs = [5.0, 7.0, 9.0, 4.0], [4.0, 6.5, 7.0, 4.5]
     both = pd.concat([scores("a", ours), scores("b", theirs).sample(frac=1, random_state=0)])
     found = compare(both, ["a"], ["b"], "dolly")
-    assert found.p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+    turned = [abs(np.dot(signs, np.subtract(ours, theirs))) for signs in itertools.product([1, -1], repeat=4)]
+    assert found.p == pytest.approx(np.mean([t >= turned[0] - 1e-9 for t in turned]))
     assert found.difference == pytest.approx(0.75) and found.low < 0.75 < found.high and found.prompts == 4
     assert compare(both, ["a"], ["b"], "vicuna") is None
+    same = compare(pd.concat([scores("a", ours), scores("b", ours)]), ["a"], ["b"], "dolly")
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+    one = compare(pd.concat([scores("a", [2.0, 3.0]), scores("b", [1.0, 2.0])]), ["a"], ["b"], "dolly")
+    assert (one.low, one.high) == (1, 1)
+
+
+def test_the_paired_test_agrees_with_the_t_test_on_many_prompts():
+    rng = np.random.default_rng(1)
+    theirs = rng.normal(30, 8, 400)
+    ours = theirs + rng.normal(0.4, 4, 400)
+    found = compare(pd.concat([scores("a", ours), scores("b", theirs)]), ["a"], ["b"], "dolly")
+    expected = stats.ttest_rel(ours, theirs)
+    low, high = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue, abs=0.01)
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.05), pytest.approx(high, abs=0.05))
+    assert compare(pd.concat([scores("a", ours), scores("b", theirs)]), ["a"], ["b"], "dolly") == found
     assert compare(pd.concat([scores("a", ours), scores("b", theirs[:3])]), ["a"], ["b"], "dolly") is None
 
 

@@ -170,6 +170,7 @@ class EvalConfig(Section):
     temperature: Positive
     top_p: Fraction
     top_k: Annotated[int, Field(ge=0)]
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
     overlong_prompt: Overlong
     batch_tokens: Count
 
@@ -247,6 +248,7 @@ class PresetConfig(Section):
     alphanet_per: Literal["token", "batch"]
     fkl_entropy: bool
     jsd_teacher_weight: float
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)]
 
 
 class TrackerConfig(Section):

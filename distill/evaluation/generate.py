@@ -1,27 +1,24 @@
-"""Sampling responses: one prefill a prompt, its seeds as rows, each row with its own random stream."""
+"""Sampling responses: one prefill a prompt, its seeds as rows; finished rows leave and waiting prompts join.
+
+transformers' own continuous batching was measured first (bench/generate.py): see docs/evaluation.md.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from distill.config.schema import EvalConfig
 from distill.data.encode import Encoded
+from distill.evaluation.cache import RowCache
+from distill.evaluation.decode import Chooser, NgramBan, RowStream
 
-LEAVE_SHARE = 8  # finished rows are taken out once they are one in so many: taking out copies the cache
+SHARE = 8  # rows leave, and prompts join, once they are one in so many: both copy the cache
+FILLS = 8  # a group is about so many batches: what is written together, and lost together when a run is stopped
 
 
 @dataclass(frozen=True)
@@ -34,160 +31,212 @@ class Generation:
     ended: bool
 
 
-class RowStream:
-    """The random stream of one response row, a function of (seed, set name, example id) alone.
+@dataclass(frozen=True)
+class Writing:
+    """What decides a text besides model, prompt and seed.
 
-    Sampling takes the argmax of `logits - log(e)` with `e` exponential (the Gumbel trick). Unlike inverting a
-    cumulative sum, whose every boundary moves with rounding, the choice changes only where two classes tie.
+    Attributes:
+        set_name: part of every row's random stream.
+        seeds: generation seeds; each prompt is answered once a seed.
     """
 
-    def __init__(self, seed: int, set_name: str, example_id: str):
-        digest = hashlib.sha256(f"{seed}/{set_name}/{example_id}".encode()).digest()
-        self._bits = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    set_name: str
+    seeds: Sequence[int]
+    decode: EvalConfig
+    eos_id: int
+    pad_id: int
 
-    def exponentials(self, count: int) -> np.ndarray:
-        """The next `count` standard exponentials, fp32."""
-        return self._bits.standard_exponential(count, dtype=np.float32)
+
+def groups(prompts: Sequence[Encoded], writing: Writing) -> list[list[int]]:
+    """Prompts by index, longest first, cut into groups that are written apart from each other.
+
+    Fixed by the prompts, seeds and `batch_tokens`: a run that goes on after a stop repeats the same arithmetic.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].prompt), prompts[i].id))
+    cut: list[list[int]] = []
+    held = 0
+    for i in order:
+        if not cut or held >= FILLS * writing.decode.batch_tokens:
+            cut.append([])
+            held = 0
+        cut[-1].append(i)
+        held += len(writing.seeds) * (len(prompts[i].prompt) + writing.decode.max_new_tokens)
+    return cut
 
 
 def generate(
     model: Any,
     prompts: Sequence[Encoded],
-    set_name: str,
-    seeds: Sequence[int],
-    decode: EvalConfig,
-    eos_id: int,
-    pad_id: int,
+    writing: Writing,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> list[Generation]:
     """One response for each prompt and seed, in the order of prompts, then seeds.
 
     A row's text depends on the model, its prompt and its stream, not on batch size or order (in fp32, but for draws
-    that tie within rounding). `decode.batch_tokens` bounds the rows times tokens held at once.
+    that tie within rounding).
 
     Args:
         model: a causal language model in eval mode.
         progress: called with the number of rows finished since the last call.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].prompt), prompts[i].id))
-    results: dict[tuple[int, int], Generation] = {}
-    start = 0
-    while start < len(order):
-        row_tokens = len(seeds) * (len(prompts[order[start]].prompt) + decode.max_new_tokens)
-        group = order[start : start + max(1, decode.batch_tokens // row_tokens)]
-        rows = _Rows([prompts[i] for i in group], set_name, seeds, model.device)
-        for generation, (prompt, seed) in zip(
-            rows.run(model, decode, eos_id, pad_id, progress),
-            [(i, s) for i in group for s in seeds],
-            strict=True,
-        ):
-            results[prompt, seed] = generation
-        start += len(group)
-    return [results[i, seed] for i in range(len(prompts)) for seed in seeds]
+    results: dict[int, list[Generation]] = {}
+    for group in groups(prompts, writing):
+        written = write_group(model, [prompts[i] for i in group], writing, progress)
+        for at, i in enumerate(group):
+            results[i] = written[at * len(writing.seeds) : (at + 1) * len(writing.seeds)]
+    return [one for i in range(len(prompts)) for one in results[i]]
 
 
-class _Rows:
-    """A batch of rows that are written together; row = prompt x seed."""
+def write_group(
+    model: Any,
+    prompts: Sequence[Encoded],
+    writing: Writing,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> list[Generation]:
+    """One group's responses, by prompt, then seed.
 
-    def __init__(self, prompts: Sequence[Encoded], set_name: str, seeds: Sequence[int], device: torch.device):
-        self.prompts, self.seeds, self.device = prompts, seeds, device
-        self.streams = [RowStream(s, set_name, p.id) for p in prompts for s in seeds]
-        self.tokens: list[list[int]] = [[] for _ in self.streams]
-        self.ended = [False] * len(self.streams)
+    `batch_tokens` bounds the rows times the columns that their prompts and longest answers would take.
+    """
+    return _Batch(model, prompts, writing, progress).run()
+
+
+@dataclass
+class _Row:
+    """One response on its way."""
+
+    id: str
+    seed: int
+    columns: int  # of the cache that are its own: prompt and response so far
+    most: int  # that it may come to
+    stream: RowStream
+    ban: NgramBan | None
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+    done: bool = False
+
+
+class _Batch:
+    """The rows that are written together: line i of cache, mask and logits is `live[i]`."""
+
+    def __init__(self, model: Any, prompts: Sequence[Encoded], writing: Writing, progress: Callable[[int], object]):
+        self.model, self.writing, self.progress = model, writing, progress
+        self.device = model.device
+        self.chooser = Chooser(writing.decode)
+        self.rows = [[self._row(p, s) for s in writing.seeds] for p in prompts]
+        self.waiting = list(range(len(prompts)))
+        self.prompts = prompts
+        self.live: list[_Row] = []
+        self.cache = RowCache()
+        self.mask = torch.zeros(0, 0, dtype=torch.long, device=self.device)
+        self.logits = torch.zeros(0, 0, device=self.device)
+
+    def _row(self, prompt: Encoded, seed: int) -> _Row:
+        decode, length = self.writing.decode, len(prompt.prompt)
+        ban = NgramBan(decode.no_repeat_ngram_size, prompt.prompt) if decode.no_repeat_ngram_size else None
+        stream = RowStream(seed, self.writing.set_name, prompt.id, self.device)
+        return _Row(prompt.id, seed, length, length + decode.max_new_tokens, stream, ban)
 
     @torch.inference_mode()
-    def run(
-        self, model: Any, decode: EvalConfig, eos_id: int, pad_id: int, progress: Callable[[int], object]
-    ) -> list[Generation]:
+    def run(self) -> list[Generation]:
         """Write all rows to their ends."""
-        warpers = _warpers(decode)
-        logits, cache, mask = self._prefill(model, pad_id)
-        live = list(range(len(self.streams)))  # the row behind each line of the batch
-        done: set[int] = set()
-        for step in range(decode.max_new_tokens):
-            chosen = self._choose(logits, live, done, decode, warpers)
-            for row, token in zip(live, chosen.tolist(), strict=True):
-                if row in done:
-                    continue
-                if token == eos_id:
-                    self.ended[row] = True
-                    done.add(row)
-                else:
-                    self.tokens[row].append(token)
-            left = len(live) - len(done)
-            if left == 0 or step == decode.max_new_tokens - 1:
-                break
-            if len(done) * LEAVE_SHARE >= len(live):
-                keep = torch.tensor([i for i, row in enumerate(live) if row not in done], device=self.device)
-                cache.batch_select_indices(keep)
-                mask, chosen = mask[keep], chosen[keep]
-                progress(len(live) - len(keep))
-                live, done = [row for row in live if row not in done], set()
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            output = model(
-                input_ids=chosen.unsqueeze(1),
-                attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = output.logits[:, -1].float()
-        progress(len(live))
-        pairs = [(p, s) for p in self.prompts for s in self.seeds]
-        return [
-            Generation(p.id, s, tokens, ended)
-            for (p, s), tokens, ended in zip(pairs, self.tokens, self.ended, strict=True)
-        ]
+        while self.waiting or self.live:
+            if joining := self._joining():
+                self._join(joining)
+            chosen = self._choose()
+            chosen = self._leave(chosen)
+            if self.live:
+                self._read(chosen)
+        return [Generation(r.id, r.seed, r.tokens, r.ended) for several in self.rows for r in several]
 
-    def _prefill(self, model: Any, pad_id: int) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Next-token logits `[rows, V]`, cache and mask after the prompts, each read once and then repeated."""
-        longest = max(len(p.prompt) for p in self.prompts)
-        ids = torch.full((len(self.prompts), longest), pad_id)
+    def _joining(self) -> list[int]:
+        """The prompts that there is room for; where nothing is being written, at least one."""
+        several, joining = len(self.writing.seeds), []
+        rows, columns = len(self.live), max((row.most for row in self.live), default=0)
+        while self.waiting:
+            columns = max(columns, self.rows[self.waiting[0]][0].most)
+            if rows and (rows + several) * columns > self.writing.decode.batch_tokens:
+                break
+            joining.append(self.waiting.pop(0))
+            rows += several
+        return joining
+
+    def _join(self, joining: list[int]) -> None:
+        """Read prompts together, once each, and add their rows."""
+        longest, several = max(len(self.prompts[i].prompt) for i in joining), len(self.writing.seeds)
+        ids = torch.full((len(joining), longest), self.writing.pad_id)
         mask = torch.zeros_like(ids)
-        for i, prompt in enumerate(self.prompts):
-            ids[i, longest - len(prompt.prompt) :] = torch.tensor(prompt.prompt)
-            mask[i, longest - len(prompt.prompt) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        cache = DynamicCache(config=model.config)
-        output = model(
+        for line, i in enumerate(joining):
+            prompt = self.prompts[i].prompt
+            ids[line, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[line, longest - len(prompt) :] = 1
+        mask, cache = mask.to(self.device), RowCache()
+        logits = self._forward(ids.to(self.device), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
+        logits, mask = logits.repeat_interleave(several, 0), mask.repeat_interleave(several, 0)
+        if self.live:
+            self.cache.join(cache, several)
+            columns = max(self.mask.shape[1], longest)
+            self.mask = torch.cat([_left_padded(m, columns) for m in (self.mask, mask)])
+            self.logits = torch.cat([self.logits, logits])
+        else:
+            cache.repeat(several)
+            self.cache, self.mask, self.logits = cache, mask, logits
+        self.live += [row for i in joining for row in self.rows[i]]
+
+    def _choose(self) -> Tensor:
+        """Choose each row's next token `[lines]` and note it."""
+        chosen = self.chooser(
+            self.logits,
+            [None if row.done else row.stream for row in self.live],
+            [None if row.done else row.ban for row in self.live],
+        )
+        for row, token in zip(self.live, chosen.tolist(), strict=True):
+            if row.done:
+                continue
+            if token == self.writing.eos_id:
+                row.ended = row.done = True
+                continue
+            row.tokens.append(token)
+            row.columns += 1
+            if row.ban is not None:
+                row.ban.add(token)
+            row.done = row.columns == row.most
+        return chosen
+
+    def _leave(self, chosen: Tensor) -> Tensor:
+        """Take finished rows out once they are many, forget columns that no other row reads; the others' tokens."""
+        going = [row for row in self.live if not row.done]
+        done = len(self.live) - len(going)
+        if done and done * SHARE >= len(self.live):
+            self.progress(done)
+            keep = torch.tensor([not row.done for row in self.live], device=self.device)
+            self.mask, chosen, self.live = self.mask[keep], chosen[keep], going
+            if going:
+                self.cache.select(keep.nonzero().squeeze(-1))
+        if going:
+            unread = self.mask.shape[1] - max(row.columns - 1 for row in going)  # the chosen token is not in yet
+            self.cache.trim(unread)
+            self.mask = self.mask[:, unread:]
+        return chosen
+
+    def _read(self, chosen: Tensor) -> None:
+        """Run the model over the chosen tokens; a finished row that is still here reads nothing new."""
+        new = torch.tensor([[int(not row.done)] for row in self.live], device=self.device)
+        self.mask = torch.cat([self.mask, new], dim=1)
+        positions = (self.mask.sum(1, keepdim=True) - 1).clamp_min(0)
+        self.logits = self._forward(chosen.unsqueeze(1), self.mask, positions, self.cache)
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: RowCache) -> Tensor:
+        """Next-token logits `[rows, V]` in fp32."""
+        output = self.model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        repeats = len(self.seeds)
-        cache.batch_repeat_interleave(repeats)
-        logits = output.logits[:, -1].float().repeat_interleave(repeats, 0)
-        return logits, cache, mask.repeat_interleave(repeats, 0)
-
-    def _choose(
-        self,
-        logits: Tensor,
-        live: list[int],
-        done: set[int],
-        decode: EvalConfig,
-        warpers: LogitsProcessorList,
-    ) -> Tensor:
-        """The next token of each line `[lines]`; finished rows draw nothing."""
-        if not decode.do_sample:
-            return logits.argmax(-1)
-        scores = warpers(None, logits)  # type: ignore[arg-type]
-        noise = np.ones(tuple(scores.shape), dtype=np.float32)
-        for line, row in enumerate(live):
-            if row not in done:
-                noise[line] = self.streams[row].exponentials(scores.shape[1])
-        return (scores - torch.from_numpy(noise).to(self.device).log_()).argmax(-1)
+        return output.logits[:, -1].float()
 
 
-def _warpers(decode: EvalConfig) -> LogitsProcessorList:
-    """Temperature, top-k and top-p as transformers does them."""
-    warpers = LogitsProcessorList()
-    if decode.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(decode.temperature))
-    if decode.top_k:
-        warpers.append(TopKLogitsWarper(decode.top_k))
-    if decode.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(decode.top_p))
-    return warpers
+def _left_padded(mask: Tensor, columns: int) -> Tensor:
+    return torch.nn.functional.pad(mask, (columns - mask.shape[1], 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,29 @@ import pandas as pd
 from distill import hub
 from distill.config.schema import Config, EvalConfig
 from distill.console import is_main_process, say
+from distill.evaluation.text import distinct
 from distill.pipeline import Plan, Role
 from distill.provenance import commit, hardware, versions
 from distill.tables import long
 
 if TYPE_CHECKING:
-    from distill.stages import Scored
+    from distill.evaluation.stage import Scored
 
-METRICS: dict[str, Callable[[Scored], float]] = {
-    "rouge_l": lambda row: row.rouge_l,
-    "length": lambda row: row.tokens,
-    "eos_rate": lambda row: 100.0 * row.ended,
-    "truncation_rate": lambda row: 100.0 * (not row.ended),
+# A set's responses to a value: tokens for length, otherwise 0 to 100; None where what was kept does not tell.
+METRICS: dict[str, Callable[[Sequence[Scored]], float | None]] = {
+    "rouge_l": lambda rows: _mean(row.rouge_l for row in rows),
+    "length": lambda rows: _mean(row.tokens for row in rows),
+    "eos_rate": lambda rows: _mean(100.0 * row.ended for row in rows),
+    "truncation_rate": lambda rows: _mean(100.0 * (not row.ended) for row in rows),
+    "exact_match": lambda rows: _mean(row.exact_match for row in rows),
+    **{f"distinct_{n}": lambda rows, n=n: distinct([row.text for row in rows], n) for n in (1, 2, 3)},  # type: ignore[misc]
 }
+NEEDED = ("rouge_l", "length", "eos_rate", "truncation_rate")  # lines kept before there were more are finished rows
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    listed = [v for v in values if v is not None]
+    return sum(listed) / len(listed) if listed else None
 
 
 @dataclass
@@ -111,7 +121,8 @@ def _found(row: Row, files: Files) -> pd.DataFrame:
 
 
 def _complete_seeds(row: Row, lines: pd.DataFrame) -> list[int]:
-    wanted = len(row.plan.sets) * len(METRICS)
+    wanted = len(row.plan.sets) * len(NEEDED)
+    lines = lines[lines["metric"].isin(NEEDED)]
     counts = lines.drop_duplicates(["dataset", "metric", "seed"]).groupby("seed").size()
     return [int(seed) for seed, count in counts.items() if count == wanted]  # type: ignore[call-overload]
 
@@ -126,7 +137,7 @@ def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored
             "dataset": name,
             "metric": metric,
             "seed": seed,
-            "value": repr(sum(of(one) for one in rows) / len(rows)),
+            "value": repr(value),
             "n": len(rows),
             "preset": config.preset.name,
             "run": row.run,
@@ -137,6 +148,7 @@ def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored
         }
         for (name, seed), rows in scored.items()
         for metric, of in METRICS.items()
+        if (value := of(rows)) is not None
     ]
 
 

@@ -123,8 +123,9 @@ def markdown(rows: list[Measured], experiment: Experiment, scores: pd.DataFrame,
         section = pd.DataFrame(lines).rename(columns={"against": f"against {experiment.against} (95 %)"})
         text += [f"## {column.title}", "", _plain(section), ""]
     text.append(
-        f"Tests are paired t-tests over prompts against {experiment.against}, two-sided, of each prompt's mean over"
-        " seeds; they tell whether these trained models differ on such prompts, not whether another training would."
+        f"Tests against {experiment.against} are paired over prompts, of each prompt's mean over seeds: bootstrap"
+        " interval, and two-sided p of the permutation test; they tell whether these trained models differ on such"
+        " prompts, not whether another training would."
     )
     if differing:
         text += ["", "The documents disagree with each other:", "", *(f"- {d}" for d in differing)]

@@ -14,12 +14,12 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from distill.config.schema import Config, EvalConfig, LoraConfig, LossConfig, StageTrainConfig
+from distill.config.schema import Config, LoraConfig, LossConfig, StageTrainConfig
 from distill.console import bar, processes, say
 from distill.data.encode import EncodedSet, Encoder
 from distill.data.examples import Example
 from distill.errors import UserError
-from distill.evaluation.generate import generate
+from distill.evaluation.generate import Writing, generate
 from distill.evaluation.rouge import rouge_l
 from distill.losses import build
 from distill.losses.trainable import TrainableDivergence
@@ -233,20 +233,13 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     examples = list(job.valid)[: settings.valid_rows]
     prompts = encoder.prompts(examples).rows
     by_id = {e.id: e for e in examples}
-    decode: EvalConfig = evaluation.model_copy(update={"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0})
+    plain = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram_size": 0}
+    decode = evaluation.model_copy(update=plain)
+    writing = Writing("valid", [job.seed], decode, tokenizer.eos_token_id, pad_id(tokenizer))
 
     def score(model: Any) -> float:
         with bar(len(prompts), "  validation ROUGE-L", "row") as shown:
-            written = generate(
-                model,
-                prompts,
-                "valid",
-                [job.seed],
-                decode,
-                tokenizer.eos_token_id,
-                pad_id(tokenizer),
-                shown.update,
-            )
+            written = generate(model, prompts, writing, shown.update)
         texts = [tokenizer.decode(g.tokens, skip_special_tokens=True) for g in written]
         scores = rouge_l(texts, [by_id[g.id].references for g in written])
         return sum(scores) / len(scores)

@@ -1,0 +1,121 @@
+"""Five generation seeds at once against transformers: passes of `generate`, and its continuous batching.
+
+The same model, prompts, lengths and precision. A pass of `generate` writes one seed; the published way makes five, so
+its time counts five times (one is measured a turn, each turn another seed).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from bench.measure import report
+from distill.config import load
+from distill.data.encode import Encoded, Encoder
+from distill.evaluation.generate import Writing, generate
+from distill.models.load import load_model, load_tokenizer
+from distill.models.tokenizers import pad_id
+from distill.pipeline import Plan
+from distill.stages import Stages
+
+PROMPTS, NEW, PUBLISHED_BATCH, PADDED = 64, 128, 16, 256
+SEEDS = (10, 20, 30, 40, 50)
+BATCHES = (16, 32, 64)  # that `generate` is tried at for one seed
+ROUNDS = 2
+WORDS = ["model=smollm2", "train.precision=fp32", f"eval.max_new_tokens={NEW}", f"data.eval.dolly.limit={PROMPTS}"]
+
+
+class Bench:
+    """A model, prompts, and the ways to write their responses."""
+
+    def __init__(self) -> None:
+        self.config = load(WORDS)
+        stages = Stages(Plan(self.config))
+        weights = stages.base("teacher")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_model(weights).to(device).eval()
+        self.tokenizer = load_tokenizer(weights)
+        encoder = Encoder(self.tokenizer, "alpaca", self.config.train.max_prompt_length, "cut")
+        self.prompts = encoder.prompts(stages.plan.sets["dolly"].examples).rows
+        self.pad = pad_id(self.tokenizer)
+        self.settings = GenerationConfig(
+            max_new_tokens=NEW, do_sample=True, top_k=0, pad_token_id=self.pad,
+            eos_token_id=self.tokenizer.eos_token_id,
+        )  # fmt: skip
+
+    def ours(self, seeds: tuple[int, ...]) -> int:
+        """Tokens written, EOS not counted."""
+        writing = Writing("dolly", seeds, self.config.eval, self.tokenizer.eos_token_id, self.pad)
+        return sum(len(g.tokens) for g in generate(self.model, self.prompts, writing))
+
+    def passes(self, seed: int, batch: int, padded: int | None) -> int:
+        """One pass of `generate` in batches of like length, left-padded to `padded` or the batch's longest."""
+        torch.manual_seed(seed)
+        rows = sorted(self.prompts, key=lambda p: len(p.prompt)) if padded is None else self.prompts
+        written = 0
+        for start in range(0, len(rows), batch):
+            ids, mask = self._left_padded(rows[start : start + batch], padded)
+            out = self.model.generate(ids, attention_mask=mask, generation_config=self.settings)
+            written += int((out[:, ids.shape[1] :] != self.pad).sum())
+        return written
+
+    def continuous(self) -> int:
+        """transformers' continuous batching: paged cache, shared prefixes, five sequences a prompt."""
+        settings = GenerationConfig(**{**self.settings.to_dict(), "num_return_sequences": len(SEEDS)})
+        done = self.model.generate_batch([p.prompt for p in self.prompts], generation_config=settings)
+        return sum(len(output.generated_tokens) for output in done.values())
+
+    def _left_padded(self, rows: list[Encoded], padded: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = padded or max(len(r.prompt) for r in rows)
+        ids = torch.full((len(rows), longest), self.pad)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, longest - len(row.prompt) :] = torch.tensor(row.prompt)
+            mask[i, longest - len(row.prompt) :] = 1
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+
+def main() -> None:
+    bench = Bench()
+    bench.prompts, every = bench.prompts[:2], bench.prompts
+    bench.ours((10,)), bench.passes(10, 2, None)  # warm up
+    bench.prompts = every
+    five, one = "five seeds", "one seed"
+    runs: dict[tuple[str, str], tuple[float, Callable[[int], int]]] = {
+        (five, "ours"): (1, lambda turn: bench.ours(SEEDS)),
+        (five, "continuous batching"): (1, lambda turn: bench.continuous()),
+        (five, f"generate, batch {PUBLISHED_BATCH}, padded to {PADDED}"): (
+            5, lambda turn: bench.passes(SEEDS[turn], PUBLISHED_BATCH, PADDED)),
+        (five, f"generate, batch {PUBLISHED_BATCH}, padded to the longest"): (
+            5, lambda turn: bench.passes(SEEDS[turn], PUBLISHED_BATCH, None)),
+        (one, "ours"): (1, lambda turn: bench.ours(SEEDS[turn : turn + 1])),
+        **{(one, f"generate, batch {b}"): (1, lambda turn, b=b: bench.passes(SEEDS[turn], b, None)) for b in BATCHES},
+    }  # type: ignore[misc]  # fmt: skip
+    best: dict[tuple[str, str], tuple[float, float]] = {}
+    for turn in range(ROUNDS):
+        for name, (times, run) in runs.items():
+            started = time.perf_counter()
+            tokens = run(turn)
+            seconds = times * (time.perf_counter() - started)
+            found = (seconds, times * tokens / seconds)
+            best[name] = min(best.get(name, found), found)
+            print(*name, f"{seconds:.1f} s, {found[1]:.0f} tokens/s", flush=True)
+    asked = {f"generate, batch {PUBLISHED_BATCH}, padded to {PADDED}": "4",
+             f"generate, batch {PUBLISHED_BATCH}, padded to the longest": "2"}  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {
+            "task": task, "engine": engine, "seconds": seconds, "tokens/s": speed,
+            "its time over ours": seconds / best[task, "ours"][0],
+            "asked": asked.get(engine, "1" if task == one and engine != "ours" else ""),
+        }
+        for (task, engine), (seconds, speed) in best.items()
+    ]  # fmt: skip
+    report("generate", f"{PROMPTS} prompts of Dolly, {NEW} new tokens, smollm2, fp32", rows)
+
+
+if __name__ == "__main__":
+    main()

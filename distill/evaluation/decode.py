@@ -1,0 +1,94 @@
+"""Choosing the next token of every row: warped scores, each row's own random stream, n-grams that may not repeat."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from distill.config.schema import EvalConfig
+
+
+class RowStream:
+    """The random stream of one response row, a function of (seed, set name, example id) and the kind of device alone.
+
+    Sampling takes the argmax of `logits - log(e)` with `e` exponential (the Gumbel trick). Unlike inverting a
+    cumulative sum, whose every boundary moves with rounding, the choice changes only where two classes tie.
+    """
+
+    def __init__(self, seed: int, set_name: str, example_id: str, device: torch.device | str = "cpu"):
+        digest = hashlib.sha256(f"{seed}/{set_name}/{example_id}".encode()).digest()
+        self._bits: np.random.Generator | torch.Generator
+        if torch.device(device).type == "cpu":
+            self._bits = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+        else:  # drawn where they are used: a vocabulary's numbers a row and step are too many to send
+            self._bits = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def fill(self, numbers: Tensor) -> None:
+        """Overwrite an fp32 vector on the stream's device with the next standard exponentials."""
+        if isinstance(self._bits, torch.Generator):
+            numbers.exponential_(generator=self._bits)
+        else:
+            self._bits.standard_exponential(dtype=np.float32, out=numbers.numpy())
+
+
+class NgramBan:
+    """The tokens that would repeat an n-gram of a row's prompt and response, as transformers' processor counts them."""
+
+    def __init__(self, size: int, prompt: Sequence[int]):
+        self.size = size
+        self.followers: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        self.tokens: list[int] = []
+        for token in prompt:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        """Take note of the row's next token."""
+        self.tokens.append(token)
+        if len(self.tokens) >= self.size:
+            *before, last = self.tokens[-self.size :]
+            self.followers[tuple(before)].add(last)
+
+    def banned(self) -> list[int]:
+        """What may not come next."""
+        if len(self.tokens) + 1 < self.size:
+            return []
+        return sorted(self.followers.get(tuple(self.tokens[len(self.tokens) - self.size + 1 :]), ()))
+
+
+class Chooser:
+    """The next token of each row, from logits and the row's own stream."""
+
+    def __init__(self, decode: EvalConfig):
+        self.sampled = decode.do_sample
+        self.warpers = LogitsProcessorList()  # temperature, top-k and top-p as transformers does them
+        if decode.temperature != 1.0:
+            self.warpers.append(TemperatureLogitsWarper(decode.temperature))
+        if decode.top_k:
+            self.warpers.append(TopKLogitsWarper(decode.top_k))
+        if decode.top_p < 1.0:
+            self.warpers.append(TopPLogitsWarper(decode.top_p))
+
+    def __call__(self, logits: Tensor, streams: Sequence[RowStream | None], bans: Sequence[NgramBan | None]) -> Tensor:
+        """The next token of each line `[lines]`; a line without a stream (a finished row) draws nothing.
+
+        Args:
+            logits: `[lines, V]` in fp32; overwritten.
+            bans: a line's n-grams, or None where they may repeat.
+        """
+        for line, ban in enumerate(bans):
+            if ban is not None and (tokens := ban.banned()):
+                logits[line, tokens] = -torch.inf
+        if not self.sampled:
+            return logits.argmax(-1)
+        scores: Tensor = self.warpers(None, logits)  # type: ignore[arg-type]
+        noise = torch.ones_like(scores)
+        for line, stream in enumerate(streams):
+            if stream is not None:
+                stream.fill(noise[line])
+        return (scores - noise.log_()).argmax(-1)

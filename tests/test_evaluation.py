@@ -1,0 +1,110 @@
+"""The evaluation stage: stopped, resumed, shared by processes, ending in the same bytes; what is counted of texts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from distill.config import load
+from distill.evaluation.text import distinct, exact_match, words
+from distill.pipeline import Plan
+from distill.stages import Stages
+
+RUN = """
+import os, sys
+import distill.evaluation.generate as generate, distill.evaluation.stage as stage
+from distill.config import load
+from distill.pipeline import Plan
+from distill.stages import Stages
+generate.FILLS = 0  # every prompt is a group
+after, original = int(sys.argv[1]), stage.write_group
+def counted(model, prompts, *more):
+    global after
+    if after == 0:
+        os._exit(9)
+    after -= 1
+    print("wrote", *(p.id for p in prompts), flush=True)
+    return original(model, prompts, *more)
+stage.write_group = counted
+Stages(Plan(load(sys.argv[2:]))).evaluate("student", [10, 20])
+"""
+WORDS = ["debug=smoke", "model=gpt2", "loss=fkl", "eval.sets=[dolly,vicuna]", "seed=[10,20]"]
+
+
+def run(folder, after, *launcher):
+    file = folder.parent / "run.py"
+    file.write_text(RUN)
+    words_ = [*(launcher or [sys.executable]), str(file), str(after), *WORDS, f"paths.store={folder}"]
+    done = subprocess.run(words_, capture_output=True, text=True, check=False)
+    return done.returncode, [line.split()[1] for line in done.stdout.splitlines() if line.startswith("wrote")], done
+
+
+def texts(folder):
+    plan = Plan(load([*WORDS, f"paths.store={folder}"]))
+    found = {}
+    for dataset in plan.sets.values():
+        for seed in (10, 20):
+            spec = plan.evaluation("student", dataset, seed)
+            assert plan.store.has(spec)
+            lines = (plan.store.folder(spec) / "generations.jsonl").read_text()
+            assert [json.loads(x)["id"] for x in lines.splitlines()] == [e.id for e in dataset.examples]
+            found[dataset.name, seed] = lines
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The store of a run that was not disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "store"
+    code, written, done = run(folder, -1)
+    assert code == 0, done.stderr
+    assert len(written) == 8  # four prompts of two sets
+    return folder
+
+
+@pytest.fixture
+def trained(whole, tmp_path):
+    """A store that holds the trained student, and nothing that it wrote."""
+    shutil.copytree(whole, tmp_path / "store", ignore=shutil.ignore_patterns("evaluate"))
+    return tmp_path / "store"
+
+
+def test_a_killed_evaluation_goes_on_behind_its_last_group(trained, whole):
+    code, first, _ = run(trained, 6)
+    assert code == 9 and len(first) == 6
+    code, rest, done = run(trained, -1)
+    assert code == 0, done.stderr
+    assert len(rest) == 2
+    assert texts(trained) == texts(whole)
+    assert not list(trained.rglob(".partial*"))
+
+
+def test_groups_of_another_cut_are_written_again(trained, whole):
+    """Stopped with one prompt a group, gone on with all in one: what was kept is of no use."""
+    assert run(trained, 2)[0] == 9
+    plan = Plan(load([*WORDS, f"paths.store={trained}"]))
+    Stages(plan).evaluate("student", [10, 20])
+    assert texts(trained) == texts(whole)
+
+
+def test_two_processes_share_the_prompts_and_write_the_same_texts(trained, whole):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    code, written, done = run(trained, -1, *launcher)
+    assert code == 0, done.stderr
+    assert len(written) == 8
+    assert texts(trained) == texts(whole)
+
+
+def test_words_and_distinct_n_grams():
+    assert words("Don't STOP, it's 5!") == ["don", "t", "stop", "it", "s", "5"]
+    assert distinct(["a b a", "b a"], 1) == pytest.approx(100 * 2 / 5)
+    assert distinct(["a b a", "b a"], 2) == pytest.approx(100 * 2 / 3)  # no n-gram runs from one text into the next
+    assert distinct(["a"], 3) == 0 and distinct([], 1) == 0
+
+
+def test_exact_match_folds_case_punctuation_and_white_space():
+    assert exact_match(["The  cat.", "cat", ""], [["the cat"], ["the cat", "Cat!"], ["x"]]) == [100, 100, 0]
