@@ -43,6 +43,18 @@ def _earlier_attempts(partial: Path) -> list[dict[str, Any]]:
     return attempts
 
 
+def _weights_hash(folder: Path) -> str | None:
+    """Hash of an artifact's weights, if it has any: another machine makes other ones from the same determinants."""
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        return None
+    content = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            content.update(hashlib.file_digest(handle, "sha256").digest())
+    return content.hexdigest()[:12]
+
+
 def digest(determinants: Any) -> str:
     """A 12-digit hash of a JSON value."""
     text = json.dumps(determinants, sort_keys=True, ensure_ascii=False)
@@ -212,6 +224,7 @@ class Store:
             "seconds": round(seconds + sum(a["seconds"] for a in earlier), 1),
             "commit": ", ".join(dict.fromkeys([*(a["commit"] for a in earlier), commit()])),
             "versions": versions(),
+            "weights": _weights_hash(partial),
             **told,
         }
         (partial / ATTEMPTS).unlink()

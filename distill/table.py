@@ -153,7 +153,7 @@ class _Table:
         """Write the CSV, the markdown and the manifest from the long files."""
         from distill.tables import long
         from distill.tables.measure import seeds_name
-        from distill.tables.report import Measured, frame, markdown, scale, update_manifest, varied
+        from distill.tables.report import Measured, apart, frame, markdown, scale, update_manifest, varied
 
         values = long.read(self.files.values, long.VALUES)
         measured = []
@@ -166,7 +166,7 @@ class _Table:
         manifest = update_manifest(self.manifest, self.name, told, Path.cwd())
         shown = [manifest["rows"][r] for m in measured for r in m.runs if r in manifest["rows"]]
         last = next((row for row in reversed(shown) if row["role"] == "student"), shown[-1] if shown else {})
-        self.header = scale(self.config, self.experiment, last)
+        self.header = [*scale(self.config, self.experiment, last), *apart(shown)]
         shaped = frame(measured, self.experiment)
         long.replace(self.folder / f"{self.table}.csv", shaped.to_csv(index=False, lineterminator="\n").encode())
         train_seeds = sorted({r.config.train.seed for r in self.rows["SFT"]})

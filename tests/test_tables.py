@@ -159,6 +159,17 @@ def test_sweep_labels_tell_runs_apart():
     assert list(sweep._labels(trainings)) == ["FKLD", "FKLD"]
 
 
+def test_rows_over_different_copies_of_a_teacher_are_told_apart():
+    def row(label, weights, seconds=1.0):
+        return {"label": label, "stages": {"train/t-1": {"weights": weights, "seconds": seconds, "commit": "c"}}}
+
+    assert report.apart([row("FKLD", "a"), row("AKL", "a", 2.0)]) == []
+    (line,) = report.apart([row("FKLD", "a"), row("AKL", "b"), row("RKLD", "a")])
+    assert "train/t-1" in line and "FKLD, RKLD | AKL" in line
+    (line,) = report.apart([row("FKLD", None, 1.0), row("AKL", None, 2.0)])  # kept before weights were hashed
+    assert "FKLD | AKL" in line
+
+
 def test_brackets_of_a_label_are_printed(capsys):
     report.show(pd.DataFrame({"row": ["FKLD [a1]"], "Dolly": ["1.00"]}), "table [b]")
     assert "FKLD [a1]" in (out := capsys.readouterr().out) and "table [b]" in out

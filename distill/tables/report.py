@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,23 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
     if config.debug.smoke:
         lines.append("debug=smoke: random weights and generated data; the numbers mean nothing.")
     return lines
+
+
+def apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which rows of a manifest were made over different copies of one stage, such as a teacher trained again.
+
+    A stage's name holds the hash of all that determines it, but not the rounding of the machine that made it.
+    """
+    copies: dict[str, dict[str, dict[str, None]]] = {}  # labels of each copy of each stage, in order
+    for row in rows:
+        for name, stage in row.get("stages", {}).items():
+            copy = str(stage.get("weights") or (stage.get("seconds"), stage.get("commit")))
+            copies.setdefault(name, {}).setdefault(copy, {})[row["label"]] = None
+    return [
+        f"Made over different copies of {name}, so not to be compared: {' | '.join(map(', '.join, several.values()))}."
+        for name, several in copies.items()
+        if len(several) > 1
+    ]
 
 
 def _epochs(count: int) -> str:
