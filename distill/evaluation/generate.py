@@ -1,7 +1,4 @@
-"""Sampling responses: one prefill a prompt, its seeds as rows; finished rows leave and waiting prompts join.
-
-transformers' own continuous batching was measured first (bench/generate.py): see docs/evaluation.md.
-"""
+"""Sampling responses: one prefill a prompt, its seeds as rows; finished rows leave and waiting prompts join."""
 
 from __future__ import annotations
 
