@@ -23,7 +23,7 @@ from distill.evaluation.text import exact_match
 from distill.models.load import Weights, check_positions, load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 
-GENERATIONS, GROUPS, PLAN = "generations.jsonl", "groups", "plan.json"
+GENERATIONS, GROUPS, PLAN = "generations.jsonl", "groups", "plan"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,6 @@ class Evaluator:
             written.sort(key=lambda g: order[g.id])
             scored = self._score(written, references)
             _write_lines(folder / GENERATIONS, scored)
-            shutil.rmtree(kept)
             told.append(
                 {
                     "rows": len(scored),
@@ -83,6 +82,8 @@ class Evaluator:
                     "overlong": dict(prompts.counts),
                 }
             )
+        for folder in folders.values():  # once all are scored: a stop before loses nothing
+            shutil.rmtree(folder / GROUPS)
         return told
 
     def _prompts(self, dataset: Dataset) -> EncodedSet:
@@ -103,8 +104,8 @@ class Evaluator:
         kept = [folder / GROUPS for folder in folders.values()]
         if is_main_process():
             for folder in kept:  # of a run that cut its groups otherwise
-                if folder.is_dir() and (folder / PLAN).read_text() != plan:
-                    shutil.rmtree(folder)
+                if not (folder / PLAN).is_file() or (folder / PLAN).read_text() != plan:
+                    shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / PLAN).write_text(plan)
         _together()
