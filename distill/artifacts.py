@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,18 @@ PARTIAL = ".partial"
 ATTEMPTS = "attempts.json"  # when a build was begun, so that a resumed one counts the time before it was stopped
 
 
+@cache
 def _join_processes() -> None:
-    """Join the other processes of a distributed run, with patience for a stage that only the first one makes."""
+    """Join the other processes of a distributed run, with patience for a stage that only the first one makes.
+
+    The group is left again at exit: its threads, should they outlive the interpreter, now and then abort a process
+    that has done all its work (PyTorch issue 190489).
+    """
     import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=2))
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=2))
+    atexit.register(state.destroy_process_group)
 
 
 def _earlier_attempts(partial: Path) -> list[dict[str, Any]]:
