@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -244,3 +245,25 @@ def test_memory_does_not_grow_with_tokens(name):
     """8,192 tokens hold no more than 1,024 do but their own hidden states; dense logits would be 1.3 GB."""
     done = subprocess.run([sys.executable, "-c", PEAK, "8192", name], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 150  # MB; what the allocator keeps varies by half of it
+
+
+FAULTS = """
+import resource, torch
+from distill.losses import build, fused
+torch.set_num_threads(1)
+n, v, d = 512, 20000, 16
+given = [torch.randn(n, d, requires_grad=True), torch.randn(v, d), torch.randn(n, d), torch.randn(v, d)]
+def run():
+    fused(build("ab"), *given).backward()
+run(), run()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+run()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (2 * 4 * n * v))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc")
+def test_the_passes_over_the_vocabulary_get_no_fresh_memory():
+    """At most the one buffer of logits is new; handed to the system, each block's temporaries would be, many times."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.2  # of the logits' bytes

@@ -7,7 +7,10 @@ time, which on a CPU keeps them in its cache.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import psutil
@@ -22,6 +25,8 @@ CHUNK_BYTES = 3 * 2**25  # of student and teacher logits together, on a CPU
 SHARE = 32  # one part of the memory in so many is what a chunk may take
 CHUNK_COST = 24  # bytes that a chunk holds a token and class: logits, log-probabilities and their products
 CACHE_BYTES = 2**21  # of logits that the passes of a divergence run over at once on a CPU
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+KEPT_BYTES, LARGEST_KEPT = 2**26, 2**25  # what malloc may hold back, and the largest piece that it can
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,19 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).to(torch.promote_types(a.dtype, torch.float32))
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc's malloc hold back the blocks that a pass frees, up to `KEPT_BYTES`, for the next pass.
+
+    By default it hands them to the system, and the page faults of getting them anew cost several times what the passes
+    themselves do. Other allocators have their own ways.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def chunk_size(classes: int, device: torch.device, own: int = 0) -> int:
@@ -176,10 +194,12 @@ class _Job:
         needed: tuple[bool, ...],
     ) -> tuple[tuple[Tensor, Tensor], Grads]:
         """Sums of CE and divergence, and the gradients of their weighted sum by hidden states, weight and bias."""
+        if not hidden.is_cuda:
+            _keep_freed_memory()
         weight, bias, count = head.weight, head.bias, hidden.shape[0]
         exact = torch.promote_types(hidden.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden, dtype=exact) if needed[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=exact) if needed[1] else None
+        grad_weight = torch.empty_like(weight, dtype=exact) if needed[1] else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if needed[2] and bias is not None else None
         ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
         heads = [head, self.teacher] if self.teacher is not None else [head]
@@ -188,6 +208,8 @@ class _Job:
         room = [
             hidden.new_empty(min(step, count), h.weight.shape[0]) if h.weight.dtype == exact else None for h in heads
         ]
+        if count == 0 and grad_weight is not None:
+            grad_weight.zero_()
         for begin in range(0, count, step):
             part = slice(begin, begin + step)
             logits = head(hidden[part], room[0])
@@ -205,9 +227,11 @@ class _Job:
             if grad_hidden is not None:
                 grad_hidden[part] = _mm(gradient, weight)
             if grad_weight is not None and exact == weight.dtype:
-                grad_weight.addmm_(gradient.t(), hidden[part])
+                # The first chunk writes what the others add to: beta = 0 reads nothing
+                torch.addmm(grad_weight, gradient.t(), hidden[part], beta=float(begin > 0), out=grad_weight)
             elif grad_weight is not None:
-                grad_weight += _mm(gradient.t(), hidden[part])
+                product = _mm(gradient.t(), hidden[part])
+                grad_weight = product if begin == 0 else grad_weight.add_(product)
             if grad_bias is not None:
                 grad_bias += logits.sum(0)
         return (ce, kd), (grad_hidden, grad_weight, grad_bias)
@@ -215,7 +239,7 @@ class _Job:
     def _overwrite(self, student: Tensor, teacher: Tensor | None, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sums of CE and divergence over a chunk of logits; the student's are overwritten by the gradient."""
         # A divergence with products of its own reads its parameters once a block: larger ones pay.
-        held = CACHE_BYTES * (2 if self.own else 1)
+        held = CACHE_BYTES * (4 if self.own else 1)
         rows = student.shape[0] if student.is_cuda else max(1, held // (4 * student.shape[1]))
         ce = kd = student.new_zeros(())
         for at in range(0, student.shape[0], rows):

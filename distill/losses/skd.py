@@ -71,8 +71,8 @@ class StudentFriendlyKD(TrainableDivergence):
             read = (p @ reader.t()).requires_grad_()
             with torch.enable_grad():
                 written = self.attended(read)
-            simple = torch.addmm(teacher.to(writer.dtype), written, writer.t())
-            slope = simple.sub_(simple.logsumexp(-1, keepdim=True)).exp()
+            simple = torch.addmm(teacher.to(writer.dtype), written, writer.t()).log_softmax(-1)
+            slope = simple.exp()
             product, value = weighed(slope, simple.sub_(student))
             # d/dz_i = p'_i (log p'_i - log q_i - value), z the simplified logits
             by_logit = product.addcmul_(slope, value.unsqueeze(-1), value=-1)
