@@ -226,9 +226,10 @@ class Plan:
     ) -> Spec:
         config = self.config
         train, valid = self.data
-        # Where a loss depends on what shares a micro-batch, how a batch is split determines what comes out.
-        left_out = NOT_DETERMINING - {"micro_batch_size"} if loss.by_micro_batch else NOT_DETERMINING
-        shared = {"processes": processes()} if loss.by_micro_batch and processes() > 1 else {}
+        # Where micro-batches are averaged, how a batch is split determines what comes out.
+        by_split = config.preset.loss_mean == "micro_batches"
+        left_out = NOT_DETERMINING - {"micro_batch_size"} if by_split else NOT_DETERMINING
+        split = {"loss_mean": config.preset.loss_mean, "processes": processes()} if by_split else {}
         settings = {
             "start": start.key,
             "teacher": teacher.key if teacher else None,
@@ -242,7 +243,7 @@ class Plan:
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},
             "validation": {"max_new_tokens": config.eval.max_new_tokens},
             "text": self.template_hash(),
-            **shared,
+            **split,
         }
         return self._spec("train", f"{config.model.name}-{label}", settings)
 

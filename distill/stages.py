@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from distill.artifacts import Spec, digest
 from distill.config.schema import LossConfig, StageTrainConfig
-from distill.console import is_main_process, say
-from distill.data.encode import Collator
+from distill.console import is_main_process, processes, say
+from distill.data.encode import Collator, Encoded
 from distill.data.sets import Dataset
 from distill.data.templates import render
 from distill.errors import UserError
 from distill.evaluation.stage import Evaluator, Scored, read_generations
+from distill.losses import build
 from distill.models import create
-from distill.models.load import Weights, load_model, load_tokenizer, quiet_transformers, supplied
+from distill.models.load import Shape, Weights, load_model, load_tokenizer, quiet_transformers, shape_of, supplied
 from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
 from distill.pipeline import SFT, Given, Plan, Role
+from distill.training.batches import micro_batch_size
+from distill.training.estimate import Estimate, estimate_signal, estimate_training
 from distill.training.signal import damage, write_store
 from distill.training.stage import TrainingJob, teacher_dtype, train, training_encoder
 
@@ -92,6 +96,55 @@ class Stages:
             return self._given("student")
         return self._train(node, self.base("student"), None, SFT, self.config.train.start)
 
+    def ahead(self, role: Role) -> dict[str, Estimate]:
+        """What each training and store that is still to be made for a role will need, by label and in their order."""
+        plan, loss, train = self.plan, self.config.loss, self.config.train
+        last = plan.model(role)
+        if not isinstance(last, Spec) or self.store.agreed(last):
+            return {}
+        stages: list[tuple[Spec | Given, Callable[[], Estimate]]] = []
+        if role == "teacher" or loss.w_kd:
+            stages.append((plan.teacher, lambda: self._needs("teacher", SFT, train.teacher)))
+        if role == "student" and loss.w_kd and train.teacher_signal == "stored":
+            stages.append((plan.signal, self._signal_needs))
+        if role == "student":
+            stages.append((plan.start, lambda: self._needs("student", SFT, train.start)))
+            stages.append((plan.student, lambda: self._needs("student", loss, train.student)))
+        return {
+            f"{node.label}{' signal' if node.stage == 'signal' else ''}": needs()
+            for node, needs in stages
+            if isinstance(node, Spec) and node.stage in ("train", "signal") and not self.store.agreed(node)
+        }
+
+    def _needs(self, role: Role, loss: LossConfig, schedule: StageTrainConfig) -> Estimate:
+        train = self.config.train
+        return estimate_training(
+            self._shape(role),
+            self.config.model.lora,
+            self._rows(role)[0],
+            schedule.epochs,
+            micro_batch_size(schedule.global_batch_size, train.micro_batch_size, processes()),
+            train.precision,
+            self._shape("teacher") if loss.w_kd else None,
+            train.teacher_signal == "live",
+            build(loss.name, **loss.parameters) if loss.w_kd else None,
+        )
+
+    def _signal_needs(self) -> Estimate:
+        train, valid = self._rows("teacher")
+        return estimate_signal(self._shape("teacher"), [*train, *valid], self.config.train.precision)
+
+    def _shape(self, role: Role) -> Shape:
+        """A role's sizes, from a config file alone."""
+        keep = getattr(self.config.model, role).keep_layers
+        return shape_of(self._origin("teacher" if keep else role), keep)
+
+    def _rows(self, role: Role) -> list[list[Encoded]]:
+        """Training and validation rows as a role's tokenizer encodes them."""
+        keep = getattr(self.config.model, role).keep_layers
+        encoder = training_encoder(self.config, load_tokenizer(self._origin("teacher" if keep else role)))
+        return [encoder.pairs(d.examples, self.config.train.max_length).rows for d in self.plan.data]
+
     def student(self) -> Weights:
         """The distilled student."""
         loss, node = self.config.loss, self.plan.student
@@ -119,6 +172,8 @@ class Stages:
         wanted = {(d.name, s): self.plan.evaluation(role, d, s) for d in self.plan.sets.values() for s in seeds}
         missing = {at: spec for at, spec in wanted.items() if not self.store.agreed(spec)}
         if missing:
+            for label, needed in self.ahead(role).items():
+                say(f"to come: {label} {needed.said()}")
             evaluator = Evaluator(self.config, self.teacher() if role == "teacher" else self.student())
             for dataset in self.plan.sets.values():
                 lacking = [s for s in seeds if (dataset.name, s) in missing]

@@ -89,6 +89,10 @@ class _Table:
 
         self.name, self.experiment = name, experiment
         self.rows: dict[str, list[Row]] = {}
+        if not any(o.lstrip("+").split("=")[0] == "eval.sets" for o in [*own, *overrides]):
+            present = load([*own, "loss=sft", *overrides]).data.eval
+            sets = dict.fromkeys(c.dataset for c in experiment.columns.values() if c.dataset in present)
+            own.append(f"eval.sets=[{','.join(sets)}]")
         definitions = {"Teacher": ["loss=sft"], "SFT": ["loss=sft"]} | {
             label: row.overrides for label, row in experiment.rows.items()
         }
@@ -171,9 +175,12 @@ class _Table:
         long.replace(self.folder / f"{self.table}.csv", shaped.to_csv(index=False, lineterminator="\n").encode())
         train_seeds = sorted({r.config.train.seed for r in self.rows["SFT"]})
         scores = long.read(self.files.scores, long.SCORES)
+        topics = {e.id: e.topic for d in self.rows["SFT"][0].plan.sets.values() for e in d.examples}
+        scores["topic"] = scores["id"].map(topics)
         text = markdown(
             measured,
             self.experiment,
+            self.config.model.name,
             scores[scores["seeds"] == seeds_name(self.config.seed)],
             self.header,
             varied(train_seeds, list(self.config.seed)),

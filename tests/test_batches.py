@@ -26,8 +26,9 @@ def rows(count, seed=0, longest=12):
     ]
 
 
-def distiller(seed=0, w_ce=0.5):
-    return Distiller(tiny_gpt2(seed=seed), LiveTeacher(tiny_gpt2(hidden=24, seed=9)), build("ab"), w_ce=w_ce, w_kd=1.0)
+def distiller(seed=0, w_ce=0.5, divergence=None, **more):
+    teacher = LiveTeacher(tiny_gpt2(hidden=24, seed=9))
+    return Distiller(tiny_gpt2(seed=seed), teacher, divergence or build("ab"), w_ce=w_ce, w_kd=1.0, **more)
 
 
 class Gradients(TrainerCallback):
@@ -40,7 +41,7 @@ class Gradients(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def gradients(tmp_path, micro, accumulation, train_rows):
+def gradients(tmp_path, micro, accumulation, train_rows, **more):
     seen = Gradients()
     args = TrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation,
@@ -53,19 +54,20 @@ def gradients(tmp_path, micro, accumulation, train_rows):
             pass
 
     trainer = DistillTrainer(
-        distiller(), args, train_rows, train_rows, Tokenizer(), 0, 8, lambda model: 0.0, callbacks=[seen]
+        distiller(**more), args, train_rows, train_rows, Tokenizer(), 0, 8, lambda model: 0.0, callbacks=[seen]
     )
     trainer.train()
     return seen.steps
 
 
-def test_8x1_is_2x4_is_1x8(tmp_path):
+@pytest.mark.parametrize("divergence", [build("ab"), build("alphanet", per="batch")], ids=["ab", "alphanet per batch"])
+def test_8x1_is_2x4_is_1x8(tmp_path, divergence):
     """Gradients, not logged losses: Adam and logs hide an error of scale. 20 rows: the last batch is smaller."""
     train_rows = rows(20)
-    whole = gradients(tmp_path, 8, 1, train_rows)
+    whole = gradients(tmp_path, 8, 1, train_rows, divergence=divergence)
     assert len(whole) == 3
     for micro, accumulation in [(2, 4), (1, 8)]:
-        split = gradients(tmp_path, micro, accumulation, train_rows)
+        split = gradients(tmp_path, micro, accumulation, train_rows, divergence=divergence)
         for ours, theirs in zip(whole, split, strict=True):
             assert ours.keys() == theirs.keys()
             for name in ours:
@@ -85,6 +87,20 @@ def test_the_gradient_is_the_token_mean_of_the_global_batch(tmp_path):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(step[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_the_published_mean_is_over_micro_batches(tmp_path):
+    """Token means of single rows, averaged: a short row's tokens count more than a long one's."""
+    train_rows = rows(8)
+    model = distiller().train()
+    for row in train_rows:
+        (model(**Collator(0)([row]))["loss"] / len(train_rows)).backward()
+    (step,) = gradients(tmp_path, 1, 8, train_rows, mean="micro_batches")
+    (by_tokens,) = gradients(tmp_path, 1, 8, train_rows)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(step[name], parameter.grad, rtol=1e-4, atol=1e-7)
+    assert max((step[name] - by_tokens[name]).abs().max() for name in step) > 1e-3
 
 
 def test_padding_and_order_change_nothing():
@@ -172,7 +188,7 @@ def test_micro_batch(size, at_most, processes, expected):
 
 
 def test_a_global_batch_that_does_not_split_over_processes():
-    with pytest.raises(ValueError, match="no multiple of the 3 processes"):
+    with pytest.raises(UserError, match="no multiple of the 3 processes"):
         micro_batch_size(8, 8, 3)
 
 
@@ -181,7 +197,7 @@ def test_the_estimate_of_memory_and_sizes(build_model, tmp_path):
     """Sizes from the config alone are the model's, and activations are within a factor of what autograd keeps."""
     from distill.config.schema import LoraConfig
     from distill.models.load import Weights, add_lora, shape_of
-    from distill.training.estimate import estimate
+    from distill.training.estimate import estimate_training
 
     model = build_model(hidden=64).train()
     model.save_pretrained(tmp_path)
@@ -189,7 +205,7 @@ def test_the_estimate_of_memory_and_sizes(build_model, tmp_path):
     shape = shape_of(weights)
     assert shape.parameters == model.num_parameters()
     long_rows = [Encoded(f"r{i}", [1] * 20, [2] * 12) for i in range(8)]
-    told = estimate(weights, None, long_rows, 2, 4, "fp32", None, live=False)
+    told = estimate_training(shape, None, long_rows, 2, 4, "fp32", None, live=False)
     assert told.parts["optimizer"] == 8 * model.num_parameters() and told.seconds > 0
     kept: dict[int, int] = {}
 

@@ -43,7 +43,7 @@ def test_every_row_of_every_table_composes(name):
     assert found.rows
     for row in found.rows.values():
         load([*found.overrides, *row.overrides, f"model={found.model}"])
-    numbers, _ = experiment.printed(found)
+    numbers, _ = experiment.printed(found, found.model)
     assert {r for r, _ in numbers} == set(found.rows) and {c for _, c in numbers} == set(found.columns)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from distill.artifacts import MANIFEST, Store
 from distill.config import load
 from distill.errors import UserError
+from distill.losses import build
 from distill.models.load import load_model
 from distill.pipeline import Plan
 from distill.stages import Stages
@@ -302,16 +303,31 @@ def test_keys_follow_what_determines_and_nothing_else(smoke):
         assert Plan(smoke("model=gpt2", "loss=ab", override)).student.key != base.student.key, override
     other = Plan(smoke("model=gpt2", "loss=ab", "train.seed=1"))
     assert (other.teacher.key, other.start.key) == (base.teacher.key, base.start.key)  # training seeds share both
-    by_batch = ["model=gpt2", "loss=alphanet", "loss.per=batch"]
-    whole = smoke(*by_batch)  # smoke's own micro-batch is 4
+    whole = smoke("model=gpt2", "loss=ab", "preset.loss_mean=micro_batches")  # smoke's own micro-batch is 4
     split = Plan(whole.model_copy(update={"train": whole.train.model_copy(update={"micro_batch_size": 2})}))
-    assert split.student.key != Plan(whole).student.key and split.start.key == Plan(whole).start.key
+    assert split.student.key != Plan(whole).student.key and Plan(whole).student.key != base.student.key
     switched = Plan(smoke("model=gpt2", "loss=ab", "preset.ab_lines=published"))
     assert switched.student.key != base.student.key and switched.teacher.key == base.teacher.key
     other = Plan(smoke("model=gpt2", "loss=ab", "train.shared_seed=1"))
     assert base.base("student").key != other.base("student").key and base.start.key != other.start.key
     decoded = Plan(smoke("model=gpt2", "loss=ab", "eval.temperature=0.7"))
     assert decoded.student.key == base.student.key and decoded.run_key("student") != base.run_key("student")
+
+
+def test_what_is_to_come_is_told_before_the_first_stage(smoke):
+    plan = Plan(smoke("model=gpt2", "loss=skd"))
+    stages = Stages(plan)
+    told = stages.ahead("student")
+    assert list(told) == [plan.teacher.label, f"{plan.signal.label} signal", plan.start.label, plan.student.label]
+    assert not any(plan.store.has(spec) for spec in (plan.teacher, plan.signal, plan.start, plan.student))
+    student, start, signal = told[plan.student.label], told[plan.start.label], told[f"{plan.signal.label} signal"]
+    stages.student()
+    network = build("skd", **plan.config.loss.parameters)
+    network.prepare(stages._shape("student").classes, torch.device("cpu"))
+    assert student.parts["loss's own"] == 20 * sum(p.numel() for p in network.parameters()) > 0
+    assert "teacher" in student.parts and "teacher" not in start.parts
+    assert signal.disk == plan.store.manifest(plan.signal)["bytes"]  # told exactly
+    assert stages.ahead("student") == {} == stages.ahead("teacher")
 
 
 def test_manifests_tell_what_was_done(smoke):

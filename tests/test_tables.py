@@ -92,7 +92,7 @@ def test_appending_is_whole_and_read_back(tmp_path):
 
 def test_the_papers_numbers_by_reference():
     found = experiment.load("abkd/losses_gpt2")
-    numbers, differing = experiment.printed(found)
+    numbers, differing = experiment.printed(found, found.model)
     assert str(numbers["FKLD", "Dolly Eval"]) == "23.80 (0.37)"
     assert ("ABKD", "Dolly Eval") in numbers  # by its other name, Ours
     assert any(d.startswith("AKL, Vicuna Eval: 15.73 (0.66) in abkd0_table4, 15.63 (0.66) in abkd1") for d in differing)
@@ -111,12 +111,12 @@ def test_markdown_shows_measured_paper_difference_and_test():
         report.Measured("ABKD", lines([25.8, 25.8], row="ABKD", run="a"), ["a"]),
     ]
     prompts = pd.concat([scores("f", [1.0, 2.0, 3.0]), scores("a", [2.0, 3.5, 4.0]), scores("t", [2.0, 3.0, 9.0])])
-    text = report.markdown(measured, found, prompts, ["header"], report.varied([10], [10, 20]))
+    text = report.markdown(measured, found, "gpt2", prompts, ["header"], report.varied([10], [10, 20]))
     row = next(x for x in text.splitlines() if x.startswith("| ABKD | 25.80 (0.00) |") and "|" in x[20:])
     assert "header" in text and "generation seeds 10, 20" in text and "one teacher" in text
     section = text.split("## Dolly Eval")[1].split("##")[0]
     abkd = [c.strip() for c in next(x for x in section.splitlines() if x.startswith("| ABKD")).split("|")]
-    paper = experiment.printed(found)[0]["ABKD", "Dolly Eval"]
+    paper = experiment.printed(found, found.model)[0]["ABKD", "Dolly Eval"]
     assert abkd[2:5] == ["25.80 (0.00)", str(paper), f"{25.8 - float(paper.mean):+.2f}"] and abkd[5].startswith(
         "+1.17 ["
     )

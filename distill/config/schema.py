@@ -191,13 +191,6 @@ class LossConfig(Section):
         return dict(self.model_extra or {})
 
     @property
-    def by_micro_batch(self) -> bool:
-        """Whether the loss of a token depends on which tokens share its micro-batch."""
-        from distill.losses import build
-
-        return self.name != "sft" and build(self.name, **self.parameters).by_micro_batch
-
-    @property
     def chosen(self) -> dict[str, Any]:
         """The parameters that tell it apart: a switch between ours and published code counts where it is on."""
         from distill.losses import switches
@@ -249,6 +242,7 @@ class PresetConfig(Section):
     fkl_entropy: bool
     jsd_teacher_weight: float
     no_repeat_ngram_size: Annotated[int, Field(ge=0)]
+    loss_mean: Literal["tokens", "micro_batches"]
 
 
 class TrackerConfig(Section):

@@ -145,7 +145,8 @@ class AlphaNet(Divergence):
     """The larger of two alpha-divergences ab(a, 1 - a), per token or per batch.
 
     The published script's 0.5 and 0.5 is one divergence twice; the default two are this project's own choice. Per
-    batch, as published, the one with the larger sum over the tokens of a micro-batch counts for all of them.
+    batch the one with the larger sum over the tokens of the global batch counts for all of them, which takes passes
+    without gradient before a batch's own (the published script sums over micro-batches).
 
     Attributes:
         alphas: a of the two, powers of the teacher.
@@ -166,7 +167,7 @@ class AlphaNet(Divergence):
             raise ValueError(f"per={self.per} must be token or batch")
 
     @property
-    def by_micro_batch(self) -> bool:
+    def settles(self) -> bool:
         """See the base class."""
         return self.per == "batch" and self.alphas[0] != self.alphas[1]
 

@@ -42,8 +42,8 @@ class Divergence:
     reads_targets: bool = False
 
     @property
-    def by_micro_batch(self) -> bool:
-        """Whether a value depends on which tokens share its micro-batch."""
+    def settles(self) -> bool:
+        """Whether a value depends on all tokens of its global batch, by way of `for_batch`."""
         return False
 
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:

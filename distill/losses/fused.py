@@ -88,6 +88,20 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
+_ROOM: dict[tuple[int, torch.dtype], Tensor] = {}
+
+
+def _room(which: int, rows: int, width: int, like: Tensor) -> Tensor:
+    """One buffer `[rows, width]` for all chunks; on a CPU it stays for the next call, since fresh pages cost time."""
+    if like.is_cuda:
+        return like.new_empty(rows, width)
+    kept = _ROOM.get((which, like.dtype))
+    if kept is None or kept.numel() < rows * width:
+        with torch.inference_mode(False):  # what inference makes, training may not overwrite
+            kept = _ROOM[which, like.dtype] = torch.empty(rows * width, dtype=like.dtype)
+    return kept[: rows * width].view(rows, width)
+
+
 def chunk_size(classes: int, device: torch.device, own: int = 0) -> int:
     """Tokens a chunk: on a CPU `CHUNK_BYTES` of logits, on a GPU a share of its memory.
 
@@ -204,9 +218,9 @@ class _Job:
         ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
         heads = [head, self.teacher] if self.teacher is not None else [head]
         step = self.chunk_tokens or chunk_size(max(h.weight.shape[0] for h in heads), hidden.device, self.own)
-        # One buffer for all chunks: fresh pages for each cost time, and an allocator that keeps them memory.
         room = [
-            hidden.new_empty(min(step, count), h.weight.shape[0]) if h.weight.dtype == exact else None for h in heads
+            _room(i, min(step, count), h.weight.shape[0], hidden) if h.weight.dtype == exact else None
+            for i, h in enumerate(heads)
         ]
         if count == 0 and grad_weight is not None:
             grad_weight.zero_()

@@ -109,12 +109,14 @@ class Shape:
         return sum(rank * (i + o) for name, i, o in self.linear if name in targets)
 
 
-def shape_of(weights: Weights) -> Shape:
-    """The sizes of a model that is not loaded; an adapter over it is not counted."""
+def shape_of(weights: Weights, layers: int | None = None) -> Shape:
+    """The sizes of a model that is not loaded, perhaps cut to `layers`; an adapter over it is not counted."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     config = _from(AutoConfig, weights)
+    if layers is not None:
+        config.num_hidden_layers = layers
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()

@@ -28,10 +28,11 @@ class RowConfig(Section):
 
 
 class ColumnConfig(Section):
-    """A column: a data set and a metric."""
+    """A column: a data set and a metric; the paper's name of it where that is another, by pair."""
 
     dataset: str
     metric: str = "rouge_l"
+    paper: dict[str, str] = Field(default_factory=dict)
 
 
 class Experiment(Section):
@@ -83,15 +84,20 @@ def load(name: str) -> Experiment:
     return experiment
 
 
-def printed(experiment: Experiment) -> tuple[dict[tuple[str, str], Printed], list[str]]:
-    """The paper's numbers by (row, column), from the first source that has them, and where later sources differ."""
+def printed(experiment: Experiment, model: str) -> tuple[dict[tuple[str, str], Printed], list[str]]:
+    """The paper's numbers by (row, column), from the first source that has them, and where later sources differ.
+
+    Args:
+        model: the pair; one that the paper does not have is shown beside the numbers of the experiment's own.
+    """
     found: dict[tuple[str, str], tuple[Printed, str]] = {}
     differing = []
     for source in experiment.sources:
         frame = pd.read_csv(PAPER / f"{source}.csv", dtype=str, keep_default_na=False)
         for label, row in experiment.rows.items():
-            for column in experiment.columns:
-                cells = frame[frame["row"].isin([label, *row.paper]) & (frame["column"] == column)]
+            for column, behind in experiment.columns.items():
+                name = behind.paper.get(model) or behind.paper.get(experiment.model) or column
+                cells = frame[frame["row"].isin([label, *row.paper]) & (frame["column"] == name)]
                 if cells.empty:
                     continue
                 value = Printed(str(cells.iloc[0]["mean"]), str(cells.iloc[0]["std"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ METRICS: dict[str, Callable[[Sequence[Scored]], float | None]] = {
     "exact_match": lambda rows: _mean(row.exact_match for row in rows),
     **{f"distinct_{n}": lambda rows, n=n: distinct([row.text for row in rows], n) for n in (1, 2, 3)},  # type: ignore[misc]
 }
+OF_TOPIC = ":"  # rouge_l:closed_qa is ROUGE-L over a set's responses of that topic
 NEEDED = ("rouge_l", "length", "eos_rate", "truncation_rate")  # lines kept before there were more are finished rows
 
 
@@ -129,6 +130,7 @@ def _complete_seeds(row: Row, lines: pd.DataFrame) -> list[int]:
 
 def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored]]) -> list[dict[str, Any]]:
     config = row.config
+    topics = {name: {e.id: e.topic for e in d.examples} for name, d in row.plan.sets.items()}
     return [
         {
             "table": table,
@@ -138,7 +140,7 @@ def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored
             "metric": metric,
             "seed": seed,
             "value": repr(value),
-            "n": len(rows),
+            "n": n,
             "preset": config.preset.name,
             "run": row.run,
             "train_seed": row.plan.seed(row.role),
@@ -147,9 +149,18 @@ def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored
             "commit": commit(),
         }
         for (name, seed), rows in scored.items()
-        for metric, of in METRICS.items()
-        if (value := of(rows)) is not None
+        for metric, value, n in _values(rows, topics[name])
     ]
+
+
+def _values(rows: Sequence[Scored], topics: Mapping[str, str]) -> Iterator[tuple[str, float, int]]:
+    """Each metric's name, value and number of responses; ROUGE-L also by topic, where a set has topics."""
+    for metric, of in METRICS.items():
+        if (value := of(rows)) is not None:
+            yield metric, value, len(rows)
+    for topic in sorted(set(topics.values()) - {""}):
+        chosen = [row.rouge_l for row in rows if topics[row.id] == topic]
+        yield f"rouge_l{OF_TOPIC}{topic}", sum(chosen) / len(chosen), len(chosen)
 
 
 def _add_scores(row: Row, files: Files) -> None:

@@ -16,9 +16,11 @@ from distill.config.schema import Config
 from distill.console import console
 from distill.tables import long
 from distill.tables.experiment import Experiment, printed
+from distill.tables.measure import OF_TOPIC
 from distill.tables.shape import Cell, Column, Comparison, cell, compare, table
 
 CONTEXT = ("Teacher", "SFT")
+OPTIONAL = ("against", "p", "tokens", "ended %")  # columns of a section that not every metric has
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,15 @@ def varied(train_seeds: list[int], seeds: list[int]) -> str:
     return f"Mean (sample standard deviation) over {over}; one teacher, one student start."
 
 
-def markdown(rows: list[Measured], experiment: Experiment, scores: pd.DataFrame, header: list[str], spread: str) -> str:
-    """Measured beside paper beside difference, set by set, with a paired test against one row."""
-    paper, differing = printed(experiment)
+def markdown(
+    rows: list[Measured], experiment: Experiment, model: str, scores: pd.DataFrame, header: list[str], spread: str
+) -> str:
+    """Measured beside paper beside difference, column by column, with a paired test against one row.
+
+    Args:
+        scores: lines of the long file of scores, with each prompt's `topic`.
+    """
+    paper, differing = printed(experiment, model)
     by_label = {r.label: r for r in rows}
     against = by_label.get(experiment.against)
     text = [f"# {experiment.title}", "", *header, "", spread, ""]
@@ -130,15 +138,18 @@ def markdown(rows: list[Measured], experiment: Experiment, scores: pd.DataFrame,
     for column in columns_of(experiment):
         if all(cell(r.lines, column) is None for r in rows):
             continue
-        lines = []
+        lines, (metric, _, topic) = [], column.metric.partition(OF_TOPIC)
+        tested = scores[scores["topic"] == topic] if topic else scores
         for row in rows:
             value = cell(row.lines, column)
             number = paper.get((row.label, column.title))
             test = None
-            if against is not None and row is not against:
-                test = compare(scores, row.runs, against.runs, column.dataset)
+            if metric == "rouge_l" and against is not None and row is not against:
+                test = compare(tested, row.runs, against.runs, column.dataset)
             lines.append(_line(row, column, value, str(number) if number else "", test))
-        section = pd.DataFrame(lines).rename(columns={"against": f"against {experiment.against} (95 %)"})
+        section = pd.DataFrame(lines)
+        section = section.drop(columns=[c for c in OPTIONAL if not section[c].any()])
+        section = section.rename(columns={"against": f"against {experiment.against} (95 %)"})
         text += [f"## {column.title}", "", _plain(section), ""]
     text.append(
         f"Tests against {experiment.against} are paired over prompts, of each prompt's mean over seeds: bootstrap"
@@ -152,7 +163,8 @@ def markdown(rows: list[Measured], experiment: Experiment, scores: pd.DataFrame,
 
 def _line(row: Measured, column: Column, value: Cell | None, number: str, test: Comparison | None) -> dict[str, str]:
     difference = f"{value.mean - float(number.split()[0]):+.2f}" if value and number else ""
-    length, ended = (cell(row.lines, Column("", column.dataset, m)) for m in ("length", "eos_rate"))
+    whole = column.metric == "rouge_l"
+    length, ended = (cell(row.lines, Column("", column.dataset, m)) if whole else None for m in ("length", "eos_rate"))
     return {
         "row": row.label,
         "measured": str(value or ""),

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from distill.errors import UserError
+
 POOL = 16  # global batches that are sorted by length together; the rest of the order stays random
 
 
@@ -47,9 +49,9 @@ def micro_batch_size(global_batch_size: int, at_most: int, processes: int) -> in
     """The largest micro-batch that divides the global batch over `processes` evenly.
 
     Raises:
-        ValueError: the global batch is no multiple of the processes.
+        UserError: the global batch is no multiple of the processes.
     """
     share, rest = divmod(global_batch_size, processes)
     if rest:
-        raise ValueError(f"global_batch_size={global_batch_size} is no multiple of the {processes} processes")
+        raise UserError(f"global_batch_size={global_batch_size} is no multiple of the {processes} processes")
     return max(size for size in range(1, min(share, at_most) + 1) if share % size == 0)

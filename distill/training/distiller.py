@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from distill.data.encode import IGNORE
@@ -18,10 +19,9 @@ class Distiller(nn.Module):
 
     The heads read the hidden states of response positions alone and in chunks (`distill.losses.fused`), so prompts and
     padding cost no logits, and long batches no memory for them. The teacher, live or stored
-    (`distill.training.signal`), is a submodule, so that it is moved with the student.
+    (`distill.training.signal`), is a submodule, so that it is moved with the student. A batch's mean is over its valid
+    tokens, or with `mean="micro_batches"`, as published code has it, over the token means of its micro-batches.
     """
-
-    accepts_loss_kwargs = True  # asks Trainer for the valid tokens of the whole global batch
 
     def __init__(
         self,
@@ -31,12 +31,42 @@ class Distiller(nn.Module):
         w_ce: float = 1.0,
         w_kd: float = 0.0,
         temperature: float = 1.0,
+        mean: Literal["tokens", "micro_batches"] = "tokens",
     ):
         super().__init__()
+        # Whether Trainer hands in the valid tokens of the whole global batch; if not, it takes the mean of the
+        # micro-batches' and processes' losses.
+        self.accepts_loss_kwargs = mean == "tokens"
         if (divergence is None) != (w_kd == 0) or (teacher is None) != (w_kd == 0):
             raise ValueError("a divergence, a teacher and w_kd > 0 go together")
         self.student, self.teacher, self.divergence = student, teacher, divergence
         self.w_ce, self.w_kd, self.temperature = w_ce, w_kd, temperature
+        self.settled: Divergence | None = None  # what a divergence that reads the whole batch came to, by `settle`
+
+    @property
+    def settling(self) -> bool:
+        """Whether the divergence depends on all tokens of a batch."""
+        return self.divergence is not None and self.divergence.settles
+
+    @torch.no_grad()
+    def settle(self, batches: Sequence[dict[str, Any]], together: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        """Let a divergence that depends on all tokens of a batch choose what counts for these micro-batches.
+
+        Args:
+            batches: keyword arguments of `forward`, all of a global batch that this process has.
+            together: adds a sum up over processes.
+        """
+        if self.divergence is None or not self.divergence.settles:
+            return
+        training = self.training
+        self.eval()
+
+        def total(one: Divergence) -> Tensor:
+            self.settled = one
+            return together(torch.stack([self(**batch)["kd_sum"] for batch in batches]).sum())
+
+        self.settled = self.divergence.for_batch(total)
+        self.train(training)
 
     def forward(
         self,
@@ -66,7 +96,7 @@ class Distiller(nn.Module):
         read = self.w_ce or not self.training or (self.divergence is not None and self.divergence.reads_targets)
         parts: dict[str, Tensor] = {}
         total = fused(
-            self.divergence,
+            self.divergence if self.settled is None else self.settled,
             hidden,
             output_head(self.student),
             theirs,
@@ -79,7 +109,7 @@ class Distiller(nn.Module):
         )
         tokens = valid.sum()
         return {
-            "loss": total / (tokens if num_items_in_batch is None else num_items_in_batch),
+            "loss": total / (tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch),
             "tokens": tokens,
             **parts,
         }

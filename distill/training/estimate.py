@@ -1,4 +1,4 @@
-"""What a training will need, told before any weights are loaded: memory by part, and about how long it will take."""
+"""What the stages will need, told before the first one starts: memory by part, disk, and about how long they take."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ import torch
 from distill.config.schema import LoraConfig
 from distill.console import processes
 from distill.data.encode import Encoded
+from distill.losses import Divergence
 from distill.losses.fused import CHUNK_COST, chunk_size
-from distill.models.load import Weights, shape_of
+from distill.losses.trainable import TrainableDivergence
+from distill.models.load import Shape
+from distill.training.signal import STORE_BATCH, store_bytes
 
 EFFICIENCY = 0.6  # of plain matrix products that a training is taken to reach
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by part, and seconds."""
+    """Bytes in memory by part, seconds, and bytes that stay on disk."""
 
     parts: dict[str, float]
     seconds: float
+    disk: float = 0.0
 
     @property
     def bytes(self) -> float:
@@ -35,10 +39,12 @@ class Estimate:
         """One line for a person."""
         parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in self.parts.items() if size >= 2**26)
         free = free_memory()
-        held = f"{self.bytes / 2**30:.1f} GB ({parts}; free {free / 2**30:.0f})"
+        held = f"{self.bytes / 2**30:.1f} GB ({parts}; free {free / 2**30:.0f})" if parts else "less than 0.1 GB"
         line = f"needs about {held} and {_span(self.seconds)} of steps"
+        if self.disk:
+            line += f", and {self.disk / 1e9:.2f} GB on disk"
         if self.bytes > free:
-            line += "; that is more than is free: lower train.micro_batch_size or train.max_length"
+            line += "; that is more memory than is free: lower train.micro_batch_size or train.max_length"
         return line
 
 
@@ -49,55 +55,83 @@ def free_memory() -> float:
     return float(psutil.virtual_memory().available)
 
 
-def estimate(
-    student: Weights,
+def estimate_training(
+    ours: Shape,
     lora: LoraConfig | None,
     rows: Sequence[Encoded],
     epochs: int,
     micro_batch_size: int,
     precision: str,
-    teacher: Weights | None,
+    teacher: Shape | None,
     live: bool,
+    divergence: Divergence | None = None,
 ) -> Estimate:
     """Memory and time of one training on one device.
 
     Args:
         rows: the encoded training rows; the longest decides what a micro-batch may hold.
         teacher: None for fine-tuning.
-        live: whether the teacher runs on every batch, or its hidden states are stored (their size on disk is told
-            where they are written).
+        live: whether the teacher runs on every batch, or its hidden states are stored.
+        divergence: not built yet, or with parameters that hold no memory.
     """
-    ours = shape_of(student)
     wide = 2 if precision == "bf16" else 4
     trained = ours.lora_parameters(lora.r, lora.targets) if lora else ours.parameters
-    longest = max(len(r.prompt) + len(r.response) for r in rows)
-    held = min(micro_batch_size, len(rows)) * longest
-    # Kept for the backward pass, a token and layer: norms, residuals and attention about 10 hidden widths, the MLP
-    # about 4 of its own; norms and residuals stay fp32 under bf16.
-    kept = held * ours.layers * (10 * ours.hidden + 4 * ours.inner) * (4 if wide == 4 else 3)
-    chunk = chunk_size(ours.classes, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    widest = max(ours.classes, teacher.classes if teacher is not None else 0)
+    own = 0
+    if isinstance(divergence, TrainableDivergence) and teacher is not None:
+        divergence.prepare(min(ours.classes, teacher.classes), torch.device("meta"))
+        own = sum(p.numel() for p in divergence.parameters())
+    chunk = chunk_size(widest, _device(), own)
     parts = {
         "weights": (4.0 if wide == 4 else 6.0) * ours.parameters,  # under bf16 the products take rounded copies
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
-        "activations": float(kept),
-        "loss head": float(chunk * ours.classes * CHUNK_COST) + (0 if lora else 4.0 * ours.classes * ours.hidden),
+        "loss's own": 20.0 * own,  # weights, sums, gradients, and the optimizer's two
+        "activations": _activations(ours, rows, micro_batch_size, wide),
+        "loss head": float(chunk * widest * CHUNK_COST) + (0 if lora else 4.0 * ours.classes * ours.hidden),
     }
     answers = sum(len(r.response) for r in rows)
     every = answers + sum(len(r.prompt) for r in rows)
     passes = 4.0 if lora else 6.0  # frozen weights need no gradient product
     flops = passes * (ours.body * every + ours.classes * ours.hidden * answers)
     if teacher is not None:
-        theirs = shape_of(teacher)
-        parts["teacher"] = float(wide * (theirs.parameters if live else theirs.classes * theirs.hidden))
-        flops += 2.0 * theirs.classes * theirs.hidden * answers + (2.0 * theirs.body * every if live else 0.0)
+        parts["teacher"] = float(wide * (teacher.parameters if live else teacher.classes * teacher.hidden))
+        flops += 2.0 * teacher.classes * teacher.hidden * answers + (2.0 * teacher.body * every if live else 0.0)
     speed = processes() * EFFICIENCY * _throughput(ours.hidden, ours.inner, precision)
     return Estimate(parts, epochs * flops / speed)
 
 
+def estimate_signal(teacher: Shape, rows: Sequence[Encoded], precision: str) -> Estimate:
+    """Memory, time and disk of storing the teacher's hidden states of `rows` once, which one process does."""
+    wide = 2 if precision == "bf16" else 4
+    longest = max(len(r.prompt) + len(r.response) for r in rows)
+    # Without gradients a layer's activations go when the next one's are there
+    parts = {
+        "teacher": float(wide * teacher.parameters),
+        "activations": float(STORE_BATCH * longest * (10 * teacher.hidden + 4 * teacher.inner) * wide),
+    }
+    flops = 2.0 * teacher.body * sum(len(r.prompt) + len(r.response) for r in rows)
+    disk = store_bytes(rows, teacher.hidden, wide) + wide * teacher.classes * teacher.hidden
+    return Estimate(parts, flops / (EFFICIENCY * _throughput(teacher.hidden, teacher.inner, precision)), disk)
+
+
+def _activations(ours: Shape, rows: Sequence[Encoded], micro_batch_size: int, wide: int) -> float:
+    """Bytes that a micro-batch of the longest rows keeps for the backward pass.
+
+    A token and layer: norms, residuals and attention about 10 hidden widths, the MLP about 4 of its own; norms and
+    residuals stay fp32 under bf16.
+    """
+    held = min(micro_batch_size, len(rows)) * max(len(r.prompt) + len(r.response) for r in rows)
+    return float(held * ours.layers * (10 * ours.hidden + 4 * ours.inner) * (4 if wide == 4 else 3))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _throughput(hidden: int, inner: int, precision: str) -> float:
     """Operations a second of a matrix product as the model's MLP has it, on this machine now."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.ones(shape, device=device, dtype=dtype) for shape in ((512, hidden), (hidden, inner)))
     done, started = 0, 0.0

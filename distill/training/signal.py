@@ -25,6 +25,7 @@ from distill.errors import UserError
 from distill.losses import Head
 from distill.models.load import Weights, check_head, last_hidden, load_model, output_head, shape_of
 
+STORE_BATCH = 16  # rows that the teacher reads at once to store its hidden states
 HIDDEN, INDEX, HEAD = "hidden.npy", "index.json", "head.safetensors"
 
 
@@ -146,10 +147,10 @@ def write_store(
     head = output_head(model)
     hidden = np.lib.format.open_memmap(folder / HIDDEN, "w+", dtype=raw, shape=(total, head.weight.shape[1]))
     index: dict[str, list[int]] = {}
-    collate, at, batch = Collator(pad_id), 0, 16
+    collate, at = Collator(pad_id), 0
     with torch.inference_mode(), bar(len(rows), "  teacher signal", "row") as shown:
-        for begin in range(0, len(rows), batch):
-            part = rows[begin : begin + batch]
+        for begin in range(0, len(rows), STORE_BATCH):
+            part = rows[begin : begin + STORE_BATCH]
             inputs = collate(part)
             valid = inputs["labels"] != IGNORE
             states = last_hidden(model, inputs["input_ids"].to(device), inputs["attention_mask"].to(device)).cpu()

@@ -18,7 +18,6 @@ from distill.config.schema import Config, LoraConfig, LossConfig, StageTrainConf
 from distill.console import bar, processes, say
 from distill.data.encode import EncodedSet, Encoder
 from distill.data.examples import Example
-from distill.errors import UserError
 from distill.evaluation.generate import Writing, generate
 from distill.evaluation.rouge import rouge_l
 from distill.losses import build
@@ -27,7 +26,6 @@ from distill.models.load import Weights, add_lora, check_head, check_positions, 
 from distill.models.tokenizers import check_same_tokenizer, pad_id
 from distill.training.batches import micro_batch_size
 from distill.training.distiller import Distiller
-from distill.training.estimate import estimate
 from distill.training.signal import LiveTeacher, StoredTeacher
 from distill.training.trainer import DIVERGENCE, DistillTrainer, Progress, SaveEvery
 
@@ -91,7 +89,6 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     settings, encoder = job.config.train, training_encoder(job.config, tokenizer)
     train_rows, valid_rows = _encoded(job, encoder)
     args = _arguments(job, folder)
-    _tell_needs(job, train_rows, args.per_device_train_batch_size)
     trainer = DistillTrainer(
         model=_distiller(job, tokenizer),
         args=args,
@@ -147,14 +144,6 @@ def _encoded(job: TrainingJob, encoder: Encoder) -> tuple[EncodedSet, EncodedSet
     return sets["training"], sets["validation"]
 
 
-def _tell_needs(job: TrainingJob, rows: EncodedSet, micro: int) -> None:
-    """Say what the training will need, before any weights are loaded."""
-    epochs, precision = job.schedule.epochs, job.config.train.precision
-    live = job.signal is None
-    needed = estimate(job.student, job.lora, rows.rows, epochs, micro, precision, job.teacher, live)
-    say(f"  {job.label}: {needed.said()}")
-
-
 def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
     torch.manual_seed(job.seed)  # new adapters are drawn from the training seed
     settings = job.config.train
@@ -182,15 +171,13 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
             say(f"  vocabulary widths {theirs} (teacher) and {ours} (student): cut to {min(theirs, ours)}")
         if isinstance(divergence, TrainableDivergence):
             divergence.prepare(min(theirs, ours), torch.device("cpu"))
-    return Distiller(student, teacher, divergence, job.loss.w_ce, job.loss.w_kd, job.loss.temperature)
+    loss, mean = job.loss, job.config.preset.loss_mean
+    return Distiller(student, teacher, divergence, loss.w_ce, loss.w_kd, loss.temperature, mean)
 
 
 def _arguments(job: TrainingJob, folder: Path) -> TrainingArguments:
     settings, schedule, world = job.config.train, job.schedule, processes()
-    try:
-        micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
     steps = -(-len(job.train) // schedule.global_batch_size) * schedule.epochs
     args = TrainingArguments(
         output_dir=str(folder / "checkpoints"),

@@ -64,6 +64,13 @@ class DistillTrainer(Trainer):
         fill_to = together if self.args.world_size > 1 else 1
         return BucketSampler(self.lengths, self.global_batch_size, self.args.seed, fill_to)
 
+    def get_batch_samples(self, *args: Any) -> Any:
+        """As in Trainer; a divergence that depends on the whole global batch settles on what counts for it."""
+        batches, items = super().get_batch_samples(*args)
+        settling = [self._prepare_inputs(batch) for batch in batches] if self.model.settling else []
+        self.model.settle(settling, lambda x: self.accelerator.reduce(x, "sum"))
+        return batches, items
+
     def compute_loss(
         self,
         model: Any,
@@ -89,6 +96,7 @@ class DistillTrainer(Trainer):
         self.model.eval()
         sums: dict[str, float] = {}
         with torch.inference_mode():
+            self.model.settle(list(self._valid_batches()) if self.model.settling else [])
             for batch in self._valid_batches():
                 outputs = self.model(**batch)
                 for key in ("ce_sum", "kd_sum", "tokens"):
