@@ -53,6 +53,7 @@ bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs
 	$(RUN) bench.head peaks
 	$(RUN) bench.step
 	$(RUN) bench.gkd
+	$(RUN) bench.rouge
 
 docs: setup  ## write docs/losses.md from the losses
 	$(RUN) distill.losses.page > docs/losses.md

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from distill.memory import peak_bytes
 from distill.provenance import commit
 
 KEPT = Path(__file__).parent / "kept"
@@ -40,12 +41,15 @@ def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def peak_mb() -> float:
-    """The most memory that this process has held: its resident set, or the GPU's allocations."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    # Not getrusage's, which a process inherits from the one that started it
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    """The most memory that this process has held.
+
+    Raises:
+        RuntimeError: the system does not tell.
+    """
+    peak = peak_bytes()
+    if peak is None:
+        raise RuntimeError("peak memory is read from /proc, which this system does not have")
+    return peak / 2**20
 
 
 def held_mb() -> float:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from distill.console import is_main_process, processes, say
 from distill.errors import UserError
+from distill.memory import peak_bytes, reset_peak
 from distill.provenance import commit, versions
 
 MANIFEST = "artifact.json"
@@ -208,6 +209,7 @@ class Store:
             tell(f"{spec.stage} {spec.label}: making it")
             earlier.append(_earlier_attempts(partial))
             (partial / ATTEMPTS).write_text(json.dumps([*earlier[-1], {"started": started, "commit": commit()}]))
+        reset_peak()
         try:
             told = build(partials)
         except UserError:
@@ -217,7 +219,7 @@ class Store:
             raise
         seconds = (time.time() - started) / len(specs)
         for spec, partial, attempts, more in zip(specs, partials, earlier, told, strict=True):
-            self._finish(spec, partial, attempts, seconds, more)
+            self._finish(spec, partial, attempts, seconds, {"peak_bytes": peak_bytes(), **more})
             tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {self.folder(spec)}")
 
     def _finish(

@@ -23,7 +23,7 @@ from distill.errors import UserError
 from distill.models.create import GGUF_SHA256
 
 # Raised when a stage's code changes what it makes from the same settings.
-VERSIONS = {"base": 1, "signal": 2, "train": 1, "evaluate": 1}
+VERSIONS = {"base": 1, "signal": 2, "train": 1, "evaluate": 1, "agree": 1}
 # Keys of `train` that change no result, and those that the stage hashes by itself.
 NOT_DETERMINING = {
     "teacher",
@@ -205,6 +205,18 @@ class Plan:
         label = subject.label if isinstance(subject, Spec) else f"{self.config.model.name}-{role}"
         return self._spec("evaluate", f"{label}-{dataset.name}-seed{seed}", settings)
 
+    def agreement(self, dataset: Dataset) -> Spec:
+        """How far the student agrees with the teacher on a set's references."""
+        settings = {
+            "student": self.student.key,
+            "teacher": self.teacher.key,
+            "set": dataset.name,
+            "data": dataset.fingerprint,
+            "text": self.template_hash(),
+            "train": {**self._lengths(), "precision": self.config.train.precision},
+        }
+        return self._spec("agree", f"{self.student.label}-{dataset.name}", settings)
+
     def specs(self, role: Role) -> list[Spec]:
         """Every artifact behind a row, evaluations included."""
         chain: list[Spec | Given] = [self.base("teacher"), self.teacher]
@@ -213,6 +225,8 @@ class Plan:
             if self.config.loss.w_kd and self.config.train.teacher_signal == "stored":
                 chain.append(self.signal)
         evaluations = [self.evaluation(role, d, s) for d in self.sets.values() for s in self.config.seed]
+        if role == "student":
+            evaluations += [self.agreement(d) for d in self.sets.values()]
         return [x for x in dict.fromkeys([*chain, *evaluations]) if isinstance(x, Spec)]
 
     def _training(

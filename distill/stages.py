@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from distill.artifacts import Spec, digest
 from distill.config.schema import LossConfig, StageTrainConfig
@@ -14,6 +17,7 @@ from distill.data.encode import Collator, Encoded
 from distill.data.sets import Dataset
 from distill.data.templates import render
 from distill.errors import UserError
+from distill.evaluation.agreement import ROWS, agreement
 from distill.evaluation.stage import Evaluator, Scored, read_generations
 from distill.losses import build
 from distill.models import create
@@ -179,7 +183,32 @@ class Stages:
                 lacking = [s for s in seeds if (dataset.name, s) in missing]
                 if lacking:
                     self._measure(evaluator, dataset, {s: missing[dataset.name, s] for s in lacking})
+        if role == "student":
+            self._agree()
         return read_scored(self.plan, role, seeds)
+
+    def _agree(self) -> None:
+        """Measure the student's agreement with the teacher on each set, where there is a teacher."""
+        plan = self.plan
+        missing = [d for d in plan.sets.values() if not self.store.agreed(plan.agreement(d))]
+        if not missing or (isinstance(plan.teacher, Spec) and not self.store.agreed(plan.teacher)):
+            return
+        dtype, device = teacher_dtype(self.config), "cuda" if torch.cuda.is_available() else "cpu"
+        student, teacher = (load_model(w, dtype).to(device).eval() for w in (self.student(), self.teacher()))
+        tokenizer = load_tokenizer(self._origin("student"))
+        encoder = training_encoder(self.config, tokenizer)
+        for dataset in missing:
+            rows = encoder.pairs(dataset.examples[:ROWS], self.config.train.max_length).rows
+            if rows:
+                made = partial(self._agreement, student, teacher, rows, pad_id(tokenizer))
+                self.store.make(plan.agreement(dataset), made, quiet=True)
+                told = self.store.manifest(plan.agreement(dataset))
+                kls = f"KL forward {told['fkl']:.3f}, reverse {told['rkl']:.3f} nats"
+                say(f"agreement with the teacher on {dataset.title}: top-1 {told['top1']:.1f} %, {kls}")
+
+    @staticmethod
+    def _agreement(student: Any, teacher: Any, rows: list[Encoded], pad: int, _: Path) -> dict[str, Any]:
+        return agreement(student, teacher, rows, pad)
 
     def _measure(self, evaluator: Evaluator, dataset: Dataset, specs: dict[int, Spec]) -> None:
         """Write and score a set's responses for several seeds."""

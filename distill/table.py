@@ -92,7 +92,7 @@ class _Table:
         if not any(o.lstrip("+").split("=")[0] == "eval.sets" for o in [*own, *overrides]):
             present = load([*own, "loss=sft", *overrides]).data.eval
             sets = dict.fromkeys(c.dataset for c in experiment.columns.values() if c.dataset in present)
-            own.append(f"eval.sets=[{','.join(sets)}]")
+            own += [f"eval.sets=[{','.join(sets)}]"] if sets else []
         definitions = {"Teacher": ["loss=sft"], "SFT": ["loss=sft"]} | {
             label: row.overrides for label, row in experiment.rows.items()
         }
@@ -138,7 +138,8 @@ class _Table:
         if shaped is not None:
             from distill.tables.report import show
 
-            show(shaped, f"{self.experiment.title} - {self.config.model.name}, ROUGE-L")
+            rouge = all(c.metric.startswith("rouge_l") for c in self.experiment.columns.values())
+            show(shaped, f"{self.experiment.title} - {self.config.model.name}{', ROUGE-L' if rouge else ''}")
             for line in self.header:
                 say(line)
             say(f"table: {self.folder / self.table}.csv")

@@ -9,8 +9,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from conftest import tiny_gpt2
 
 from distill.config import load
+from distill.data.encode import Encoded
+from distill.evaluation.agreement import agreement
 from distill.evaluation.text import distinct, exact_match, words
 from distill.pipeline import Plan
 from distill.stages import Stages
@@ -109,3 +113,24 @@ def test_words_and_distinct_n_grams():
 
 def test_exact_match_folds_case_punctuation_and_white_space():
     assert exact_match(["The  cat.", "cat", ""], [["the cat"], ["the cat", "Cat!"], ["x"]]) == [100, 100, 0]
+
+
+def test_agreement_by_hand():
+    """Against whole logits; a model agrees with itself wholly, and padding is no position."""
+    student, teacher = tiny_gpt2().eval(), tiny_gpt2(hidden=24, seed=9).eval()
+    rows = [Encoded("a", [5, 6, 7], [8, 9, 0]), Encoded("b", [3], [4, 0])]
+    found = agreement(student, teacher, rows, 0)
+    same, forward, reverse = [], [], []
+    for row in rows:
+        ids = torch.tensor([row.prompt + row.response])
+        at = slice(len(row.prompt) - 1, -1)
+        with torch.no_grad():
+            q, p = (m(ids).logits[0, at].double().log_softmax(-1) for m in (student, teacher))
+        same += (q.argmax(-1) == p.argmax(-1)).tolist()
+        forward += (p.exp() * (p - q)).sum(-1).tolist()
+        reverse += (q.exp() * (q - p)).sum(-1).tolist()
+    assert found["positions"] == 5 and found["top1"] == 100 * sum(same) / 5
+    assert found["fkl"] == pytest.approx(sum(forward) / 5, rel=1e-4)
+    assert found["rkl"] == pytest.approx(sum(reverse) / 5, rel=1e-4)
+    own = agreement(student, student, rows, 0)
+    assert own["top1"] == 100 and own["fkl"] == pytest.approx(0, abs=1e-6)

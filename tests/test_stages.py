@@ -23,7 +23,7 @@ from distill.models.load import load_model
 from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.tables import long
-from distill.tables.measure import METRICS, Files, Row, measure
+from distill.tables.measure import METRICS, TRAINING, Files, Row, measure
 from distill.training.signal import HEAD, HIDDEN, INDEX, StoredTeacher
 from distill.training.trainer import DistillTrainer
 
@@ -43,8 +43,15 @@ def test_every_architecture_end_to_end(smoke, model, loss, tmp_path, capsys):
     config = smoke(f"model={model}", f"loss={loss}", "seed=[10,20]")
     row, files = Row("row", config), Files(tmp_path / "results" / "runs", "runs")
     lines, told = measure(row, files)
-    assert len(lines) == len(config.data.eval) * len(METRICS) * 2 and told is not None
-    assert lines["value"].notna().all() and (lines["n"] == 4).all()
+    cost, agrees = lines["dataset"] == TRAINING, lines["metric"].str.startswith("agreement")
+    topic = lines["metric"].str.contains(":")
+    cost, agrees, texts = lines[cost], lines[agrees], lines[~(cost | agrees | topic)]
+    assert len(agrees) == (len(config.data.eval) * 3 if loss == "ab" else 0)  # fine-tuned alone, it has no teacher
+    assert agrees["value"].astype(float).ge(0).all() and told is not None
+    assert len(texts) == len(config.data.eval) * len(METRICS) * 2
+    assert lines["value"].notna().all() and (texts["n"] == 4).all()
+    spent = dict(zip(cost["metric"], cost["value"].astype(float), strict=True))
+    assert spent["peak_gb"] > 0.05 and 0 < spent["seconds_per_sample"] * 21 / 60 <= spent["minutes"]
     if model == "llama2":
         student = row.plan.store.folder(row.plan.student) / "model"
         assert (student / "adapter_model.safetensors").is_file() and not (student / "model.safetensors").exists()
@@ -335,6 +342,8 @@ def test_manifests_tell_what_was_done(smoke):
     Stages(plan).student()
     manifest = json.loads((plan.store.folder(plan.student) / MANIFEST).read_text())
     assert manifest["rows"] == {"train": 21, "valid": 6} and manifest["steps"] == 3 and manifest["seconds"] > 0
+    assert 0 < manifest["seconds_per_step"] * manifest["steps"] < manifest["seconds"]  # no validation in it
+    assert manifest["samples"] == 21 and manifest["peak_bytes"] > 50e6
     assert "rouge_l" in manifest["best_metric"] and manifest["tokens"]["eos"] == 0
     base = plan.store.manifest(plan.base("student"))
     assert len(base["layers"]) == 2 and len(base["influence"]) == 3 and base["parameters"] > 0

@@ -12,8 +12,9 @@ from scipy import stats
 
 from distill.config import load
 from distill.errors import UserError
+from distill.evaluation.stage import Scored
 from distill.tables import experiment, long, report, sweep
-from distill.tables.measure import decode_name
+from distill.tables.measure import _values, decode_name
 from distill.tables.shape import Cell, Column, cell, compare, table
 
 DOLLY = Column("Dolly Eval", "dolly")
@@ -111,6 +112,7 @@ def test_markdown_shows_measured_paper_difference_and_test():
         report.Measured("ABKD", lines([25.8, 25.8], row="ABKD", run="a"), ["a"]),
     ]
     prompts = pd.concat([scores("f", [1.0, 2.0, 3.0]), scores("a", [2.0, 3.5, 4.0]), scores("t", [2.0, 3.0, 9.0])])
+    prompts["topic"] = ""
     text = report.markdown(measured, found, "gpt2", prompts, ["header"], report.varied([10], [10, 20]))
     row = next(x for x in text.splitlines() if x.startswith("| ABKD | 25.80 (0.00) |") and "|" in x[20:])
     assert "header" in text and "generation seeds 10, 20" in text and "one teacher" in text
@@ -180,3 +182,28 @@ def test_decoding_in_words():
     assert decode_name(decode) == "sample T=1 max=48"
     assert decode_name(decode.model_copy(update={"top_p": 0.9, "top_k": 5})) == "sample T=1 p=0.9 k=5 max=48"
     assert decode_name(decode.model_copy(update={"do_sample": False})) == "greedy max=48"
+
+
+def test_rouge_by_topic_is_over_its_prompts_alone():
+    """A topic's column, its test and its mean know nothing of the other topics' prompts."""
+    rows = [Scored(f"e{i}", "a", 1, True, 10.0 * i, 0.0) for i in range(4)]
+    values = {m: (v, n) for m, v, n in _values(rows, {"e0": "qa", "e1": "qa", "e2": "list", "e3": ""})}
+    assert values["rouge_l"] == (15.0, 4) and values["rouge_l:qa"] == (5.0, 2) and values["rouge_l:list"] == (20.0, 1)
+    found = experiment.load("akl/subtasks")
+    measured = [
+        report.Measured("FKL+RKL", lines([20.0, 22.0], row="FKL+RKL").assign(metric="rouge_l:closed_qa"), ["f"]),
+        report.Measured("AKL", lines([30.0, 30.0], row="AKL", run="a").assign(metric="rouge_l:closed_qa"), ["a"]),
+    ]
+    prompts = pd.concat([scores("f", [1.0, 2.0, 3.0, 90.0]), scores("a", [2.0, 3.5, 4.0, 0.0])])
+    prompts["topic"] = ["closed_qa", "closed_qa", "closed_qa", "open_qa"] * 2
+    text = report.markdown(measured, found, "smollm2", prompts, ["header"], "spread")
+    section = text.split("## Closed QA")[1]
+    akl = next(x for x in section.splitlines() if x.startswith("| AKL"))
+    assert "30.00 (0.00)" in akl and "+1.17 [" in akl and "tokens" not in section.split("Tests against")[0]
+    assert "## Open QA" not in text
+
+
+def test_the_papers_numbers_follow_the_pair():
+    found = experiment.load("akl/main")
+    gpt2, tiny, other = (experiment.printed(found, m)[0]["AKL", "Dolly (500)"] for m in ("gpt2", "tinyllama", "micro"))
+    assert gpt2 != tiny and other == gpt2  # a pair that the paper lacks: beside the experiment's own

@@ -26,6 +26,12 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(tokenize(text, _STEMMER))
 
 
+def forget() -> None:
+    """Drop the words and stems that are kept from earlier texts."""
+    _words.cache_clear()
+    _STEMMER.stem.cache_clear()
+
+
 def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """ROUGE-L F1 with stemming, the largest over a prediction's references, 0 to 100.
 

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from distill.losses.base import Divergence, value_and_gradient
 from distill.losses.trainable import TrainableDivergence
 
-CHUNK_BYTES = 3 * 2**25  # of student and teacher logits together, on a CPU
+CHUNK_BYTES = 100 * 2**20  # of student and teacher logits together, on a CPU
 SHARE = 32  # one part of the memory in so many is what a chunk may take
 CHUNK_COST = 24  # bytes that a chunk holds a token and class: logits, log-probabilities and their products
 CACHE_BYTES = 2**21  # of logits that the passes of a divergence run over at once on a CPU
@@ -217,7 +217,8 @@ class _Job:
         grad_bias = torch.zeros_like(bias, dtype=exact) if needed[2] and bias is not None else None
         ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
         heads = [head, self.teacher] if self.teacher is not None else [head]
-        step = self.chunk_tokens or chunk_size(max(h.weight.shape[0] for h in heads), hidden.device, self.own)
+        most = self.chunk_tokens or chunk_size(max(h.weight.shape[0] for h in heads), hidden.device, self.own)
+        step = max(1, -(-count // max(1, -(-count // most))))  # like chunks: a small last one would cost a whole pass
         room = [
             _room(i, min(step, count), h.weight.shape[0], hidden) if h.weight.dtype == exact else None
             for i, h in enumerate(heads)

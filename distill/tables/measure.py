@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from distill import hub
+from distill.artifacts import Spec
 from distill.config.schema import Config, EvalConfig
 from distill.console import is_main_process, say
 from distill.evaluation.text import distinct
@@ -31,6 +32,7 @@ METRICS: dict[str, Callable[[Sequence[Scored]], float | None]] = {
     **{f"distinct_{n}": lambda rows, n=n: distinct([row.text for row in rows], n) for n in (1, 2, 3)},  # type: ignore[misc]
 }
 OF_TOPIC = ":"  # rouge_l:closed_qa is ROUGE-L over a set's responses of that topic
+TRAINING = "training"  # stands for the data set of what a row's training cost
 NEEDED = ("rouge_l", "length", "eos_rate", "truncation_rate")  # lines kept before there were more are finished rows
 
 
@@ -130,27 +132,68 @@ def _complete_seeds(row: Row, lines: pd.DataFrame) -> list[int]:
 
 def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored]]) -> list[dict[str, Any]]:
     config = row.config
+    common = {
+        "table": table,
+        "row": row.label,
+        "preset": config.preset.name,
+        "run": row.run,
+        "train_seed": row.plan.seed(row.role),
+        "decode": decode_name(config.eval),
+        "engine": "transformers",
+        "commit": commit(),
+    }
+    once = [
+        {**common, "column": column, "dataset": dataset, "metric": metric, "seed": config.seed[0], "value": repr(value),
+         "n": n}
+        for column, dataset, metric, value, n in [*_cost(row), *_agreement(row)]
+    ]  # fmt: skip
     topics = {name: {e.id: e.topic for e in d.examples} for name, d in row.plan.sets.items()}
-    return [
+    return once + [
         {
-            "table": table,
-            "row": row.label,
+            **common,
             "column": row.plan.sets[name].title,
             "dataset": name,
             "metric": metric,
             "seed": seed,
             "value": repr(value),
             "n": n,
-            "preset": config.preset.name,
-            "run": row.run,
-            "train_seed": row.plan.seed(row.role),
-            "decode": decode_name(config.eval),
-            "engine": "transformers",
-            "commit": commit(),
         }
         for (name, seed), rows in scored.items()
         for metric, value, n in _values(rows, topics[name])
     ]
+
+
+Once = tuple[str, str, str, float, int]  # column, data set, metric, value and number of a value without a seed
+
+
+def _agreement(row: Row) -> Iterator[Once]:
+    """Top-1 agreement (0 to 100) and both KLs (nats) with the teacher, set by set."""
+    plan = row.plan
+    for name, dataset in plan.sets.items() if row.role == "student" else ():
+        if plan.store.has(plan.agreement(dataset)):
+            told = plan.store.manifest(plan.agreement(dataset))
+            for metric in ("top1", "fkl", "rkl"):
+                yield dataset.title, name, f"agreement_{metric}", told[metric], told["positions"]
+
+
+def _cost(row: Row) -> Iterator[Once]:
+    """What the row's own training cost on the machine that its manifest names.
+
+    `peak_gb`: the most that the process held meanwhile; `minutes`: of its steps, and of storing the teacher's signal;
+    `seconds_per_sample`: of its steps alone.
+    """
+    plan, trained = row.plan, row.plan.model(row.role)
+    if not isinstance(trained, Spec) or not plan.store.has(trained):
+        return
+    told = plan.store.manifest(trained)
+    if told.get("peak_bytes") is None or "seconds_per_step" not in told:  # trained before these were measured
+        return
+    seconds = told["seconds_per_step"] * told["steps"]
+    stored = row.role == "student" and plan.signal in plan.specs(row.role)
+    signal = plan.store.manifest(plan.signal)["seconds"] if stored and plan.store.has(plan.signal) else 0.0
+    yield "cost", TRAINING, "peak_gb", told["peak_bytes"] / 1e9, 1
+    yield "cost", TRAINING, "minutes", (seconds + signal) / 60, 1
+    yield "cost", TRAINING, "seconds_per_sample", seconds / told["samples"], 1
 
 
 def _values(rows: Sequence[Scored], topics: Mapping[str, str]) -> Iterator[tuple[str, float, int]]:
@@ -212,7 +255,7 @@ def told(row: Row) -> dict[str, Any]:
     train, valid = plan.data
     stages = {}
     for spec in plan.specs(row.role):
-        if plan.store.has(spec) and spec.stage != "evaluate":
+        if plan.store.has(spec) and spec.stage not in ("evaluate", "agree"):
             manifest = plan.store.manifest(spec)
             stages[spec.name] = {k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")}
     seconds = sum(

@@ -16,7 +16,7 @@ from distill.config.schema import Config
 from distill.console import console
 from distill.tables import long
 from distill.tables.experiment import Experiment, printed
-from distill.tables.measure import OF_TOPIC
+from distill.tables.measure import OF_TOPIC, TRAINING
 from distill.tables.shape import Cell, Column, Comparison, cell, compare, table
 
 CONTEXT = ("Teacher", "SFT")
@@ -77,7 +77,8 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
     ]
     if cuts:
         lines.append(f"Cut: {', '.join(cuts)} rows.")
-    absent = [title for title, column in experiment.columns.items() if column.dataset not in config.data.eval]
+    present = [*config.data.eval, TRAINING]
+    absent = [title for title, column in experiment.columns.items() if column.dataset not in present]
     if absent:
         lines.append(f"Empty columns: data `{config.data.name}` has no {' and no '.join(absent)}.")
     if model.name != experiment.model:

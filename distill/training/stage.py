@@ -27,7 +27,7 @@ from distill.models.tokenizers import check_same_tokenizer, pad_id
 from distill.training.batches import micro_batch_size
 from distill.training.distiller import Distiller
 from distill.training.signal import LiveTeacher, StoredTeacher
-from distill.training.trainer import DIVERGENCE, DistillTrainer, Progress, SaveEvery
+from distill.training.trainer import DIVERGENCE, DistillTrainer, Progress, SaveEvery, StepTime
 
 CURVE = [
     "step",
@@ -89,6 +89,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     settings, encoder = job.config.train, training_encoder(job.config, tokenizer)
     train_rows, valid_rows = _encoded(job, encoder)
     args = _arguments(job, folder)
+    step_time = StepTime()
     trainer = DistillTrainer(
         model=_distiller(job, tokenizer),
         args=args,
@@ -100,6 +101,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         generate_score=_scorer(job, tokenizer, encoder),
         callbacks=[
             Progress(job.label, say),
+            step_time,
             *([SaveEvery(settings.save_steps)] if settings.save_steps else []),
         ],
     )
@@ -125,6 +127,8 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
             "step": trainer.state.best_global_step,
         },
         "steps": trainer.state.global_step,
+        "seconds_per_step": step_time.seconds / max(1, step_time.steps),  # since the last resume
+        "samples": len(train_rows.rows) * job.schedule.epochs,
         "rows": {"train": len(train_rows.rows), "valid": len(valid_rows.rows)},
         "micro_batch_size": trainer.args.per_device_train_batch_size,
         "processes": processes(),

@@ -190,6 +190,25 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
+class StepTime(TrainerCallback):
+    """Seconds that the steps take, their batches and the optimizer's part included, validation and saving not."""
+
+    def __init__(self) -> None:
+        self.seconds, self.steps = 0.0, 0
+        self._mark = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Time runs from here."""
+        self._mark = time.perf_counter()
+
+    on_evaluate = on_save = on_train_begin  # and again from behind each validation and checkpoint
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A step's time ends here, and the next one's begins."""
+        now = time.perf_counter()
+        self.seconds, self.steps, self._mark = self.seconds + now - self._mark, self.steps + 1, now
+
+
 class SaveEvery(TrainerCallback):
     """A checkpoint every so many steps, beside those that Trainer makes each epoch."""
 
