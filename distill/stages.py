@@ -194,8 +194,13 @@ class Stages:
         if not missing or (isinstance(plan.teacher, Spec) and not self.store.agreed(plan.teacher)):
             return
         dtype, device = teacher_dtype(self.config), "cuda" if torch.cuda.is_available() else "cpu"
-        student, teacher = (load_model(w, dtype).to(device).eval() for w in (self.student(), self.teacher()))
-        tokenizer = load_tokenizer(self._origin("student"))
+        own, node = self.student(), plan.teacher
+        if isinstance(node, Given):
+            theirs = self._given("teacher")
+        else:  # finished: its inputs may be gone
+            theirs = self._trained(node, self._origin("teacher") if self.config.model.lora else None)
+        student, teacher = (load_model(weights, dtype).to(device).eval() for weights in (own, theirs))
+        tokenizer = load_tokenizer(own)
         encoder = training_encoder(self.config, tokenizer)
         for dataset in missing:
             rows = encoder.pairs(dataset.examples[:ROWS], self.config.train.max_length).rows
