@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import shutil
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 from distill.console import is_main_process, processes, say
 from distill.errors import UserError
 from distill.memory import peak_bytes, reset_peak
-from distill.provenance import commit, versions
+from distill.provenance import commit, hardware, versions
 
 MANIFEST = "artifact.json"
 PARTIAL = ".partial"
@@ -29,16 +28,11 @@ ATTEMPTS = "attempts.json"  # when a build was begun, so that a resumed one coun
 
 @cache
 def _join_processes() -> None:
-    """Join the other processes of a distributed run, with patience for a stage that only the first one makes.
-
-    The group is left again at exit: its threads, should they outlive the interpreter, now and then abort a process
-    that has done all its work (PyTorch issue 190489).
-    """
+    """Join the other processes of a distributed run, with patience for a stage that only the first one makes."""
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=2))
-    atexit.register(state.destroy_process_group)
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=2))
 
 
 def _earlier_attempts(partial: Path) -> list[dict[str, Any]]:
@@ -209,7 +203,7 @@ class Store:
             tell(f"{spec.stage} {spec.label}: making it")
             earlier.append(_earlier_attempts(partial))
             (partial / ATTEMPTS).write_text(json.dumps([*earlier[-1], {"started": started, "commit": commit()}]))
-        reset_peak()
+        counted = reset_peak()
         try:
             told = build(partials)
         except UserError:
@@ -217,9 +211,9 @@ class Store:
                 if not any(partial.glob("checkpoints/checkpoint-*")):
                     shutil.rmtree(partial)
             raise
-        seconds = (time.time() - started) / len(specs)
+        seconds, peak = (time.time() - started) / len(specs), peak_bytes() if counted else None
         for spec, partial, attempts, more in zip(specs, partials, earlier, told, strict=True):
-            self._finish(spec, partial, attempts, seconds, {"peak_bytes": peak_bytes(), **more})
+            self._finish(spec, partial, attempts, seconds, {"peak_bytes": peak, **more})
             tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {self.folder(spec)}")
 
     def _finish(
@@ -234,6 +228,7 @@ class Store:
             "seconds": round(seconds + sum(a["seconds"] for a in earlier), 1),
             "commit": ", ".join(dict.fromkeys([*(a["commit"] for a in earlier), commit()])),
             "versions": versions(),
+            "hardware": hardware(),
             "weights": _weights_hash(partial),
             **told,
         }

@@ -27,6 +27,17 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def leave_processes() -> None:
+    """Leave the other processes of a distributed run, as the last thing that a process does when all went well.
+
+    Threads of the group that outlive the interpreter now and then abort a process that has done all its work (PyTorch
+    issue 190489). Leaving waits for the others, so a process that failed alone must not.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def say(text: str) -> None:
     """Print one line, above any progress bar."""
     if is_main_process():

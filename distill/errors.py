@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from distill.console import leave_processes
+
 
 class UserError(Exception):
     """Something the user can mend: bad configuration, bad data, an unreachable hub.
@@ -31,7 +33,10 @@ def report(error: UserError) -> None:
 def command(main: Callable[[list[str]], int]) -> int:
     """Run `main` on the command line's words; a UserError becomes its messages and exit code 2."""
     try:
-        return main(sys.argv[1:])
+        code = main(sys.argv[1:])
+        if code == 0:  # after a failure of one process alone the others would be waited for
+            leave_processes()
+        return code
     except UserError as error:
         report(error)
         return 2

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import re
 from pathlib import Path
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def reset_peak() -> None:
-    """Count anew from what is held now, where the system can (a GPU, or Linux)."""
+def reset_peak() -> bool:
+    """Count anew from what is held now; False where the system cannot (it can on a GPU, and mostly on Linux)."""
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif CLEAR.exists():
+        return True
+    try:
         CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_bytes() -> int | None:
@@ -23,7 +30,9 @@ def peak_bytes() -> int | None:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    if not STATUS.is_file():
+    try:
+        # Not getrusage's, which a process inherits from the one that started it
+        found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())
+    except OSError:
         return None
-    # Not getrusage's, which a process inherits from the one that started it
-    return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return int(found[1]) * 1024 if found else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,12 @@ class Stages:
             return self._given("student")
         return self._train(node, self.base("student"), None, SFT, self.config.train.start)
 
+    def made(self, role: Role) -> Weights:
+        """The model of a role; what is still to be made for it tells first what it will need."""
+        for label, needed in self.ahead(role).items():
+            say(f"to come: {label} {needed.said()}")
+        return self.teacher() if role == "teacher" else self.student()
+
     def ahead(self, role: Role) -> dict[str, Estimate]:
         """What each training and store that is still to be made for a role will need, by label and in their order."""
         plan, loss, train = self.plan, self.config.loss, self.config.train
@@ -140,13 +146,15 @@ class Stages:
 
     def _shape(self, role: Role) -> Shape:
         """A role's sizes, from a config file alone."""
-        keep = getattr(self.config.model, role).keep_layers
-        return shape_of(self._origin("teacher" if keep else role), keep)
+        own = getattr(self.config.model, role)
+        cut = own.keep_layers if own.path is None else None
+        return shape_of(self.base("teacher") if cut else self._origin(role), cut)
 
     def _rows(self, role: Role) -> list[list[Encoded]]:
         """Training and validation rows as a role's tokenizer encodes them."""
-        keep = getattr(self.config.model, role).keep_layers
-        encoder = training_encoder(self.config, load_tokenizer(self._origin("teacher" if keep else role)))
+        own = getattr(self.config.model, role)
+        cut = own.path is None and own.keep_layers is not None
+        encoder = training_encoder(self.config, load_tokenizer(self.base("teacher") if cut else self._origin(role)))
         return [encoder.pairs(d.examples, self.config.train.max_length).rows for d in self.plan.data]
 
     def student(self) -> Weights:
@@ -176,44 +184,59 @@ class Stages:
         wanted = {(d.name, s): self.plan.evaluation(role, d, s) for d in self.plan.sets.values() for s in seeds}
         missing = {at: spec for at, spec in wanted.items() if not self.store.agreed(spec)}
         if missing:
-            for label, needed in self.ahead(role).items():
-                say(f"to come: {label} {needed.said()}")
-            evaluator = Evaluator(self.config, self.teacher() if role == "teacher" else self.student())
-            for dataset in self.plan.sets.values():
-                lacking = [s for s in seeds if (dataset.name, s) in missing]
-                if lacking:
-                    self._measure(evaluator, dataset, {s: missing[dataset.name, s] for s in lacking})
+            self._write_missing(role, seeds, missing)
         if role == "student":
             self._agree()
         return read_scored(self.plan, role, seeds)
 
+    def _write_missing(self, role: Role, seeds: list[int], missing: dict[tuple[str, int], Spec]) -> None:
+        evaluator = Evaluator(self.config, self.made(role))
+        for dataset in self.plan.sets.values():
+            lacking = [s for s in seeds if (dataset.name, s) in missing]
+            if lacking:
+                self._measure(evaluator, dataset, {s: missing[dataset.name, s] for s in lacking})
+
     def _agree(self) -> None:
-        """Measure the student's agreement with the teacher on each set, where there is a teacher."""
-        plan = self.plan
+        """Measure a distilled student's agreement with its teacher on each set, where both are at hand.
+
+        A fine-tuned one is compared with a teacher that was trained here for other rows.
+        """
+        plan, node = self.plan, self.plan.teacher
         missing = [d for d in plan.sets.values() if not self.store.agreed(plan.agreement(d))]
-        if not missing or (isinstance(plan.teacher, Spec) and not self.store.agreed(plan.teacher)):
+        if not missing or not self.store.agreed(plan.student):
             return
-        dtype, device = teacher_dtype(self.config), "cuda" if torch.cuda.is_available() else "cpu"
-        own, node = self.student(), plan.teacher
         if isinstance(node, Given):
+            if not plan.config.loss.w_kd:
+                return
             theirs = self._given("teacher")
+        elif not self.store.agreed(node):
+            return
         else:  # finished: its inputs may be gone
             theirs = self._trained(node, self._origin("teacher") if self.config.model.lora else None)
-        student, teacher = (load_model(weights, dtype).to(device).eval() for weights in (own, theirs))
+        own, dtype = self.student(), teacher_dtype(self.config)
         tokenizer = load_tokenizer(own)
         encoder = training_encoder(self.config, tokenizer)
-        for dataset in missing:
-            rows = encoder.pairs(dataset.examples[:ROWS], self.config.train.max_length).rows
-            if rows:
-                made = partial(self._agreement, student, teacher, rows, pad_id(tokenizer))
-                self.store.make(plan.agreement(dataset), made, quiet=True)
-                told = self.store.manifest(plan.agreement(dataset))
-                kls = f"KL forward {told['fkl']:.3f}, reverse {told['rkl']:.3f} nats"
-                say(f"agreement with the teacher on {dataset.title}: top-1 {told['top1']:.1f} %, {kls}")
 
-    @staticmethod
-    def _agreement(student: Any, teacher: Any, rows: list[Encoded], pad: int, _: Path) -> dict[str, Any]:
-        return agreement(student, teacher, rows, pad)
+        @cache  # the first process alone loads them, and once for all sets
+        def models() -> tuple[Any, Any]:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            student, teacher = (load_model(weights, dtype).to(device).eval() for weights in (own, theirs))
+            return student, teacher
+
+        for dataset in missing:
+            try:
+                rows = encoder.pairs(dataset.examples[:ROWS], self.config.train.max_length).rows
+            except UserError as error:  # no row is short enough; what was written stands without it
+                say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
+                continue
+
+            def build(_: Path, rows: list[Encoded] = rows) -> dict[str, Any]:
+                return agreement(*models(), rows, pad_id(tokenizer))
+
+            self.store.make(plan.agreement(dataset), build, quiet=True)
+            told = self.store.manifest(plan.agreement(dataset))
+            kls = f"KL forward {told['fkl']:.3f}, reverse {told['rkl']:.3f} nats"
+            say(f"agreement with the teacher on {dataset.title}: top-1 {told['top1']:.1f} %, {kls}")
 
     def _measure(self, evaluator: Evaluator, dataset: Dataset, specs: dict[int, Spec]) -> None:
         """Write and score a set's responses for several seeds."""

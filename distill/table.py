@@ -85,7 +85,7 @@ class _Table:
 
     def __init__(self, name: str, experiment: Any, own: list[str], overrides: list[str], train_seeds: list[Any] | None):
         from distill.config import load
-        from distill.tables.measure import Files, Row
+        from distill.tables.measure import TRAINING, Files, Row
 
         self.name, self.experiment = name, experiment
         self.rows: dict[str, list[Row]] = {}
@@ -93,6 +93,7 @@ class _Table:
             present = load([*own, "loss=sft", *overrides]).data.eval
             sets = dict.fromkeys(c.dataset for c in experiment.columns.values() if c.dataset in present)
             own += [f"eval.sets=[{','.join(sets)}]"] if sets else []
+        self.texts = any(c.dataset != TRAINING for c in experiment.columns.values())
         definitions = {"Teacher": ["loss=sft"], "SFT": ["loss=sft"]} | {
             label: row.overrides for label, row in experiment.rows.items()
         }
@@ -123,7 +124,7 @@ class _Table:
                 started = time.time()
                 say(f"--- {self.name}, row {label}, training seed {row.config.train.seed}")
                 try:
-                    _, measured = measure(row, self.files)
+                    _, measured = measure(row, self.files, self.texts)
                 except UserError as error:
                     failures.append(UserError([f"row {label}: {p}" for p in error.problems]))
                     report(failures[-1])

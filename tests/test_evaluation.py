@@ -23,6 +23,7 @@ RUN = """
 import os, sys
 import distill.evaluation.generate as generate, distill.evaluation.stage as stage
 from distill.config import load
+from distill.console import leave_processes
 from distill.pipeline import Plan
 from distill.stages import Stages
 generate.FILLS = 0  # every prompt is a group
@@ -36,6 +37,7 @@ def counted(model, prompts, *more):
     return original(model, prompts, *more)
 stage.write_group = counted
 Stages(Plan(load(sys.argv[2:]))).evaluate("student", [10, 20])
+leave_processes()
 """
 WORDS = ["debug=smoke", "model=gpt2", "loss=fkl", "eval.sets=[dolly,vicuna]", "seed=[10,20]"]
 

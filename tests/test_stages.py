@@ -46,12 +46,13 @@ def test_every_architecture_end_to_end(smoke, model, loss, tmp_path, capsys):
     cost, agrees = lines["dataset"] == TRAINING, lines["metric"].str.startswith("agreement")
     topic = lines["metric"].str.contains(":")
     cost, agrees, texts = lines[cost], lines[agrees], lines[~(cost | agrees | topic)]
-    assert len(agrees) == (len(config.data.eval) * 3 if loss == "ab" else 0)  # fine-tuned alone, it has no teacher
+    assert len(agrees) == (len(config.data.eval) * 3 * 2 if loss == "ab" else 0)  # fine-tuned alone, it has no teacher
     assert agrees["value"].astype(float).ge(0).all() and told is not None
     assert len(texts) == len(config.data.eval) * len(METRICS) * 2
     assert lines["value"].notna().all() and (texts["n"] == 4).all()
-    spent = dict(zip(cost["metric"], cost["value"].astype(float), strict=True))
-    assert spent["peak_gb"] > 0.05 and 0 < spent["seconds_per_sample"] * 21 / 60 <= spent["minutes"]
+    spent = cost[cost["seed"] == 20].set_index("metric")["value"].astype(float)
+    steps = spent["seconds_per_sample"] * 21 / 60  # storing the signal comes on top
+    assert spent["peak_gb"] > 0.05 and 0 < steps <= spent["minutes"] * (1 + 1e-9)
     if model == "llama2":
         student = row.plan.store.folder(row.plan.student) / "model"
         assert (student / "adapter_model.safetensors").is_file() and not (student / "model.safetensors").exists()

@@ -207,3 +207,10 @@ def test_the_papers_numbers_follow_the_pair():
     found = experiment.load("akl/main")
     gpt2, tiny, other = (experiment.printed(found, m)[0]["AKL", "Dolly (500)"] for m in ("gpt2", "tinyllama", "micro"))
     assert gpt2 != tiny and other == gpt2  # a pair that the paper lacks: beside the experiment's own
+
+
+def test_a_cost_has_no_spread_over_generation_seeds():
+    found = cell(lines([3.5, 3.5], metric="minutes", dataset="training"), Column("", "training", "minutes"))
+    assert found == Cell(3.5, None)
+    both = pd.concat([lines([3.0, 3.0], 1, metric="minutes"), lines([5.0, 5.0], 2, metric="minutes", run="r2")])
+    assert str(cell(both, Column("", "dolly", "minutes"))) == "4.00 (1.41)"

@@ -91,14 +91,14 @@ def _keep_freed_memory() -> None:
 _ROOM: dict[tuple[int, torch.dtype], Tensor] = {}
 
 
-def _room(which: int, rows: int, width: int, like: Tensor) -> Tensor:
+def _room(which: int, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """One buffer `[rows, width]` for all chunks; on a CPU it stays for the next call, since fresh pages cost time."""
-    if like.is_cuda:
-        return like.new_empty(rows, width)
-    kept = _ROOM.get((which, like.dtype))
+    if device.type != "cpu":
+        return torch.empty(rows, width, dtype=dtype, device=device)
+    kept = _ROOM.get((which, dtype))
     if kept is None or kept.numel() < rows * width:
         with torch.inference_mode(False):  # what inference makes, training may not overwrite
-            kept = _ROOM[which, like.dtype] = torch.empty(rows * width, dtype=like.dtype)
+            kept = _ROOM[which, dtype] = torch.empty(rows * width, dtype=dtype)
     return kept[: rows * width].view(rows, width)
 
 
@@ -208,7 +208,7 @@ class _Job:
         needed: tuple[bool, ...],
     ) -> tuple[tuple[Tensor, Tensor], Grads]:
         """Sums of CE and divergence, and the gradients of their weighted sum by hidden states, weight and bias."""
-        if not hidden.is_cuda:
+        if hidden.device.type == "cpu":
             _keep_freed_memory()
         weight, bias, count = head.weight, head.bias, hidden.shape[0]
         exact = torch.promote_types(hidden.dtype, torch.float32)
@@ -220,7 +220,7 @@ class _Job:
         most = self.chunk_tokens or chunk_size(max(h.weight.shape[0] for h in heads), hidden.device, self.own)
         step = max(1, -(-count // max(1, -(-count // most))))  # like chunks: a small last one would cost a whole pass
         room = [
-            _room(i, min(step, count), h.weight.shape[0], hidden) if h.weight.dtype == exact else None
+            _room(i, min(step, count), h.weight.shape[0], exact, hidden.device) if h.weight.dtype == exact else None
             for i, h in enumerate(heads)
         ]
         if count == 0 and grad_weight is not None:

@@ -20,6 +20,9 @@ from distill.provenance import ROOT
 EXPERIMENTS, PAPER = ROOT / "experiments", ROOT / "results" / "paper"
 
 
+CONTEXT = ("Teacher", "SFT")  # rows that every table has
+
+
 class RowConfig(Section):
     """A row: what it overrides, and its names in the paper (its own label if none)."""
 
@@ -94,7 +97,7 @@ def printed(experiment: Experiment, model: str) -> tuple[dict[tuple[str, str], P
     differing = []
     for source in experiment.sources:
         frame = pd.read_csv(PAPER / f"{source}.csv", dtype=str, keep_default_na=False)
-        for label, row in experiment.rows.items():
+        for label, row in {**dict.fromkeys(CONTEXT, RowConfig(overrides=[])), **experiment.rows}.items():
             for column, behind in experiment.columns.items():
                 name = behind.paper.get(model) or behind.paper.get(experiment.model) or column
                 cells = frame[frame["row"].isin([label, *row.paper]) & (frame["column"] == name)]

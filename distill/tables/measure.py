@@ -95,24 +95,32 @@ def seeds_name(seeds: list[int]) -> str:
     return " ".join(map(str, seeds))
 
 
-def measure(row: Row, files: Files) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+def measure(row: Row, files: Files, texts: bool = True) -> tuple[pd.DataFrame, dict[str, Any] | None]:
     """The row's lines of the long file, measured and added first where they are missing.
+
+    Args:
+        texts: whether responses are written and scored; without them the row is trained, and its cost told.
 
     Returns:
         The lines, and for a row that was measured now what the manifest shall tell of it.
     """
     row.plan.check_data()
     lines = _found(row, files)
-    missing = [s for s in row.config.seed if s not in set(_complete_seeds(row, lines))]
+    missing = [s for s in row.config.seed if s not in set(_complete_seeds(row, lines, texts))]
     if not missing:
         say(f"{row.label}: found finished in {files.values} (run {row.run})")
         return lines, None
     from distill.stages import Stages
 
-    scored = Stages(row.plan).evaluate(row.role, missing)
+    stages, scored = Stages(row.plan), {}
+    if texts:
+        scored = stages.evaluate(row.role, missing)
+    else:
+        stages.made(row.role)
     if is_main_process():
-        long.append(files.values, _value_lines(row, files.name, scored), long.VALUES, long.VALUE_KEY)
-        _add_scores(row, files)
+        long.append(files.values, _value_lines(row, files.name, scored, missing), long.VALUES, long.VALUE_KEY)
+        if texts:
+            _add_scores(row, files)
         _add_curves(row, files)
     return _found(row, files), told(row)
 
@@ -123,14 +131,18 @@ def _found(row: Row, files: Files) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def _complete_seeds(row: Row, lines: pd.DataFrame) -> list[int]:
+def _complete_seeds(row: Row, lines: pd.DataFrame, texts: bool) -> list[int]:
+    if not texts:
+        return [int(seed) for seed in lines[lines["dataset"] == TRAINING]["seed"].unique()]
     wanted = len(row.plan.sets) * len(NEEDED)
     lines = lines[lines["metric"].isin(NEEDED)]
     counts = lines.drop_duplicates(["dataset", "metric", "seed"]).groupby("seed").size()
     return [int(seed) for seed, count in counts.items() if count == wanted]  # type: ignore[call-overload]
 
 
-def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored]]) -> list[dict[str, Any]]:
+def _value_lines(
+    row: Row, table: str, scored: dict[tuple[str, int], list[Scored]], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
     config = row.config
     common = {
         "table": table,
@@ -142,11 +154,11 @@ def _value_lines(row: Row, table: str, scored: dict[tuple[str, int], list[Scored
         "engine": "transformers",
         "commit": commit(),
     }
-    once = [
-        {**common, "column": column, "dataset": dataset, "metric": metric, "seed": config.seed[0], "value": repr(value),
-         "n": n}
+    once = [  # under every seed, so that it is there whichever seeds are asked for
+        {**common, "column": column, "dataset": dataset, "metric": metric, "seed": seed, "value": repr(value), "n": n}
         for column, dataset, metric, value, n in [*_cost(row), *_agreement(row)]
-    ]  # fmt: skip
+        for seed in seeds
+    ]
     topics = {name: {e.id: e.topic for e in d.examples} for name, d in row.plan.sets.items()}
     return once + [
         {
@@ -186,7 +198,8 @@ def _cost(row: Row) -> Iterator[Once]:
     if not isinstance(trained, Spec) or not plan.store.has(trained):
         return
     told = plan.store.manifest(trained)
-    if told.get("peak_bytes") is None or "seconds_per_step" not in told:  # trained before these were measured
+    if told.get("peak_bytes") is None or told.get("seconds_per_step") is None:
+        say(f"{row.label}: its training's cost was not measured (an earlier version, or resumed at its end)")
         return
     seconds = told["seconds_per_step"] * told["steps"]
     stored = row.role == "student" and plan.signal in plan.specs(row.role)
@@ -201,7 +214,7 @@ def _values(rows: Sequence[Scored], topics: Mapping[str, str]) -> Iterator[tuple
     for metric, of in METRICS.items():
         if (value := of(rows)) is not None:
             yield metric, value, len(rows)
-    for topic in sorted(set(topics.values()) - {""}):
+    for topic in sorted({topics[row.id] for row in rows} - {""}):
         chosen = [row.rouge_l for row in rows if topics[row.id] == topic]
         yield f"rouge_l{OF_TOPIC}{topic}", sum(chosen) / len(chosen), len(chosen)
 

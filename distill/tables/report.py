@@ -15,11 +15,10 @@ from rich.table import Table as RichTable
 from distill.config.schema import Config
 from distill.console import console
 from distill.tables import long
-from distill.tables.experiment import Experiment, printed
+from distill.tables.experiment import CONTEXT, Experiment, printed
 from distill.tables.measure import OF_TOPIC, TRAINING
 from distill.tables.shape import Cell, Column, Comparison, cell, compare, table
 
-CONTEXT = ("Teacher", "SFT")
 OPTIONAL = ("against", "p", "tokens", "ended %")  # columns of a section that not every metric has
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 RESAMPLES = 9999
+SEEDLESS = ("peak_gb", "minutes", "seconds_per_sample", "agreement_top1", "agreement_fkl", "agreement_rkl")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
     chosen = chosen.drop_duplicates(["train_seed", "seed"])
     if chosen.empty:
         return None
+    if column.metric in SEEDLESS:
+        chosen = chosen.drop_duplicates("train_seed")
     values = chosen["value"].astype(float)
     by_training = values.groupby(chosen["train_seed"]).mean()
     spread = by_training if len(by_training) > 1 else values

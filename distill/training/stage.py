@@ -127,7 +127,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
             "step": trainer.state.best_global_step,
         },
         "steps": trainer.state.global_step,
-        "seconds_per_step": step_time.seconds / max(1, step_time.steps),  # since the last resume
+        "seconds_per_step": step_time.seconds / step_time.steps if step_time.steps else None,  # since the last resume
         "samples": len(train_rows.rows) * job.schedule.epochs,
         "rows": {"train": len(train_rows.rows), "valid": len(valid_rows.rows)},
         "micro_batch_size": trainer.args.per_device_train_batch_size,
