@@ -39,10 +39,10 @@ class Estimate:
         """One line for a person."""
         parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in self.parts.items() if size >= 2**26)
         free = free_memory()
-        held = f"{self.bytes / 2**30:.1f} GB ({parts}; free {free / 2**30:.0f})" if parts else "less than 0.1 GB"
-        line = f"needs about {held} and {_span(self.seconds)} of steps"
+        held = f"about {self.bytes / 2**30:.1f} GB ({parts}; free {free / 2**30:.0f})" if parts else "less than 0.1 GB"
+        line = f"needs {held} and {_span(self.seconds)}"
         if self.disk:
-            line += f", and {self.disk / 1e9:.2f} GB on disk"
+            line += f", and {max(self.disk / 1e9, 0.01):.2f} GB on disk"
         if self.bytes > free:
             line += "; that is more memory than is free: lower train.micro_batch_size or train.max_length"
         return line
@@ -81,13 +81,15 @@ def estimate_training(
     if isinstance(divergence, TrainableDivergence) and teacher is not None:
         divergence.prepare(min(ours.classes, teacher.classes), torch.device("meta"))
         own = sum(p.numel() for p in divergence.parameters())
-    chunk = chunk_size(widest, _device(), own)
+    longest = max(len(r.prompt) + len(r.response) for r in rows)
+    held = min(micro_batch_size, len(rows)) * longest
+    chunk = min(chunk_size(widest, _device(), own), held)
     parts = {
         "weights": (4.0 if wide == 4 else 6.0) * ours.parameters,  # under bf16 the products take rounded copies
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
         "loss's own": 20.0 * own,  # weights, sums, gradients, and the optimizer's two
-        "activations": _activations(ours, rows, micro_batch_size, wide),
+        "activations": _activations(ours, held, wide),
         "loss head": float(chunk * widest * CHUNK_COST) + (0 if lora else 4.0 * ours.classes * ours.hidden),
     }
     answers = sum(len(r.response) for r in rows)
@@ -115,13 +117,12 @@ def estimate_signal(teacher: Shape, rows: Sequence[Encoded], precision: str) -> 
     return Estimate(parts, flops / (EFFICIENCY * _throughput(teacher.hidden, teacher.inner, precision)), disk)
 
 
-def _activations(ours: Shape, rows: Sequence[Encoded], micro_batch_size: int, wide: int) -> float:
-    """Bytes that a micro-batch of the longest rows keeps for the backward pass.
+def _activations(ours: Shape, held: int, wide: int) -> float:
+    """Bytes that a micro-batch of `held` tokens keeps for the backward pass.
 
     A token and layer: norms, residuals and attention about 10 hidden widths, the MLP about 4 of its own; norms and
     residuals stay fp32 under bf16.
     """
-    held = min(micro_batch_size, len(rows)) * max(len(r.prompt) + len(r.response) for r in rows)
     return float(held * ours.layers * (10 * ours.hidden + 4 * ours.inner) * (4 if wide == 4 else 3))
 
 
