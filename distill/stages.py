@@ -230,10 +230,10 @@ class Stages:
                 say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
                 continue
 
-            def build(_: Path, rows: list[Encoded] = rows) -> dict[str, Any]:
+            def compare(_: Path, rows: list[Encoded] = rows) -> dict[str, Any]:
                 return agreement(*models(), rows, pad_id(tokenizer))
 
-            self.store.make(plan.agreement(dataset), build, quiet=True)
+            self.store.make(plan.agreement(dataset), compare, quiet=True)
             told = self.store.manifest(plan.agreement(dataset))
             kls = f"KL forward {told['fkl']:.3f}, reverse {told['rkl']:.3f} nats"
             say(f"agreement with the teacher on {dataset.title}: top-1 {told['top1']:.1f} %, {kls}")

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from distill import errors
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -192,3 +194,14 @@ def test_make_lists_its_commands_and_tables():
     shown = subprocess.run(["make", "-n", "-o", "setup", "abkd-losses-gpt2", "MODEL=micro"], cwd=ROOT,
                            capture_output=True, text=True, check=True).stdout  # fmt: skip
     assert "distill.table abkd/losses_gpt2 model=micro" in shown
+
+
+def test_only_a_command_that_went_well_waits_for_the_other_processes(monkeypatch):
+    left = []
+    monkeypatch.setattr(errors, "leave_processes", lambda: left.append(True))
+
+    def fails(words):
+        raise errors.UserError("something to mend")
+
+    assert errors.command(lambda words: 2) == 2 and errors.command(fails) == 2 and not left
+    assert errors.command(lambda words: 0) == 0 and left

@@ -44,9 +44,8 @@ def test_every_row_of_every_table_composes(name):
     for row in found.rows.values():
         load([*found.overrides, *row.overrides, f"model={found.model}"])
     numbers, _ = experiment.printed(found, found.model)
-    assert {r for r, _ in numbers} - set(experiment.CONTEXT) == set(found.rows) and {c for _, c in numbers} == set(
-        found.columns
-    )
+    assert {row for row, _ in numbers} - set(experiment.CONTEXT) == set(found.rows)
+    assert {column for _, column in numbers} == set(found.columns)
 
 
 def test_data_follows_the_model_unless_chosen():

@@ -108,9 +108,9 @@ def test_rows_leave_and_prompts_join_within_the_bound(make, monkeypatch):
         held.append(past_key_values.layers[0].keys[:, 0, :, 0].numel())
         return output
 
-    def joins(self, other, repeats):
-        joined.append(repeats)
-        join(self, other, repeats)
+    def joins(self, other, repeats, rows):
+        joined.append(rows is None)
+        join(self, other, repeats, rows)
 
     monkeypatch.setattr(type(model), "forward", counted)
     monkeypatch.setattr(RowCache, "join", joins)
@@ -118,7 +118,7 @@ def test_rows_leave_and_prompts_join_within_the_bound(make, monkeypatch):
     eos = write(model, PROMPTS[:1], [10], eos=-1)[0].tokens[3]  # an id that is drawn now and then
     bound = 6 * (9 + 12)
     together = write(model, prompts, eos=eos, batch_tokens=bound)
-    assert max(held) <= bound and joined
+    assert max(held) <= bound and set(joined) == {True, False}  # below, and in the places of finished rows
     assert {g.ended for g in together} == {True, False}
     for got, (prompt, seed) in zip(together, [(p, s) for p in prompts for s in (10, 20)], strict=True):
         assert [got] == write(model, [prompt], [seed], eos=eos)

@@ -23,7 +23,7 @@ from distill.models.load import load_model
 from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.tables import long
-from distill.tables.measure import METRICS, TRAINING, Files, Row, measure
+from distill.tables.measure import METRICS, TRAINING, Files, Row, _cost, measure
 from distill.training.signal import HEAD, HIDDEN, INDEX, StoredTeacher
 from distill.training.trainer import DistillTrainer
 
@@ -167,7 +167,7 @@ def test_a_full_disk_is_refused_before_writing(smoke, monkeypatch):
     stages = Stages(Plan(smoke("model=gpt2", "loss=fkl")))
     teacher = stages.teacher()
     monkeypatch.setattr("distill.training.signal.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(UserError, match=r"0\.0 GB free; set train\.teacher_signal=live"):
+    with pytest.raises(UserError, match=r"has 0 bytes free; set train\.teacher_signal=live"):
         stages.signal(teacher)
     assert not list((Path(stages.config.paths.store) / "signal").iterdir())
 
@@ -352,6 +352,14 @@ def test_manifests_tell_what_was_done(smoke):
     assert curve["loss"].notna().sum() == 3 and curve["eval_rouge_l"].notna().sum() == 1
 
 
+def test_a_peak_that_cannot_be_counted_is_not_told(smoke, monkeypatch):
+    monkeypatch.setattr("distill.artifacts.reset_peak", lambda: False)
+    row = Row("SFT", smoke("model=gpt2", "loss=sft"))
+    Stages(row.plan).student()
+    assert row.plan.store.manifest(row.plan.student)["peak_bytes"] is None
+    assert not list(_cost(row))
+
+
 def test_the_best_checkpoint_is_kept(smoke, monkeypatch):
     """By the metric that the schedule names, also when it is not the last one."""
     told = iter([3.0, 9.0, 5.0])
@@ -390,9 +398,13 @@ def test_long_files_refuse_other_columns(tmp_path):
         long.read(path, long.VALUES)
 
 
-def test_two_processes_train_as_one(tmp_path):
-    """torchrun over gloo: the global batch, its gradient and the results files are those of one process."""
-    words = ["-m", "distill.run", "loss=ab", "model=gpt2", "debug=smoke"]
+@pytest.mark.parametrize("loss", [["loss=ab"], ["loss=alphanet", "loss.per=batch"]])
+def test_two_processes_train_as_one(tmp_path, loss):
+    """torchrun over gloo: the global batch, its gradient and the results files are those of one process.
+
+    AlphaNet per batch settles on the alpha whose sum over both processes' tokens is larger.
+    """
+    words = ["-m", "distill.run", *loss, "model=gpt2", "debug=smoke"]
 
     def run(name, *launcher):
         folders = [f"paths.store={tmp_path}/{name}", f"paths.results={tmp_path}/{name}-results"]

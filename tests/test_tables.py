@@ -133,7 +133,7 @@ def test_the_header_says_the_scale():
         "stages": {"base/smollm2-teacher-x": {"parameters": 134515008}, "base/smollm2-student-y": {"parameters": 8e7}},
     }
     text = "\n".join(report.scale(config, found, told))
-    for part in ("134.52M -> 80.00M", "300 training and 100 validation", "64 new tokens", "train 300 of 1000", "wheel",
+    for part in ("134.52M -> 80.00M", "300 training and 100 validation", "128 new tokens", "train 300 of 1000", "wheel",
                  "not the paper's scale", "preset clean"):  # fmt: skip
         assert part in text, part
     assert "Empty columns: data `dolly_dev` has no Super-Natural and no Unnatural." in text
@@ -182,6 +182,7 @@ def test_decoding_in_words():
     assert decode_name(decode) == "sample T=1 max=48"
     assert decode_name(decode.model_copy(update={"top_p": 0.9, "top_k": 5})) == "sample T=1 p=0.9 k=5 max=48"
     assert decode_name(decode.model_copy(update={"do_sample": False})) == "greedy max=48"
+    assert decode_name(decode.model_copy(update={"no_repeat_ngram_size": 6})) == "sample T=1 no-repeat=6 max=48"
 
 
 def test_rouge_by_topic_is_over_its_prompts_alone():

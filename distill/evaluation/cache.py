@@ -48,39 +48,44 @@ class RoomyLayer(DynamicLayer):
         """Keep these rows."""
         self._hold(self.keys, self.values, rows)
 
-    def join(self, other: RoomyLayer, repeats: int) -> None:
-        """Add each row of another cache `repeats` times below; the shorter of the two is padded on its left."""
-        shape = list(self.keys.shape)
-        columns, added = max(self.length, other.length), other.keys.shape[0] * repeats
-        held = (self.keys, self.values)
-        shape[0], shape[2] = shape[0] + added, columns
-        self._allocate(shape)
-        for buffer, above, below in zip(self._buffers, held, (other.keys, other.values), strict=True):
-            rows = above.shape[0]
-            buffer[:rows, :, : columns - above.shape[2]] = 0
-            buffer[:rows, :, columns - above.shape[2] : columns] = above
-            buffer[rows:, :, : columns - below.shape[2]] = 0
-            buffer[rows:, :, columns - below.shape[2] : columns] = below.repeat_interleave(repeats, 0)
+    def widen(self, columns: int) -> None:
+        """Have so many columns, the new ones on the left."""
+        if (new := columns - self.length) <= 0:
+            return
+        if new > self.start:
+            self._hold(self.keys, self.values, left=new)
+        self.start -= new
+        self.length = columns
         self._view()
+
+    def replace(self, rows: Tensor, other: RoomyLayer, repeats: int) -> None:
+        """Put each row of another, no longer cache `repeats` times in the place of these rows."""
+        for mine, theirs in zip((self.keys, self.values), (other.keys, other.values), strict=True):
+            mine[rows, :, self.length - other.length :] = theirs.repeat_interleave(repeats, 0)
+
+    def add(self, other: RoomyLayer, repeats: int) -> None:
+        """Put each row of another, no longer cache `repeats` times below."""
+        self._hold(self.keys, self.values, below=other.keys.shape[0] * repeats)
+        new = torch.arange(self.keys.shape[0] - other.keys.shape[0] * repeats, self.keys.shape[0])
+        self.replace(new.to(self.keys.device), other, repeats)
 
     def repeat(self, repeats: int) -> None:
         """Each row so many times."""
         self._hold(self.keys.repeat_interleave(repeats, 0), self.values.repeat_interleave(repeats, 0))
 
-    def _hold(self, keys: Tensor, values: Tensor, rows: Tensor | None = None) -> None:
-        """Copy into new buffers with room ahead, all rows or these."""
-        shape = list(keys.shape)
+    def _hold(self, keys: Tensor, values: Tensor, rows: Tensor | None = None, left: int = 0, below: int = 0) -> None:
+        """Copy into new buffers with room ahead, all rows or these; with room on the left, and empty rows below."""
+        held, heads, columns, width = keys.shape
         if rows is not None:
-            shape[0] = len(rows)
-        self._allocate(shape)
+            held = len(rows)
+        size = (held + below, heads, left + columns + ROOM, width)
+        # Nobody reads what no mask lets through, but it must be finite
+        empty = torch.zeros if left or below else torch.empty
+        self._buffers = [empty(size, dtype=self.dtype, device=self.device) for _ in range(2)]
+        self.start, self.length = left, columns
         for buffer, states in zip(self._buffers, (keys, values), strict=True):
-            buffer[:, :, : shape[2]] = states if rows is None else states[rows]
+            buffer[:held, :, left : left + columns] = states if rows is None else states[rows]
         self._view()
-
-    def _allocate(self, shape: list[int]) -> None:
-        size = (shape[0], shape[1], shape[2] + ROOM, shape[3])
-        self._buffers = [torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(2)]
-        self.start, self.length = 0, shape[2]
 
     def _view(self) -> None:
         self.keys, self.values = (b.narrow(2, self.start, self.length) for b in self._buffers)
@@ -110,7 +115,11 @@ class RowCache(Cache):
         for layer in self.layers:
             layer.repeat(repeats)
 
-    def join(self, other: RowCache, repeats: int) -> None:
-        """Add another cache's rows, each `repeats` times."""
+    def join(self, other: RowCache, repeats: int, rows: Tensor | None) -> None:
+        """Add another cache's rows, each `repeats` times: in the place of these rows, or below all."""
         for layer, theirs in zip(self.layers, other.layers, strict=True):
-            layer.join(theirs, repeats)
+            layer.widen(theirs.length)
+            if rows is None:
+                layer.add(theirs, repeats)
+            else:
+                layer.replace(rows, theirs, repeats)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import torch
@@ -12,6 +14,11 @@ from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from distill.config.schema import EvalConfig
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="noise")
 
 
 class RowStream:
@@ -88,7 +95,10 @@ class Chooser:
             return logits.argmax(-1)
         scores: Tensor = self.warpers(None, logits)  # type: ignore[arg-type]
         noise = torch.ones_like(scores)
-        for line, stream in enumerate(streams):
-            if stream is not None:
-                stream.fill(noise[line])
+        drawn = [(stream, noise[line]) for line, stream in enumerate(streams) if stream is not None]
+        if noise.is_cuda:
+            for stream, numbers in drawn:
+                stream.fill(numbers)
+        else:  # numpy draws without the interpreter's lock
+            list(_threads().map(lambda one: one[0].fill(one[1]), drawn))
         return (scores - noise.log_()).argmax(-1)

@@ -14,7 +14,7 @@ from distill.data.encode import Encoded
 from distill.evaluation.cache import RowCache
 from distill.evaluation.decode import Chooser, NgramBan, RowStream
 
-SHARE = 8  # rows leave, and prompts join, once they are one in so many: both copy the cache
+SHARE = 8  # rows leave, and prompts join, once they are one in so many: the first copies the cache
 FILLS = 8  # a group is about so many batches: what is written together, and lost together when a run is stopped
 
 
@@ -137,28 +137,40 @@ class _Batch:
     def run(self) -> list[Generation]:
         """Write all rows to their ends."""
         while self.waiting or self.live:
-            if joining := self._joining():
-                self._join(joining)
-            chosen = self._choose()
-            chosen = self._leave(chosen)
+            self._admit()
+            chosen = self._leave(self._choose())
             if self.live:
                 self._read(chosen)
         return [Generation(r.id, r.seed, r.tokens, r.ended) for several in self.rows for r in several]
 
-    def _joining(self) -> list[int]:
-        """The prompts that there is room for; where nothing is being written, at least one."""
-        several, joining = len(self.writing.seeds), []
-        rows, columns = len(self.live), max((row.most for row in self.live), default=0)
-        while self.waiting:
-            columns = max(columns, self.rows[self.waiting[0]][0].most)
-            if rows and (rows + several) * columns > self.writing.decode.batch_tokens:
+    def _admit(self) -> None:
+        """Let waiting prompts join: in the places of finished rows, or below while there is room for more rows."""
+        several, held = len(self.writing.seeds), len(self.live)
+        places = [line for line, row in enumerate(self.live) if row.done]
+        if len(places) >= several:
+            if len(places) * SHARE >= held:
+                joining = self._first(len(places) // several)
+                self._join(joining, places[: several * len(joining)])
+            return
+        columns = max((row.most for row in self.live if not row.done), default=0)
+        count = 0
+        for i in self.waiting:
+            columns = max(columns, self.rows[i][0].most)
+            if held + count and (held + count + several) * columns > self.writing.decode.batch_tokens:
                 break
-            joining.append(self.waiting.pop(0))
-            rows += several
-        return joining
+            count += several
+        if count * SHARE >= held:
+            self._join(self._first(count // several))
 
-    def _join(self, joining: list[int]) -> None:
-        """Read prompts together, once each, and add their rows."""
+    def _first(self, count: int) -> list[int]:
+        """Take so many prompts, or all there are, from the front of those that wait."""
+        first, self.waiting = self.waiting[:count], self.waiting[count:]
+        return first
+
+    def _join(self, joining: list[int], places: list[int] | None = None) -> None:
+        """Read prompts together, once each, and put their rows in these places or below."""
+        if not joining:
+            return
         longest, several = max(len(self.prompts[i].prompt) for i in joining), len(self.writing.seeds)
         ids = torch.full((len(joining), longest), self.writing.pad_id)
         mask = torch.zeros_like(ids)
@@ -169,15 +181,24 @@ class _Batch:
         mask, cache = mask.to(self.device), RowCache()
         logits = self._forward(ids.to(self.device), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
         logits, mask = logits.repeat_interleave(several, 0), mask.repeat_interleave(several, 0)
-        if self.live:
-            self.cache.join(cache, several)
-            columns = max(self.mask.shape[1], longest)
-            self.mask = torch.cat([_left_padded(m, columns) for m in (self.mask, mask)])
-            self.logits = torch.cat([self.logits, logits])
-        else:
+        rows = [row for i in joining for row in self.rows[i]]
+        if not self.live:
             cache.repeat(several)
-            self.cache, self.mask, self.logits = cache, mask, logits
-        self.live += [row for i in joining for row in self.rows[i]]
+            self.cache, self.mask, self.logits, self.live = cache, mask, logits, rows
+            return
+        columns = max(self.mask.shape[1], longest)
+        self.mask, mask = _left_padded(self.mask, columns), _left_padded(mask, columns)
+        if places is None:
+            self.cache.join(cache, several, None)
+            self.mask, self.logits = torch.cat([self.mask, mask]), torch.cat([self.logits, logits])
+            self.live += rows
+            return
+        at = torch.tensor(places, device=self.device)
+        self.cache.join(cache, several, at)
+        self.mask[at], self.logits[at] = mask, logits
+        self.progress(len(places))
+        for place, row in zip(places, rows, strict=True):
+            self.live[place] = row
 
     def _choose(self) -> Tensor:
         """Choose each row's next token `[lines]` and note it."""
@@ -200,10 +221,12 @@ class _Batch:
         return chosen
 
     def _leave(self, chosen: Tensor) -> Tensor:
-        """Take finished rows out once they are many, forget columns that no other row reads; the others' tokens."""
+        """Take finished rows out once they are many, unless others wait for their places, and forget columns that no
+        row reads any more; the tokens of the rows that stay."""
         going = [row for row in self.live if not row.done]
         done = len(self.live) - len(going)
-        if done and done * SHARE >= len(self.live):
+        replaced = bool(going) and len(self.waiting) > 0 and done >= len(self.writing.seeds)
+        if done and done * SHARE >= len(self.live) and not replaced:
             self.progress(done)
             keep = torch.tensor([not row.done for row in self.live], device=self.device)
             self.mask, chosen, self.live = self.mask[keep], chosen[keep], going

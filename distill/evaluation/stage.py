@@ -28,14 +28,15 @@ GENERATIONS, GROUPS, PLAN = "generations.jsonl", "groups", "plan"
 
 @dataclass(frozen=True)
 class Scored:
-    """One generated response with its scores (0 to 100)."""
+    """One generated response with its scores (0 to 100); `token_ids` are its own, EOS not among them."""
 
     id: str
     text: str
     tokens: int
     ended: bool
     rouge_l: float
-    exact_match: float | None = None  # older generations were kept without
+    exact_match: float | None = None  # older generations were kept without these two
+    token_ids: list[int] | None = None
 
 
 class Evaluator:
@@ -125,7 +126,7 @@ class Evaluator:
         texts = [self.tokenizer.decode(g.tokens, skip_special_tokens=True) for g in written]
         wanted = [references[g.id] for g in written]
         scores = zip(written, texts, rouge_l(texts, wanted), exact_match(texts, wanted), strict=True)
-        return [Scored(g.id, text, len(g.tokens), g.ended, rouge, exact) for g, text, rouge, exact in scores]
+        return [Scored(g.id, text, len(g.tokens), g.ended, rouge, exact, g.tokens) for g, text, rouge, exact in scores]
 
 
 def read_generations(folder: Path) -> list[Scored]:

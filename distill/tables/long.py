@@ -15,8 +15,10 @@ VALUES = "table,row,column,dataset,metric,seed,value,n,preset,run,train_seed,dec
 SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds"]  # a prompt's ROUGE-L, the mean over its generation seeds
 CURVES = ["row", "run", "train_seed", "stage", "step", "epoch", "loss", "learning_rate", "grad_norm",
           "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l"]  # fmt: skip
+# Metrics without a generation seed: what a training cost, and how far a student agrees with its teacher
+COSTS = ("peak_gb", "minutes", "seconds_per_sample")
+AGREEMENTS = ("agreement_top1", "agreement_fkl", "agreement_rkl")
 KEYS = tuple("row run seeds dataset id stage commit preset decode engine metric table column".split())
-
 
 VALUE_KEY = ("row", "run", "dataset", "metric", "seed")
 SCORE_KEY = ("row", "run", "dataset", "id", "seeds")

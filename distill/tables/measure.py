@@ -84,10 +84,11 @@ class Files:
 
 def decode_name(decode: EvalConfig) -> str:
     """The decoding settings in a few words."""
+    banned = f" no-repeat={decode.no_repeat_ngram_size}" if decode.no_repeat_ngram_size else ""
     if not decode.do_sample:
-        return f"greedy max={decode.max_new_tokens}"
+        return f"greedy{banned} max={decode.max_new_tokens}"
     extra = (f" p={decode.top_p:g}" if decode.top_p < 1 else "") + (f" k={decode.top_k}" if decode.top_k else "")
-    return f"sample T={decode.temperature:g}{extra} max={decode.max_new_tokens}"
+    return f"sample T={decode.temperature:g}{extra}{banned} max={decode.max_new_tokens}"
 
 
 def seeds_name(seeds: list[int]) -> str:
@@ -184,8 +185,8 @@ def _agreement(row: Row) -> Iterator[Once]:
     for name, dataset in plan.sets.items() if row.role == "student" else ():
         if plan.store.has(plan.agreement(dataset)):
             told = plan.store.manifest(plan.agreement(dataset))
-            for metric in ("top1", "fkl", "rkl"):
-                yield dataset.title, name, f"agreement_{metric}", told[metric], told["positions"]
+            for metric in long.AGREEMENTS:
+                yield dataset.title, name, metric, told[metric.removeprefix("agreement_")], told["positions"]
 
 
 def _cost(row: Row) -> Iterator[Once]:
@@ -204,9 +205,10 @@ def _cost(row: Row) -> Iterator[Once]:
     seconds = told["seconds_per_step"] * told["steps"]
     stored = row.role == "student" and plan.signal in plan.specs(row.role)
     signal = plan.store.manifest(plan.signal)["seconds"] if stored and plan.store.has(plan.signal) else 0.0
-    yield "cost", TRAINING, "peak_gb", told["peak_bytes"] / 1e9, 1
-    yield "cost", TRAINING, "minutes", (seconds + signal) / 60, 1
-    yield "cost", TRAINING, "seconds_per_sample", seconds / told["samples"], 1
+    for metric, value in zip(
+        long.COSTS, (told["peak_bytes"] / 1e9, (seconds + signal) / 60, seconds / told["samples"]), strict=True
+    ):
+        yield "cost", TRAINING, metric, value, 1
 
 
 def _values(rows: Sequence[Scored], topics: Mapping[str, str]) -> Iterator[tuple[str, float, int]]:

@@ -135,6 +135,7 @@ def markdown(
     against = by_label.get(experiment.against)
     text = [f"# {experiment.title}", "", *header, "", spread, ""]
     text += [_plain(frame(rows, experiment)), ""]
+    tested_any = False
     for column in columns_of(experiment):
         if all(cell(r.lines, column) is None for r in rows):
             continue
@@ -146,16 +147,18 @@ def markdown(
             test = None
             if metric == "rouge_l" and against is not None and row is not against:
                 test = compare(tested, row.runs, against.runs, column.dataset)
+                tested_any = tested_any or test is not None
             lines.append(_line(row, column, value, str(number) if number else "", test))
         section = pd.DataFrame(lines)
         section = section.drop(columns=[c for c in OPTIONAL if not section[c].any()])
         section = section.rename(columns={"against": f"against {experiment.against} (95 %)"})
         text += [f"## {column.title}", "", _plain(section), ""]
-    text.append(
-        f"Tests against {experiment.against} are paired over prompts, of each prompt's mean over seeds: bootstrap"
-        " interval, and two-sided p of the permutation test; they tell whether these trained models differ on such"
-        " prompts, not whether another training would."
-    )
+    if tested_any:
+        text.append(
+            f"Tests against {experiment.against} are paired over prompts, of each prompt's mean over seeds: bootstrap"
+            " interval, and two-sided p of the permutation test; they tell whether these trained models differ on such"
+            " prompts, not whether another training would."
+        )
     if differing:
         text += ["", "The documents disagree with each other:", "", *(f"- {d}" for d in differing)]
     return "\n".join(text) + "\n"

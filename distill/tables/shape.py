@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from distill.tables.long import AGREEMENTS, COSTS
+
 RESAMPLES = 9999
-SEEDLESS = ("peak_gb", "minutes", "seconds_per_sample", "agreement_top1", "agreement_fkl", "agreement_rkl")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
     chosen = chosen.drop_duplicates(["train_seed", "seed"])
     if chosen.empty:
         return None
-    if column.metric in SEEDLESS:
+    if column.metric in (*COSTS, *AGREEMENTS):
         chosen = chosen.drop_duplicates("train_seed")
     values = chosen["value"].astype(float)
     by_training = values.groupby(chosen["train_seed"]).mean()

@@ -56,8 +56,7 @@ class Distiller(nn.Module):
             batches: keyword arguments of `forward`, all of a global batch that this process has.
             together: adds a sum up over processes.
         """
-        if self.divergence is None or not self.divergence.settles:
-            return
+        assert self.divergence is not None
         training = self.training
         self.eval()
 
@@ -107,7 +106,7 @@ class Distiller(nn.Module):
             temperature=self.temperature,
             parts=parts,
         )
-        tokens = valid.sum()
+        tokens = valid.sum()  # none in a micro-batch of fillers alone: its loss is 0
         return {
             "loss": total / (tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch),
             "tokens": tokens,

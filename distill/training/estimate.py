@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import torch
+from rich.filesize import decimal
 
 from distill.config.schema import LoraConfig
 from distill.console import processes
@@ -37,12 +38,13 @@ class Estimate:
 
     def said(self) -> str:
         """One line for a person."""
-        parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in self.parts.items() if size >= 2**26)
+        large = {name: size for name, size in self.parts.items() if size >= self.bytes / 20}
+        parts = ", ".join(f"{name} {decimal(round(size))}" for name, size in large.items())
         free = free_memory()
-        held = f"about {self.bytes / 2**30:.1f} GB ({parts}; free {free / 2**30:.0f})" if parts else "less than 0.1 GB"
-        line = f"needs {held} and {_span(self.seconds)}"
+        line = f"needs about {decimal(round(self.bytes))} of memory ({parts}; {decimal(round(free))} are free)"
+        line += f" and {_span(self.seconds)}"
         if self.disk:
-            line += f", and {max(self.disk / 1e9, 0.01):.2f} GB on disk"
+            line += f", and {decimal(round(self.disk))} on disk"
         if self.bytes > free:
             line += "; that is more memory than is free: lower train.micro_batch_size or train.max_length"
         return line

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -136,11 +137,11 @@ def write_store(
     free = shutil.disk_usage(folder).free
     if size > 0.9 * free:
         raise UserError(
-            f"the stored teacher needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; set"
+            f"the stored teacher needs {decimal(size)} and the disk has {decimal(free)} free; set"
             " train.teacher_signal=live, or paths.store to another disk"
         )
     total = sum(len(row.response) for row in rows)
-    say(f"  hidden states of {total} positions: {size / 1e9:.2f} GB on disk")
+    say(f"  hidden states of {total} positions: {decimal(size)} on disk")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(weights, dtype).to(device).eval()
     check_head(model)

@@ -67,8 +67,9 @@ class DistillTrainer(Trainer):
     def get_batch_samples(self, *args: Any) -> Any:
         """As in Trainer; a divergence that depends on the whole global batch settles on what counts for it."""
         batches, items = super().get_batch_samples(*args)
-        settling = [self._prepare_inputs(batch) for batch in batches] if self.model.settling else []
-        self.model.settle(settling, lambda x: self.accelerator.reduce(x, "sum"))
+        if self.model.settling:
+            settling = [self._prepare_inputs(batch) for batch in batches]
+            self.model.settle(settling, lambda x: self.accelerator.reduce(x, "sum"))
         return batches, items
 
     def compute_loss(
@@ -96,7 +97,8 @@ class DistillTrainer(Trainer):
         self.model.eval()
         sums: dict[str, float] = {}
         with torch.inference_mode():
-            self.model.settle(list(self._valid_batches()) if self.model.settling else [])
+            if self.model.settling:
+                self.model.settle(list(self._valid_batches()))
             for batch in self._valid_batches():
                 outputs = self.model(**batch)
                 for key in ("ce_sum", "kd_sum", "tokens"):
