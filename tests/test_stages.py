@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 
 from distill.artifacts import MANIFEST, Store
 from distill.config import load
+from distill.config.schema import BertScoreConfig
 from distill.errors import UserError
+from distill.evaluation.bertscore import WHEEL
 from distill.losses import build
 from distill.models.load import load_model
 from distill.pipeline import Plan
@@ -350,6 +352,28 @@ def test_manifests_tell_what_was_done(smoke):
     assert len(base["layers"]) == 2 and len(base["influence"]) == 3 and base["parameters"] > 0
     curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
     assert curve["loss"].notna().sum() == 3 and curve["eval_rouge_l"].notna().sum() == 1
+
+
+def test_bertscore_and_exposure_bias_stand_beside_a_row(smoke, tmp_path):
+    """The teacher's texts are there first, as in a table; a row measured without BERTScore gets it later."""
+    plain = smoke("model=gpt2", "loss=fkl", "seed=[10,20]", "eval.sets=[dolly]")
+    scored = plain.model_copy(
+        update={"eval": plain.eval.model_copy(update={"bertscore": BertScoreConfig(encoder=WHEEL)})}
+    )
+    files = Files(tmp_path / "out", "t")
+    measure(Row("Teacher", plain, "teacher"), files)
+    lines, _ = measure(Row("FKL", plain), files)
+    assert set(lines["metric"]) >= {"exaccerr:8"} and not lines["metric"].str.startswith("bertscore").any()
+    assert lines[lines["metric"] == "exaccerr:8"]["value"].astype(float).abs().gt(0).all()
+    assert Row("FKL", plain).run == Row("FKL", scored).run
+    lines, told = measure(Row("FKL", scored), files)
+    mine = lines[lines["metric"] == f"bertscore:{WHEEL}"]
+    assert told is not None and sorted(mine["seed"]) == [10, 20]
+    scores = long.read(files.scores, long.SCORES)
+    scores = scores[scores["row"] == "FKL"]
+    assert len(scores) == 4 and scores["bertscore"].notna().all()
+    assert scores["bertscore"].mean() == pytest.approx(mine["value"].astype(float).mean(), abs=1e-3)
+    assert measure(Row("FKL", scored), files)[1] is None  # found finished
 
 
 def test_a_peak_that_cannot_be_counted_is_not_told(smoke, monkeypatch):

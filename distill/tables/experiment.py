@@ -13,8 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from yaml import YAMLError
 
-from distill.config.schema import Section
+from distill.config.schema import BertScoreConfig, Section
 from distill.errors import UserError
+from distill.evaluation.bertscore import WHEEL, metric_name
 from distill.provenance import ROOT
 
 EXPERIMENTS, PAPER = ROOT / "experiments", ROOT / "results" / "paper"
@@ -58,8 +59,31 @@ class Printed:
     mean: str
     std: str
 
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """Mean and standard deviation as numbers."""
+        return float(self.mean), float(self.std)
+
     def __str__(self) -> str:
         return f"{self.mean} ({self.std})" if self.std else self.mean
+
+
+def resolved(experiment: Experiment, scored: BertScoreConfig) -> Experiment:
+    """The experiment with the metric `bertscore` of its columns named after the encoder that measures it.
+
+    Raises:
+        UserError: a column needs an encoder and none is set.
+    """
+    columns = {}
+    for title, column in experiment.columns.items():
+        if column.metric == "bertscore" and scored.encoder is None:
+            raise UserError(
+                f"{experiment.title}: column {title} is BERTScore, and eval.bertscore.encoder is null; name a hub"
+                f" encoder, a folder, or {WHEEL}"
+            )
+        metric = metric_name(scored) if column.metric == "bertscore" else column.metric
+        columns[title] = column.model_copy(update={"metric": metric})
+    return experiment.model_copy(update={"columns": columns})
 
 
 def names() -> list[str]:

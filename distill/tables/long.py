@@ -12,12 +12,14 @@ from filelock import FileLock
 from distill.errors import UserError
 
 VALUES = "table,row,column,dataset,metric,seed,value,n,preset,run,train_seed,decode,engine,commit".split(",")
-SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds"]  # a prompt's ROUGE-L, the mean over its generation seeds
+# A prompt's ROUGE-L and BERTScore (empty where it was not measured), means over its generation seeds
+SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds", "bertscore"]
 CURVES = ["row", "run", "train_seed", "stage", "step", "epoch", "loss", "learning_rate", "grad_norm",
           "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l"]  # fmt: skip
 # Metrics without a generation seed: what a training cost, and how far a student agrees with its teacher
 COSTS = ("peak_gb", "minutes", "seconds_per_sample")
 AGREEMENTS = ("agreement_top1", "agreement_fkl", "agreement_rkl")
+EXPOSURE = "exaccerr:"  # with a length behind it
 KEYS = tuple("row run seeds dataset id stage commit preset decode engine metric table column".split())
 
 VALUE_KEY = ("row", "run", "dataset", "metric", "seed")
@@ -39,17 +41,31 @@ def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def append(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], key: Sequence[str]) -> None:
-    """Add the lines whose `key` columns the file does not hold yet, whole or not at all as other processes see it."""
+def append(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    key: Sequence[str],
+    instead: Mapping[str, Any] | None = None,
+) -> None:
+    """Add the lines whose `key` columns the file does not hold yet, whole or not at all as other processes see it.
+
+    Args:
+        instead: lines with these values go first; the new ones stand for them.
+    """
     frame = pd.DataFrame(list(rows), columns=list(columns))
     if frame.empty:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path):
         present = read(path, columns)
+        before = path.read_bytes() if path.is_file() else b""
+        if instead:
+            stale = (present[list(instead)] == pd.Series(instead)).all(axis=1).to_numpy()
+            kept = [line for line, out in zip(before.splitlines(keepends=True)[1:], stale, strict=True) if not out]
+            before, present = b"".join([*before.splitlines(keepends=True)[:1], *kept]), present[~stale]
         known = set(present[list(key)].astype(str).itertuples(index=False, name=None))
         fresh = [k not in known for k in frame[list(key)].astype(str).itertuples(index=False, name=None)]
-        before = path.read_bytes() if path.is_file() else b""
         text = frame[fresh].to_csv(index=False, header=not before, lineterminator="\n").encode()
         replace(path, before + text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from distill import hub
 from distill.artifacts import Spec
 from distill.config.schema import Config, EvalConfig
 from distill.console import is_main_process, say
+from distill.evaluation.bertscore import metric_name
 from distill.evaluation.text import distinct
 from distill.pipeline import Plan, Role
 from distill.provenance import commit, hardware, versions
@@ -33,7 +35,7 @@ METRICS: dict[str, Callable[[Sequence[Scored]], float | None]] = {
 }
 OF_TOPIC = ":"  # rouge_l:closed_qa is ROUGE-L over a set's responses of that topic
 TRAINING = "training"  # stands for the data set of what a row's training cost
-NEEDED = ("rouge_l", "length", "eos_rate", "truncation_rate")  # lines kept before there were more are finished rows
+KEPT_FIRST = ("rouge_l", "length", "eos_rate", "truncation_rate")
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -132,13 +134,20 @@ def _found(row: Row, files: Files) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
+def needed(evaluation: EvalConfig) -> list[str]:
+    """The metrics that a finished row has on every set; lines kept before there were more are finished rows."""
+    scored = evaluation.bertscore
+    return [*KEPT_FIRST, *([metric_name(scored)] if scored.encoder is not None else [])]
+
+
 def _complete_seeds(row: Row, lines: pd.DataFrame, texts: bool) -> list[int]:
     if not texts:
         return [int(seed) for seed in lines[lines["dataset"] == TRAINING]["seed"].unique()]
-    wanted = len(row.plan.sets) * len(NEEDED)
-    lines = lines[lines["metric"].isin(NEEDED)]
+    wanted = needed(row.config.eval)
+    lines = lines[lines["metric"].isin(wanted)]
     counts = lines.drop_duplicates(["dataset", "metric", "seed"]).groupby("seed").size()
-    return [int(seed) for seed, count in counts.items() if count == wanted]  # type: ignore[call-overload]
+    whole = len(row.plan.sets) * len(wanted)
+    return [int(seed) for seed, count in counts.items() if count == whole]  # type: ignore[call-overload]
 
 
 def _value_lines(
@@ -157,7 +166,7 @@ def _value_lines(
     }
     once = [  # under every seed, so that it is there whichever seeds are asked for
         {**common, "column": column, "dataset": dataset, "metric": metric, "seed": seed, "value": repr(value), "n": n}
-        for column, dataset, metric, value, n in [*_cost(row), *_agreement(row)]
+        for column, dataset, metric, value, n in [*_cost(row), *_agreement(row), *_exposure(row)]
         for seed in seeds
     ]
     topics = {name: {e.id: e.topic for e in d.examples} for name, d in row.plan.sets.items()}
@@ -172,7 +181,7 @@ def _value_lines(
             "n": n,
         }
         for (name, seed), rows in scored.items()
-        for metric, value, n in _values(rows, topics[name])
+        for metric, value, n in [*_values(rows, topics[name]), *_meaning(row, name, seed)]
     ]
 
 
@@ -187,6 +196,24 @@ def _agreement(row: Row) -> Iterator[Once]:
             told = plan.store.manifest(plan.agreement(dataset))
             for metric in long.AGREEMENTS:
                 yield dataset.title, name, metric, told[metric.removeprefix("agreement_")], told["positions"]
+
+
+def _exposure(row: Row) -> Iterator[Once]:
+    """Exposure bias by length, in percent, set by set."""
+    plan = row.plan
+    for name, dataset in plan.sets.items() if row.role == "student" else ():
+        if plan.store.has(plan.exposure(dataset)):
+            told = plan.store.manifest(plan.exposure(dataset))
+            for length, value in told["exaccerr"].items():
+                yield dataset.title, name, f"{long.EXPOSURE}{length}", value, told["rows"]
+
+
+def _meaning(row: Row, name: str, seed: int) -> Iterator[tuple[str, float, int]]:
+    """BERTScore of a set's responses of one seed, where it is asked for."""
+    plan = row.plan
+    if plan.config.eval.bertscore.encoder is not None:
+        told = plan.store.manifest(plan.bertscore(plan.evaluation(row.role, plan.sets[name], seed)))
+        yield metric_name(plan.config.eval.bertscore), told["bertscore"], told["rows"]
 
 
 def _cost(row: Row) -> Iterator[Once]:
@@ -222,24 +249,31 @@ def _values(rows: Sequence[Scored], topics: Mapping[str, str]) -> Iterator[tuple
 
 
 def _add_scores(row: Row, files: Files) -> None:
-    """Each prompt's ROUGE-L over the row's seeds, for paired tests; all seeds are read back from the store."""
+    """Each prompt's scores over the row's seeds, for paired tests; all seeds are read back from the store."""
+    from distill.measures import SCORES
     from distill.stages import read_scored
 
+    plan, seeds = row.plan, seeds_name(row.config.seed)
+    mine = {"run": row.run, "seeds": seeds}
     present = long.read(files.scores, long.SCORES)
-    seeds = seeds_name(row.config.seed)
-    if ((present["run"] == row.run) & (present["seeds"] == seeds)).any():
+    present = present[(present[list(mine)] == pd.Series(mine)).all(axis=1)]
+    meaning = row.config.eval.bertscore.encoder is not None
+    if len(present) and not (meaning and present["bertscore"].isna().any()):
         return
-    plan = row.plan
     if not all(plan.store.has(plan.evaluation(row.role, d, s)) for d in plan.sets.values() for s in row.config.seed):
         return  # generations of an earlier seed are gone; the values stand without them
     scored = read_scored(plan, row.role, row.config.seed)
-    frame = pd.DataFrame(
-        [(name, one.id, one.rouge_l) for (name, _), rows in scored.items() for one in rows],
-        columns=["dataset", "id", "rouge_l"],
-    )
-    means = frame.groupby(["dataset", "id"], sort=False)["rouge_l"].mean().round(4).reset_index()
-    lines = means.assign(row=row.label, run=row.run, seeds=seeds).to_dict("records")
-    long.append(files.scores, lines, long.SCORES, long.SCORE_KEY)  # type: ignore[arg-type]
+    lines: list[tuple[str, str, float, float | None]] = []
+    for (name, seed), rows in scored.items():
+        values: list[float | None] = [None] * len(rows)
+        if meaning:
+            spec = plan.bertscore(plan.evaluation(row.role, plan.sets[name], seed))
+            values = json.loads((plan.store.folder(spec) / SCORES).read_text())
+        lines += [(name, one.id, one.rouge_l, value) for one, value in zip(rows, values, strict=True)]
+    frame = pd.DataFrame(lines, columns=["dataset", "id", "rouge_l", "bertscore"]).astype({"bertscore": float})
+    means = frame.groupby(["dataset", "id"], sort=False).mean().round(4).reset_index()
+    new = means.assign(row=row.label, **mine).to_dict("records")
+    long.append(files.scores, new, long.SCORES, long.SCORE_KEY, {"row": row.label, **mine})  # type: ignore[arg-type]
 
 
 def _add_curves(row: Row, files: Files) -> None:
@@ -270,7 +304,7 @@ def told(row: Row) -> dict[str, Any]:
     train, valid = plan.data
     stages = {}
     for spec in plan.specs(row.role):
-        if plan.store.has(spec) and spec.stage not in ("evaluate", "agree"):
+        if plan.store.has(spec) and spec.stage not in ("evaluate", "bertscore", "agree", "exposure"):
             manifest = plan.store.manifest(spec)
             stages[spec.name] = {k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")}
     seconds = sum(

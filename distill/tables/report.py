@@ -15,11 +15,19 @@ from rich.table import Table as RichTable
 from distill.config.schema import Config
 from distill.console import console
 from distill.tables import long
-from distill.tables.experiment import CONTEXT, Experiment, printed
+from distill.tables.experiment import CONTEXT, Experiment, Printed, printed
 from distill.tables.measure import OF_TOPIC, TRAINING
-from distill.tables.shape import Cell, Column, Comparison, cell, compare, table
+from distill.tables.shape import Cell, Column, Comparison, cell, compare, printed_p, table
 
-OPTIONAL = ("against", "p", "tokens", "ended %")  # columns of a section that not every metric has
+OPTIONAL = (
+    "paper",
+    "difference",
+    "paper's p",
+    "against",
+    "p",
+    "tokens",
+    "ended %",
+)  # columns of a section that not every metric has
 
 
 @dataclass(frozen=True)
@@ -135,24 +143,31 @@ def markdown(
     against = by_label.get(experiment.against)
     text = [f"# {experiment.title}", "", *header, "", spread, ""]
     text += [_plain(frame(rows, experiment)), ""]
-    tested_any = False
+    tested_any = any_printed = False
     for column in columns_of(experiment):
         if all(cell(r.lines, column) is None for r in rows):
             continue
         lines, (metric, _, topic) = [], column.metric.partition(OF_TOPIC)
-        tested = scores[scores["topic"] == topic] if topic else scores
+        tested = scores[scores["topic"] == topic] if metric == "rouge_l" and topic else scores
         for row in rows:
             value = cell(row.lines, column)
             number = paper.get((row.label, column.title))
             test = None
-            if metric == "rouge_l" and against is not None and row is not against:
-                test = compare(tested, row.runs, against.runs, column.dataset)
+            if metric in ("rouge_l", "bertscore") and against is not None and row is not against:
+                test = compare(tested, row.runs, against.runs, column.dataset, metric)
                 tested_any = tested_any or test is not None
-            lines.append(_line(row, column, value, str(number) if number else "", test))
+            lines.append(_line(row, column, value, number, paper.get((experiment.against, column.title)), test))
         section = pd.DataFrame(lines)
+        any_printed = any_printed or bool(section["paper's p"].any())
         section = section.drop(columns=[c for c in OPTIONAL if not section[c].any()])
         section = section.rename(columns={"against": f"against {experiment.against} (95 %)"})
         text += [f"## {column.title}", "", _plain(section), ""]
+    if any_printed:
+        text += [
+            f"paper's p: two-sided pooled t-test against {experiment.against}, from the means and standard deviations"
+            " that the paper prints, taken as over five generation seeds.",
+            "",
+        ]
     if tested_any:
         text.append(
             f"Tests against {experiment.against} are paired over prompts, of each prompt's mean over seeds: bootstrap"
@@ -164,17 +179,28 @@ def markdown(
     return "\n".join(text) + "\n"
 
 
-def _line(row: Measured, column: Column, value: Cell | None, number: str, test: Comparison | None) -> dict[str, str]:
-    difference = f"{value.mean - float(number.split()[0]):+.2f}" if value and number else ""
+def _line(
+    row: Measured,
+    column: Column,
+    value: Cell | None,
+    number: Printed | None,
+    against: Printed | None,
+    test: Comparison | None,
+) -> dict[str, str]:
+    difference = f"{value.mean - float(number.mean):+.2f}" if value and number else ""
+    p = ""
+    if number and against and number is not against and number.std and against.std:
+        p = f"{printed_p(number.numbers, against.numbers):.2g}"
     whole = column.metric == "rouge_l"
     length, ended = (cell(row.lines, Column("", column.dataset, m)) if whole else None for m in ("length", "eos_rate"))
     return {
         "row": row.label,
         "measured": str(value or ""),
-        "paper": number,
+        "paper": str(number or ""),
         "difference": difference,
         "against": f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]" if test else "",
         "p": f"{test.p:.2g}" if test else "",
+        "paper's p": p,
         "tokens": f"{length.mean:.1f}" if length else "",
         "ended %": f"{ended.mean:.1f}" if ended else "",
     }

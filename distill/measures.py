@@ -1,0 +1,141 @@
+"""What is measured of finished rows beside their texts' own scores, each as an artifact of its own.
+
+BERTScore reads the kept texts; agreement and exposure bias read student and teacher again, where both are at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distill.artifacts import Spec
+from distill.config.schema import EvalConfig
+from distill.console import bar, say
+from distill.data.encode import Encoded, Encoder
+from distill.data.sets import Dataset
+from distill.errors import UserError
+from distill.evaluation.agreement import ROWS, agreement
+from distill.evaluation.bertscore import BertScorer
+from distill.evaluation.exposure import LENGTHS, excess_error
+from distill.evaluation.stage import Scored, read_generations
+from distill.models.load import load_model, load_tokenizer
+from distill.models.tokenizers import pad_id
+from distill.pipeline import Plan, Role
+from distill.training.stage import teacher_dtype, training_encoder
+
+if TYPE_CHECKING:
+    from distill.stages import Stages
+
+SCORES = "scores.json"  # an artifact's values by response, in the order of its evaluation's
+
+
+def score_meaning(stages: Stages, role: Role, seeds: Sequence[int]) -> None:
+    """BERTScore of a role's responses where it is asked for; missing ones from one load of the encoder."""
+    plan = stages.plan
+    if plan.config.eval.bertscore.encoder is None:
+        return
+    wanted = [(d, plan.evaluation(role, d, seed)) for d in plan.sets.values() for seed in seeds]
+    missing = [(d, spec) for d, spec in wanted if not plan.store.agreed(plan.bertscore(spec))]
+    encoder = cache(lambda: BertScorer(plan.config.eval.bertscore))  # the first process alone loads it
+    with bar(len(missing), "  BERTScore", "set") as shown:
+        for dataset, spec in missing:
+            references = {e.id: e.references for e in dataset.examples}
+
+            def build(folder: Path, spec: Spec = spec, references: Any = references) -> dict[str, Any]:
+                rows = read_generations(plan.store.folder(spec))
+                scores = encoder().score([row.text for row in rows], [references[row.id] for row in rows])
+                (folder / SCORES).write_text(json.dumps([round(score, 4) for score in scores]))
+                return {"bertscore": sum(scores) / len(scores), "rows": len(scores)}
+
+            plan.store.make(plan.bertscore(spec), build, quiet=True)
+            shown.update(1)
+
+
+def compare_with_teacher(stages: Stages) -> None:
+    """A trained student's agreement with its teacher and its exposure bias on each set, where both are at hand.
+
+    A fine-tuned one is compared with a teacher that was trained here for other rows.
+    """
+    plan, sets = stages.plan, list(stages.plan.sets.values())
+    apart = [d for d in sets if not plan.store.agreed(plan.agreement(d))]
+    exposed = [d for d in sets if _texts(plan, d) and not plan.store.agreed(plan.exposure(d))]
+    if not (apart or exposed) or not plan.store.agreed(plan.student):
+        return
+    theirs = stages.finished_teacher()
+    if theirs is None:
+        return
+    own = stages.student()
+    tokenizer = load_tokenizer(own)
+
+    @cache  # the first process alone loads them, and once for all sets
+    def models() -> tuple[Any, Any]:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = teacher_dtype(plan.config)
+        student, teacher = (load_model(weights, dtype).to(device).eval() for weights in (own, theirs))
+        return student, teacher
+
+    for dataset in apart:
+        _agree(plan, dataset, tokenizer, models)
+    for dataset in exposed:
+        _expose(plan, dataset, tokenizer, models)
+
+
+def _agree(plan: Plan, dataset: Dataset, tokenizer: Any, models: Callable[[], tuple[Any, Any]]) -> None:
+    encoder = training_encoder(plan.config, tokenizer)
+    try:
+        rows = encoder.pairs(dataset.examples[:ROWS], plan.config.train.max_length).rows
+    except UserError as error:  # no row is short enough; what was written stands without it
+        say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
+        return
+    plan.store.make(plan.agreement(dataset), lambda _: agreement(*models(), rows, pad_id(tokenizer)), quiet=True)
+    told = plan.store.manifest(plan.agreement(dataset))
+    kls = f"KL forward {told['fkl']:.3f}, reverse {told['rkl']:.3f} nats"
+    say(f"agreement with the teacher on {dataset.title}: top-1 {told['top1']:.1f} %, {kls}")
+
+
+def _expose(plan: Plan, dataset: Dataset, tokenizer: Any, models: Callable[[], tuple[Any, Any]]) -> None:
+    decode = plan.config.eval
+    encoder = Encoder(tokenizer, plan.config.data.template, plan.config.train.max_prompt_length, decode.overlong_prompt)
+    prompts = {row.id: row.prompt for row in encoder.prompts(dataset.examples[:ROWS]).rows}
+    by_student, by_teacher = (
+        [
+            Encoded(row.id, prompts[row.id], [*(row.token_ids or []), *([tokenizer.eos_token_id] if row.ended else [])])
+            for row in rows
+            if row.id in prompts
+        ]
+        for rows in _texts(plan, dataset)
+    )
+    lengths = [n for n in LENGTHS if n <= decode.max_new_tokens] or [decode.max_new_tokens]
+
+    def build(_: Path) -> dict[str, Any]:
+        found = excess_error(*models(), by_student, by_teacher, lengths, pad_id(tokenizer))
+        return {"exaccerr": {str(length): value for length, value in found.items()}, "rows": len(by_student)}
+
+    try:
+        plan.store.make(plan.exposure(dataset), build, quiet=True)
+    except ValueError as error:
+        say(f"exposure bias on {dataset.title}: not measured ({error})")
+        return
+    told = plan.store.manifest(plan.exposure(dataset))["exaccerr"]
+    shown = ", ".join(f"{value:.1f} % at {length} tokens" for length, value in told.items())
+    say(f"exposure bias on {dataset.title} (ExAccErr): {shown}")
+
+
+def _texts(plan: Plan, dataset: Dataset) -> list[list[Scored]]:
+    """Student's and teacher's responses of the first seed; none where they are not kept, or not plain samples."""
+    specs = [plan.evaluation(role, dataset, plan.config.seed[0]) for role in ("student", "teacher")]
+    if not _plain(plan.config.eval) or not all(plan.store.agreed(spec) for spec in specs):
+        return []
+    both = [read_generations(plan.store.folder(spec)) for spec in specs]
+    return both if all(row.token_ids is not None for rows in both for row in rows) else []
+
+
+def _plain(decode: EvalConfig) -> bool:
+    """Whether texts are drawn from the model's own distribution, over which exposure bias is a mean."""
+    whole = decode.top_p == 1.0 and decode.top_k == 0 and decode.no_repeat_ngram_size == 0
+    return decode.do_sample and decode.temperature == 1.0 and whole
