@@ -190,7 +190,7 @@ class Plan:
 
     def decoding(self) -> dict[str, Any]:
         """The settings that a generated text depends on."""
-        evaluation = _settings(self.config.eval, exclude={"sets", "batch_tokens", "bertscore"})
+        evaluation = _settings(self.config.eval, exclude={"sets", "batch_tokens", "bertscore", "judge"})
         train = _settings(self.config.train, include={"max_prompt_length", "precision"})
         return {**evaluation, **train, "engine": "transformers"}
 

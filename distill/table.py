@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,28 @@ def main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if words else 2
+    table, chosen = prepare(words)
+    return table.run(chosen)
+
+
+def prepare(words: list[str]) -> tuple[Table, list[str]]:
+    """The table that a command line names, and the labels of its chosen rows."""
     from distill.tables import experiment as experiments
 
     name, overrides = words[0], words[1:]
     experiment = experiments.load(name)
-    rows, overrides = _option(overrides, "rows")
-    train_seeds, overrides = _option(overrides, "train_seeds")
+    rows, overrides = option(overrides, "rows")
+    train_seeds, overrides = option(overrides, "train_seeds")
     _refuse_row_settings(overrides, train_seeds)
     chosen = _chosen(experiment, rows)
     if not any(o.split("=")[0] == "seed" for o in overrides):
         overrides = [SEEDS, *overrides]
     if not any(o.split("=")[0] == "model" for o in overrides):
         overrides = [f"model={experiment.model}", *overrides]
-    table = _Table(name, experiment, [*experiment.overrides], overrides, train_seeds)
-    return table.run(chosen)
+    return Table(name, experiment, [*experiment.overrides], overrides, train_seeds), chosen
 
 
-def _option(words: list[str], name: str) -> tuple[list[Any] | None, list[str]]:
+def option(words: list[str], name: str) -> tuple[list[Any] | None, list[str]]:
     """The value of `name=[...]` among the words, and the other words."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -80,8 +86,8 @@ def _chosen(experiment: Any, rows: list[Any] | None) -> list[str]:
     return [label for label in known if rows is None or label in CONTEXT or label in rows]
 
 
-class _Table:
-    """A table being built."""
+class Table:
+    """A table of a paper: its rows as configs, its columns and its files."""
 
     def __init__(self, name: str, experiment: Any, own: list[str], overrides: list[str], train_seeds: list[Any] | None):
         from distill.config import load
@@ -156,11 +162,20 @@ class _Table:
         """The runs that the manifest tells of."""
         return set(json.loads(self.manifest.read_text())["rows"]) if self.manifest.is_file() else set()
 
+    def headline(self, runs: Iterable[str]) -> list[str]:
+        """What ran, at which scale, and which of the runs are not to be compared."""
+        from distill.tables.report import apart, scale
+
+        rows = json.loads(self.manifest.read_text())["rows"] if self.manifest.is_file() else {}
+        shown = [rows[run] for run in runs if run in rows]
+        last = next((row for row in reversed(shown) if row["role"] == "student"), shown[-1] if shown else {})
+        return [*scale(self.config, self.experiment, last), *apart(shown)]
+
     def write(self, told: dict[str, dict[str, Any]]) -> Any:
         """Write the CSV, the markdown and the manifest from the long files."""
         from distill.tables import long
         from distill.tables.measure import seeds_name
-        from distill.tables.report import Measured, apart, frame, markdown, scale, update_manifest, varied
+        from distill.tables.report import Measured, frame, markdown, update_manifest, varied
 
         values = long.read(self.files.values, long.VALUES)
         measured = []
@@ -170,10 +185,8 @@ class _Table:
             lines = lines[lines["seed"].isin(rows[0].config.seed)]
             if not lines.empty:
                 measured.append(Measured(label, lines, sorted(set(lines["run"]))))
-        manifest = update_manifest(self.manifest, self.name, told, Path.cwd())
-        shown = [manifest["rows"][r] for m in measured for r in m.runs if r in manifest["rows"]]
-        last = next((row for row in reversed(shown) if row["role"] == "student"), shown[-1] if shown else {})
-        self.header = [*scale(self.config, self.experiment, last), *apart(shown)]
+        update_manifest(self.manifest, self.name, told, Path.cwd())
+        self.header = self.headline([run for one in measured for run in one.runs])
         shaped = frame(measured, self.experiment)
         long.replace(self.folder / f"{self.table}.csv", shaped.to_csv(index=False, lineterminator="\n").encode())
         train_seeds = sorted({r.config.train.seed for r in self.rows["SFT"]})

@@ -171,6 +171,20 @@ class BertScoreConfig(Section):
     layers: Count | None = None
 
 
+class JudgeConfig(Section):
+    """A judge model over the OpenAI-compatible interface (OPENAI_BASE_URL, OPENAI_API_KEY); None is none.
+
+    `price`: dollars for a million tokens read and written; `timeout` in seconds.
+    """
+
+    model: str | None = None
+    max_tokens: Count = 16
+    parallel: Count = 4
+    requests_per_minute: Positive | None = None
+    timeout: Positive = 120.0
+    price: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] | None = None
+
+
 class EvalConfig(Section):
     """What is generated and measured."""
 
@@ -184,6 +198,7 @@ class EvalConfig(Section):
     overlong_prompt: Overlong
     batch_tokens: Count
     bertscore: BertScoreConfig = BertScoreConfig(encoder=None)
+    judge: JudgeConfig = JudgeConfig()
 
 
 class LossConfig(Section):

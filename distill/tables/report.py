@@ -142,7 +142,7 @@ def markdown(
     by_label = {r.label: r for r in rows}
     against = by_label.get(experiment.against)
     text = [f"# {experiment.title}", "", *header, "", spread, ""]
-    text += [_plain(frame(rows, experiment)), ""]
+    text += [plain(frame(rows, experiment)), ""]
     tested_any = any_printed = False
     for column in columns_of(experiment):
         if all(cell(r.lines, column) is None for r in rows):
@@ -161,7 +161,7 @@ def markdown(
         any_printed = any_printed or bool(section["paper's p"].any())
         section = section.drop(columns=[c for c in OPTIONAL if not section[c].any()])
         section = section.rename(columns={"against": f"against {experiment.against} (95 %)"})
-        text += [f"## {column.title}", "", _plain(section), ""]
+        text += [f"## {column.title}", "", plain(section), ""]
     if any_printed:
         text += [
             f"paper's p: two-sided pooled t-test against {experiment.against}, from the means and standard deviations"
@@ -206,7 +206,7 @@ def _line(
     }
 
 
-def _plain(data: pd.DataFrame) -> str:
+def plain(data: pd.DataFrame) -> str:
     """A markdown table."""
     names = [c for c in data.columns if c != "group"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]

@@ -1,0 +1,215 @@
+"""`python -m distill.judge PAPER/TABLE [overrides] eval.judge.model=NAME`: a judge model's opinion of a table's texts.
+
+Reads the responses that `distill.table` kept, over the OpenAI-compatible interface at OPENAI_BASE_URL with the key
+OPENAI_API_KEY. Beside the table's own words it takes:
+  what=[diversity,quality,criteria,preference]
+                what is judged (all four): diversity of a prompt's answers and quality of each, 1 to 10; MGSR's
+                accuracy, completeness, fluency and relevance, 1 to 5; win, tie or loss of a row against the others
+  of=ROW        the row that preference is about (the table's last, the paper's own)
+  set=NAME      the set (the table's first)
+  topics=[open_qa,closed_qa]   topics of the set (all)
+  limit=N       its first N prompts (all)
+  cost=true     tell the cost and stop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError, command
+from distill.table import Table, option, prepare
+
+WHAT = ("diversity", "quality", "criteria", "preference")
+JUDGED = ["row", "run", "against", "dataset", "id", "what", "seed", "value", "judge"]
+
+
+@dataclass
+class Wish:
+    """Questions whose answers make one value of one line; a value that needs several answers combines them."""
+
+    line: dict[str, Any]
+    questions: list[Any]
+    combine: Callable[[list[Any]], float | None] = field(default=lambda answers: answers[0])
+
+
+def main(words: list[str]) -> int:
+    """Judge one table's texts; see the module."""
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if words else 2
+    chosen: dict[str, list[Any] | None] = {}
+    for name in ("what", "of", "set", "topics", "limit", "cost"):
+        chosen[name], words = option(words, name)
+    table, labels = prepare(words)
+    wishes = list(_wishes(table, labels, chosen))
+    from distill.console import bar, say
+    from distill.judging.judge import Judge
+
+    judge = Judge(table.config.eval.judge, Path(table.config.paths.store) / "judge")
+    questions = [q for wish in wishes for q in wish.questions]
+    say(f"judge {judge.model} at {judge.address}: {judge.cost(questions).said()}")
+    if chosen["cost"]:
+        return 0
+    with bar(len(set(questions)), "judging", "question") as shown:
+        answers = iter(judge.ask(questions, shown.update))
+    lines = []
+    for wish in wishes:
+        value = wish.combine([next(answers) for _ in wish.questions])
+        lines.append({**wish.line, "value": "" if value is None else f"{value:g}", "judge": judge.model})
+    return _write(table, lines)
+
+
+def _wishes(table: Table, labels: Sequence[str], chosen: dict[str, list[Any] | None]) -> Iterator[Wish]:
+    """All that is to be asked."""
+    what = [str(x) for x in chosen["what"] or WHAT]
+    unknown = [x for x in what if x not in WHAT]
+    if unknown:
+        raise UserError(f"what={unknown}: there are {', '.join(WHAT)}")
+    name = str((chosen["set"] or [next(iter(table.rows["SFT"][0].plan.sets))])[0])
+    rows = [label for label in labels if label in table.rows]
+    of = str((chosen["of"] or [list(table.experiment.rows)[-1]])[0])
+    if "preference" in what and of not in rows:
+        raise UserError(f"of={of}: no chosen row (rows: {', '.join(rows)})")
+    tasks = _tasks(table, name, chosen)
+    texts = {label: _texts(table, label, name, tasks) for label in rows}
+    for label in rows:
+        yield from _scores(table, label, name, tasks, texts[label], what)
+    if "preference" in what:
+        for label in rows:
+            if label != of:
+                yield from _preferences(table, of, label, name, tasks, texts)
+
+
+def _tasks(table: Table, name: str, chosen: dict[str, list[Any] | None]) -> dict[str, str]:
+    """The chosen prompts' tasks as a judge reads them, by example id."""
+    sets = table.rows["SFT"][0].plan.sets
+    if name not in sets:
+        raise UserError(f"set={name}: the table's sets are {', '.join(sets)}")
+    topics, limit = chosen["topics"], chosen["limit"]
+    examples = [e for e in sets[name].examples if topics is None or e.topic in topics]
+    if not examples:
+        raise UserError(f"topics={topics}: {name} has {', '.join(sorted({e.topic for e in sets[name].examples}))}")
+    examples = examples[: int(limit[0])] if limit else examples
+    return {e.id: e.instruction + (f"\n\n{e.input}" if e.input else "") for e in examples}
+
+
+def _texts(table: Table, label: str, name: str, tasks: dict[str, str]) -> dict[str, list[str]]:
+    """A row's answers to each task, by generation seed."""
+    from distill.evaluation.stage import read_generations
+
+    row = table.rows[label][0]
+    found: dict[str, list[str]] = {i: [] for i in tasks}
+    for seed in row.config.seed:
+        spec = row.plan.evaluation(row.role, row.plan.sets[name], seed)
+        if not row.plan.store.has(spec):
+            raise UserError(
+                f"row {label}: its responses with seed {seed} are not in {row.config.paths.store}; run first:"
+                f" python -m distill.table {table.name} model={row.config.model.name}"
+            )
+        for one in read_generations(row.plan.store.folder(spec)):
+            if one.id in found:
+                found[one.id].append(one.text)
+    return {i: several for i, several in found.items() if several}  # a prompt may have been left out as too long
+
+
+def _scores(
+    table: Table, label: str, name: str, tasks: dict[str, str], texts: dict[str, list[str]], what: Sequence[str]
+) -> Iterator[Wish]:
+    from distill.judging import questions as ask
+
+    row = table.rows[label][0]
+    common = {"row": label, "run": row.run, "against": "", "dataset": name}
+    for i, several in texts.items():
+        if "diversity" in what and len(several) > 1:
+            yield Wish({**common, "id": i, "what": "diversity", "seed": ""}, [ask.diversity(tasks[i], several)])
+        for seed, text in zip(row.config.seed, several, strict=True):
+            line = {**common, "id": i, "seed": seed}
+            if "quality" in what:
+                yield Wish({**line, "what": "quality"}, [ask.quality(tasks[i], text)])
+            if "criteria" in what and seed == row.config.seed[0]:
+                for kind in ask.CRITERIA:
+                    yield Wish({**line, "what": kind}, [ask.criterion(kind, tasks[i], text)])  # type: ignore[arg-type]
+
+
+def _preferences(
+    table: Table, of: str, label: str, name: str, tasks: dict[str, str], texts: dict[str, dict[str, list[str]]]
+) -> Iterator[Wish]:
+    """One row's answers against another's, in both orders; equal answers are left out, as in the paper."""
+    from distill.judging.questions import preference, verdict
+
+    row = table.rows[of][0]
+    for i, ours in texts[of].items():
+        theirs = texts[label].get(i)
+        if theirs is None:
+            continue
+        line = {"row": of, "run": row.run, "against": label, "dataset": name, "id": i, "seed": ""}
+        pairs = {"prefer quality": (ours[:1], theirs[:1])}
+        if len(ours) > 1:
+            pairs["prefer diversity"] = (ours, theirs)
+        for what, (a, b) in pairs.items():
+            if a != b:
+                both = [preference(tasks[i], a, b), preference(tasks[i], b, a)]
+                yield Wish({**line, "what": what}, both, lambda answers: verdict(*answers))
+
+
+def _write(table: Table, lines: list[dict[str, Any]]) -> int:
+    """The judged values, and their means as tables on the terminal and in markdown."""
+    import pandas as pd
+
+    from distill.console import say
+    from distill.tables import long
+    from distill.tables.report import plain, show
+
+    frame = pd.DataFrame(lines, columns=JUDGED)
+    long.replace(table.folder / f"{table.table}_judge_long.csv", frame.to_csv(index=False).encode())
+    frame["value"] = pd.to_numeric(frame["value"])
+    judge = lines[0]["judge"] if lines else table.config.eval.judge.model
+    text = [
+        f"# {table.experiment.title}: {judge} as a judge",
+        "",
+        *table.headline(row.run for rows in table.rows.values() for row in rows),
+        "",
+    ]
+    alone, paired = frame[frame["against"] == ""], frame[frame["against"] != ""]
+    for title, shaped in (("Scores", _means(alone)), ("Preference, in percent of the pairs", _ratios(paired))):
+        if not shaped.empty:
+            show(shaped, f"{title} by {judge}")
+            text += [f"## {title}", "", plain(shaped), ""]
+    missing = int(frame["value"].isna().sum())
+    told = f"{len(frame) - missing} values; {missing} missing, since no answer to them could be read."
+    say(told)
+    path = table.folder / f"{table.table}_judge.md"
+    long.replace(path, ("\n".join([*text, told]) + "\n").encode())
+    say(f"table: {path}")
+    return 0
+
+
+def _means(frame: Any) -> Any:
+    """Rows by what was scored: each a mean over prompts of a prompt's mean over its answers."""
+    if frame.empty:
+        return frame
+    by_prompt = frame.groupby(["row", "what", "id"], sort=False)["value"].mean()
+    shaped = by_prompt.groupby(["row", "what"], sort=False).mean().unstack("what", sort=False)
+    return shaped.map(lambda x: "" if x != x else f"{x:.2f}").rename_axis(None, axis=1).reset_index()
+
+
+def _ratios(frame: Any) -> Any:
+    """Pairs of rows by win, tie and loss."""
+    rows = []
+    for (row, against), pair in frame.groupby(["row", "against"], sort=False):
+        line = {"row": f"{row} vs {against}"}
+        for what, values in pair.groupby("what", sort=False)["value"]:
+            for name, at in (("win", 1.0), ("tie", 0.5), ("loss", 0.0)):
+                line[f"{what.removeprefix('prefer ')} {name}"] = f"{100 * (values.dropna() == at).mean():.1f}"
+            line[f"{what.removeprefix('prefer ')} pairs"] = str(values.notna().sum())
+        rows.append(line)
+    import pandas as pd
+
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(command(main))

@@ -1,0 +1,1 @@
+"""A judge model's opinion of responses, over the OpenAI-compatible interface."""

@@ -1,0 +1,216 @@
+"""The judge: how answers are read, what is kept, and a whole run against a real server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.config import load
+from distill.config.schema import JudgeConfig
+from distill.errors import UserError
+from distill.judging.judge import ASKED, Judge
+from distill.judging.questions import (
+    FIRST,
+    SECOND,
+    TIE,
+    diversity,
+    preference,
+    quality,
+    read_score,
+    read_verdict,
+    verdict,
+)
+from distill.pipeline import Plan
+from distill.stages import Stages
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("8", 8), (" 8.\n", 8), ("**7**", 7), ("Score: 8/10", 8), ("8 out of 10", 8), ("I'd say 7.5", 7.5), ("10", 10),
+        ("On a scale of 1 to 10: 6", 6), ("(1-10) 4", 4), ("10/10", 10), ("9, yes 9", 9), ("1", 1),
+        ("", None), ("good", None), ("0", None), ("11", None), ("-3", None), ("7-8", None), ("7 or 8", None),
+        ("80%", None), ("Answer 1: 5, answer 2: 6", None), ("eight", None), ("v2.0", None), ("8e1", None),
+    ],
+)  # fmt: skip
+def test_scores_are_read_or_missing(answer, score):
+    assert read_score(answer, 1, 10) == score
+
+
+@given(st.text())
+def test_no_answer_breaks_the_reading(text):
+    found = read_score(text, 1, 10)
+    assert found is None or 1 <= found <= 10
+    assert read_verdict(text) in (None, FIRST, SECOND, TIE)
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("A", FIRST), ("B.", SECOND), ("**tie**", TIE), ("Answer A is better.", FIRST), ("The winner: B", SECOND),
+        ("A better answer is B", SECOND), ("They are equal", TIE), ("", None), ("A or B", None), ("neither", None),
+        ("A tie", None), ("Bad", None), ("B's", None),
+    ],
+)  # fmt: skip
+def test_verdicts_are_read_or_missing(answer, found):
+    assert read_verdict(answer) == found
+
+
+def test_a_verdict_that_follows_the_order_is_a_tie():
+    assert verdict(FIRST, SECOND) == 1 and verdict(SECOND, FIRST) == 0
+    assert verdict(FIRST, FIRST) == verdict(SECOND, SECOND) == verdict(TIE, TIE) == verdict(FIRST, TIE) == 0.5
+    assert verdict(None, FIRST) is None and verdict(TIE, None) is None
+
+
+def test_questions_hold_task_and_answers():
+    text = diversity("Name a fruit", ["apple", "pear"]).text
+    assert "Name a fruit" in text and "Answer 1:\napple" in text and "Answer 2:\npear" in text
+    assert "A:\nx" in preference("t", ["x"], ["y"]).text and "more diverse" in preference("t", ["x", "z"], ["y"]).text
+
+
+@pytest.fixture
+def judge(tmp_path, monkeypatch):
+    """A judge whose server's answers a test gives: `judge.answers` by the number of messages so far."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    made = Judge(JudgeConfig(model="org/judge", price=[1.0, 10.0]), tmp_path)
+    made.sent = []
+
+    class Completions:
+        def create(self, messages, **more):
+            made.sent.append(messages)
+            answer = made.answers[len(messages) // 2]
+            if isinstance(answer, Exception):
+                raise answer
+            choice = type("C", (), {"message": type("M", (), {"content": answer})})
+            return type("R", (), {"choices": [choice], "usage": None})
+
+    made._client = type("Client", (), {"chat": type("Chat", (), {"completions": Completions()})})
+    return made
+
+
+def test_an_answer_that_is_no_number_is_asked_again_then_missing(judge):
+    judge.answers = ["fine", "", "6"]
+    assert judge.ask([quality("t", "a")]) == [6.0] and len(judge.sent) == 3
+    assert "one number from 1 to 10" in judge.sent[1][-1]["content"]
+    judge.answers = ["fine"] * ASKED
+    assert judge.ask([quality("t", "b")]) == [None] and len(judge.sent) == 6
+
+
+def test_every_answer_is_kept_and_no_question_asked_twice(judge, tmp_path):
+    judge.answers = ["7"]
+    ask = [quality("t", "a"), quality("t", "a"), quality("t", "b")]
+    before = judge.cost(ask)
+    assert (before.questions, before.kept) == (3, 1) and "about $0.00" in before.said()
+    assert judge.ask(ask) == [7.0] * 3 and len(judge.sent) == 2
+    assert judge.cost(ask).tokens_in == 0
+    (file,) = tmp_path.glob("*.jsonl")
+    with file.open("a") as lines:
+        lines.write('{"key": "half a li')
+    again = Judge(judge.config, tmp_path)
+    again._client = None
+    assert again.ask(ask) == [7.0] * 3
+    assert [json.loads(line)["answer"] for line in file.read_text().splitlines()] == ["7", "7"]
+    other = Judge(judge.config.model_copy(update={"model": "org/other"}), tmp_path)
+    assert other.cost(ask).kept == 1  # another judge has not answered; one question is a repetition
+
+
+def test_a_judge_that_cannot_be_asked(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(UserError, match=r"eval\.judge\.model is null"):
+        Judge(JudgeConfig(), tmp_path)
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
+        Judge(JudgeConfig(model="m"), tmp_path)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setattr("distill.judging.judge.RETRIES", 0)
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/v1, model m: Connection error.*are kept"):
+        Judge(JudgeConfig(model="m"), tmp_path).ask([quality("t", "a")])
+
+
+def test_requests_a_minute_are_kept_to(judge, monkeypatch):
+    judge.answers, waited = ["7"], []
+    judge.config = judge.config.model_copy(update={"requests_per_minute": 60.0, "parallel": 1})
+    monkeypatch.setattr("distill.judging.judge.time.sleep", waited.append)
+    monkeypatch.setattr("distill.judging.judge.time.monotonic", lambda: 5.0)
+    judge.ask([quality("t", str(n)) for n in range(3)])
+    assert waited == [0.0, 1.0, 2.0]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """`transformers serve` with SmolLM2 on loopback; its address and the model's name."""
+    folder = tmp_path_factory.mktemp("judge")
+    stages = Stages(Plan(load(["model=smollm2", "data=micro", f"paths.store={folder}/store"])))
+    model = str(Path(stages.base("teacher").base).absolute())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        str(Path(sys.executable).parent / "transformers"),
+        "serve",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        for _ in range(240):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1", model
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_table_is_judged_by_a_real_server(server, tmp_path):
+    """Smoke rows, four kinds of judgement; asked once, then all from what is kept."""
+    address, model = server
+    folders = [f"paths.store={tmp_path}/store", f"paths.results={tmp_path}/results"]
+    words = ["abkd/losses_gpt2", "debug=smoke", "model=gpt2", "rows=[ABKD]", "seed=[10,20]", *folders]
+    environment = {**os.environ, "OPENAI_BASE_URL": address, "HF_HUB_OFFLINE": "1"}
+
+    def run(module, *more):
+        return subprocess.run(
+            [sys.executable, "-m", f"distill.{module}", *words, *more],
+            capture_output=True, text=True, check=False, env=environment,
+        )  # fmt: skip
+
+    asked = [f"eval.judge.model={model}", "set=dolly", "limit=1"]
+    early = run("judge", *asked)
+    assert early.returncode == 2 and "run first: python -m distill.table abkd/losses_gpt2" in early.stderr
+    assert run("table").returncode == 0
+    told = run("judge", *asked, "cost=true")
+    assert told.returncode == 0 and re.search(r"\d+ questions, \d+ answered before", told.stdout), told.stderr
+    done = run("judge", *asked)
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = tmp_path / "results/gpt2/abkd"
+    lines = pd.read_csv(out / "losses_gpt2_judge_long.csv", keep_default_na=False)
+    assert set(lines["what"]) >= {"diversity", "quality", "accuracy", "completeness", "fluency", "relevance"}
+    assert set(lines["row"]) == {"Teacher", "SFT", "ABKD"} and set(lines["judge"]) == {model}
+    quality_ = lines[(lines["what"] == "quality") & (lines["value"] != "")]["value"].astype(float)
+    assert len(lines[lines["what"] == "quality"]) == 3 * 2 and quality_.between(1, 10).all()
+    text = (out / "losses_gpt2_judge.md").read_text()
+    missing = (lines["value"] == "").sum()
+    assert f"{len(lines) - missing} values; {missing} missing" in text
+    kept = next((tmp_path / "store/judge").glob("*.jsonl"))
+    before = kept.read_bytes()
+    again = run("judge", *asked)
+    assert again.returncode == 0 and "about 0 thousand tokens" in again.stdout and kept.read_bytes() == before
+    bad = run("judge", *asked, "what=[charm]")
+    assert bad.returncode == 2 and "diversity, quality, criteria, preference" in bad.stderr
