@@ -20,6 +20,7 @@ from distill.data.encode import Encoded, Encoder
 from distill.data.sets import Dataset
 from distill.errors import UserError
 from distill.evaluation.agreement import ROWS, agreement
+from distill.evaluation.benchmarks import Benchmark, Harness
 from distill.evaluation.bertscore import BertScorer
 from distill.evaluation.exposure import LENGTHS, excess_error
 from distill.evaluation.stage import Scored, read_generations
@@ -54,6 +55,26 @@ def score_meaning(stages: Stages, role: Role, seeds: Sequence[int]) -> None:
 
             plan.store.make(plan.bertscore(spec), build, quiet=True)
             shown.update(1)
+
+
+def run_benchmarks(stages: Stages, role: Role, benchmarks: Sequence[Benchmark]) -> None:
+    """A role's model on lm-eval's tasks; missing ones from one load."""
+    plan = stages.plan
+    wanted = {(one.task, one.shots): plan.benchmark(role, one.task, one.shots) for one in benchmarks}
+    missing = {at: spec for at, spec in wanted.items() if not plan.store.agreed(spec)}
+    if not missing:
+        return
+    weights = stages.made(role)
+
+    @cache  # the first process alone loads it
+    def harness() -> Harness:
+        return Harness(load_model(weights, teacher_dtype(plan.config)), load_tokenizer(weights), plan.config)
+
+    for (task, shots), spec in missing.items():
+        plan.store.make(spec, lambda _, task=task, shots=shots: harness().run(task, shots), quiet=True)  # type: ignore[misc]
+        told = plan.store.manifest(spec)
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in told["metrics"].items())
+        say(f"{task}, {shots} shots, {told['rows']} questions: {shown}")
 
 
 def compare_with_teacher(stages: Stages) -> None:

@@ -24,7 +24,16 @@ from distill.evaluation.bertscore import WHEEL, check, locate
 from distill.models.create import GGUF_SHA256
 
 # Raised when a stage's code changes what it makes from the same settings.
-VERSIONS = {"base": 1, "signal": 2, "train": 1, "evaluate": 1, "agree": 1, "bertscore": 1, "exposure": 1}
+VERSIONS = {
+    "base": 1,
+    "signal": 2,
+    "train": 1,
+    "evaluate": 1,
+    "agree": 1,
+    "bertscore": 1,
+    "exposure": 1,
+    "benchmark": 1,
+}
 # Keys of `train` that change no result, and those that the stage hashes by itself.
 NOT_DETERMINING = {
     "teacher",
@@ -36,6 +45,8 @@ NOT_DETERMINING = {
     "shared_seed",
     "teacher_signal",
 }
+# Keys of `eval` that change no text
+NO_DECODING = {"sets", "batch_tokens", "bertscore", "judge", "benchmarks"}
 SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
 Role = Literal["teacher", "student"]
 
@@ -80,8 +91,11 @@ class Plan:
         named = any(not Path(path).expanduser().is_dir() for path in paths)
         return model.source == "hub" or named or (data.root is None and data.generator is None)
 
-    def check_data(self) -> None:
+    def check_data(self, texts: bool = True) -> None:
         """Load every set and look for the encoder, to name all that is missing or wrong before anything is made.
+
+        Args:
+            texts: whether responses will be scored, which takes the encoder.
 
         Raises:
             UserError: with the problems of all sets.
@@ -94,7 +108,7 @@ class Plan:
                 getattr(self, name)
             except UserError as error:
                 problems += error.problems
-        if self.config.eval.bertscore.encoder is not None:
+        if texts and self.config.eval.bertscore.encoder is not None:
             try:
                 check(self.config.eval.bertscore)
             except UserError as error:
@@ -190,7 +204,7 @@ class Plan:
 
     def decoding(self) -> dict[str, Any]:
         """The settings that a generated text depends on."""
-        evaluation = _settings(self.config.eval, exclude={"sets", "batch_tokens", "bertscore", "judge"})
+        evaluation = _settings(self.config.eval, exclude=NO_DECODING)
         train = _settings(self.config.train, include={"max_prompt_length", "precision"})
         return {**evaluation, **train, "engine": "transformers"}
 
@@ -240,6 +254,21 @@ class Plan:
         own, theirs = (self.evaluation(role, dataset, self.config.seed[0]) for role in ("student", "teacher"))
         settings = {"student": own.key, "teacher": theirs.key, "reader": self.agreement(dataset).key}
         return self._spec("exposure", f"{self.student.label}-{dataset.name}", settings)
+
+    def benchmark(self, role: Role, task: str, shots: int) -> Spec:
+        """A model's answers to one of lm-eval's tasks."""
+        wanted = self.config.eval.benchmarks
+        settings = {
+            "model": self.model(role).key,
+            "task": task,
+            "shots": shots,
+            "limit": wanted.limit,
+            "tasks": _identity(wanted.tasks, "main") if wanted.tasks else None,
+            "precision": self.config.train.precision,
+        }
+        subject = self.model(role)
+        label = subject.label if isinstance(subject, Spec) else f"{self.config.model.name}-{role}"
+        return self._spec("benchmark", f"{label}-{task}", settings)
 
     def specs(self, role: Role) -> list[Spec]:
         """Every artifact behind a row, evaluations included."""

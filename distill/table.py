@@ -91,7 +91,8 @@ class Table:
 
     def __init__(self, name: str, experiment: Any, own: list[str], overrides: list[str], train_seeds: list[Any] | None):
         from distill.config import load
-        from distill.tables.measure import TRAINING, Files, Row
+        from distill.evaluation.benchmarks import Benchmark
+        from distill.tables.measure import BENCHMARKS, TRAINING, Files, Row
 
         self.name = name
         self.rows: dict[str, list[Row]] = {}
@@ -99,7 +100,9 @@ class Table:
             present = load([*own, "loss=sft", *overrides]).data.eval
             sets = dict.fromkeys(c.dataset for c in experiment.columns.values() if c.dataset in present)
             own += [f"eval.sets=[{','.join(sets)}]"] if sets else []
-        self.texts = any(c.dataset != TRAINING for c in experiment.columns.values())
+        columns = experiment.columns.values()
+        self.texts = any(c.dataset not in (TRAINING, BENCHMARKS) for c in columns)
+        self.benchmarks = [Benchmark.parse(c.metric) for c in columns if c.dataset == BENCHMARKS]
         definitions = {"Teacher": ["loss=sft"], "SFT": ["loss=sft"]} | {
             label: row.overrides for label, row in experiment.rows.items()
         }
@@ -122,16 +125,18 @@ class Table:
     def run(self, chosen: list[str]) -> int:
         """Measure the chosen rows one by one; the table's files are written anew after each."""
         from distill.console import is_main_process, say
+        from distill.evaluation.benchmarks import check
         from distill.tables import long
         from distill.tables.measure import measure, told
 
+        check(self.benchmarks, self.config.eval.benchmarks)
         failures, shaped = [], None
         for label in chosen:
             for row in self.rows[label]:
                 started = time.time()
                 say(f"--- {self.name}, row {label}, training seed {row.config.train.seed}")
                 try:
-                    _, measured = measure(row, self.files, self.texts)
+                    _, measured = measure(row, self.files, self.texts, self.benchmarks)
                 except UserError as error:
                     failures.append(UserError([f"row {label}: {p}" for p in error.problems]))
                     report(failures[-1])
@@ -139,7 +144,7 @@ class Table:
                 if measured is not None:
                     measured["wall_seconds"] = round(time.time() - started, 1)
                 elif row.run not in self.manifest_runs():  # stopped between the long file and the manifest
-                    measured = told(row)
+                    measured = told(row, self.benchmarks)
                 if is_main_process():
                     with long.file_lock(self.manifest):
                         shaped = self.write({row.run: measured} if measured else {})

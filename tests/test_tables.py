@@ -12,6 +12,7 @@ from scipy import stats
 
 from distill.config import load
 from distill.errors import UserError
+from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.stage import Scored
 from distill.tables import experiment, long, report, sweep
 from distill.tables.measure import _values, decode_name
@@ -240,3 +241,11 @@ def test_lines_that_stand_for_others(tmp_path):
     long.append(path, [{"row": "a", "run": "1"}, {"row": "b", "run": "2"}], ["row", "run"], key)
     long.append(path, [{"row": "a", "run": "3"}], ["row", "run"], key, instead={"row": "a", "run": "1"})
     assert path.read_text() == "row,run\nb,2\na,3\n"
+
+
+def test_benchmark_columns_are_written_as_task_measure_and_shots():
+    columns = experiment.load("akl/benchmarks").columns.values()
+    assert Benchmark.parse("arc_challenge:acc_norm:5") == Benchmark("arc_challenge", "acc_norm", 5)
+    assert [Benchmark.parse(c.metric).metric for c in columns] == [c.metric for c in columns]
+    with pytest.raises(UserError, match="task:measure:shots"):
+        Benchmark.parse("boolq:acc")

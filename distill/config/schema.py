@@ -185,6 +185,14 @@ class JudgeConfig(Section):
     price: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] | None = None
 
 
+class BenchmarksConfig(Section):
+    """lm-eval's: a folder of task files of one's own, the first so many questions of each task, rows at a time."""
+
+    tasks: str | None = None
+    limit: Count | None = None
+    batch_size: Count = 16
+
+
 class EvalConfig(Section):
     """What is generated and measured."""
 
@@ -199,6 +207,7 @@ class EvalConfig(Section):
     batch_tokens: Count
     bertscore: BertScoreConfig = BertScoreConfig(encoder=None)
     judge: JudgeConfig = JudgeConfig()
+    benchmarks: BenchmarksConfig = BenchmarksConfig()
 
 
 class LossConfig(Section):

@@ -15,11 +15,14 @@ from distill import hub
 from distill.artifacts import Spec
 from distill.config.schema import Config, EvalConfig
 from distill.console import is_main_process, say
+from distill.errors import UserError
+from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import metric_name
 from distill.evaluation.text import distinct
 from distill.pipeline import Plan, Role
 from distill.provenance import commit, hardware, versions
 from distill.tables import long
+from distill.tables.long import BENCHMARKS
 
 if TYPE_CHECKING:
     from distill.evaluation.stage import Scored
@@ -98,21 +101,26 @@ def seeds_name(seeds: list[int]) -> str:
     return " ".join(map(str, seeds))
 
 
-def measure(row: Row, files: Files, texts: bool = True) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+def measure(
+    row: Row, files: Files, texts: bool = True, benchmarks: Sequence[Benchmark] = ()
+) -> tuple[pd.DataFrame, dict[str, Any] | None]:
     """The row's lines of the long file, measured and added first where they are missing.
 
     Args:
         texts: whether responses are written and scored; without them the row is trained, and its cost told.
+        benchmarks: what else its model is tried on.
 
     Returns:
         The lines, and for a row that was measured now what the manifest shall tell of it.
     """
-    row.plan.check_data()
+    row.plan.check_data(texts)
     lines = _found(row, files)
-    missing = [s for s in row.config.seed if s not in set(_complete_seeds(row, lines, texts))]
+    complete = _complete_seeds(row, lines, texts, [one.metric for one in benchmarks])
+    missing = [s for s in row.config.seed if s not in complete]
     if not missing:
         say(f"{row.label}: found finished in {files.values} (run {row.run})")
         return lines, None
+    from distill.measures import run_benchmarks
     from distill.stages import Stages
 
     stages, scored = Stages(row.plan), {}
@@ -120,12 +128,15 @@ def measure(row: Row, files: Files, texts: bool = True) -> tuple[pd.DataFrame, d
         scored = stages.evaluate(row.role, missing)
     else:
         stages.made(row.role)
+    run_benchmarks(stages, row.role, benchmarks)
     if is_main_process():
-        long.append(files.values, _value_lines(row, files.name, scored, missing), long.VALUES, long.VALUE_KEY)
+        long.append(
+            files.values, _value_lines(row, files.name, scored, missing, benchmarks), long.VALUES, long.VALUE_KEY
+        )
         if texts:
             _add_scores(row, files)
         _add_curves(row, files)
-    return _found(row, files), told(row)
+    return _found(row, files), told(row, benchmarks)
 
 
 def _found(row: Row, files: Files) -> pd.DataFrame:
@@ -140,18 +151,25 @@ def needed(evaluation: EvalConfig) -> list[str]:
     return [*KEPT_FIRST, *([metric_name(scored)] if scored.encoder is not None else [])]
 
 
-def _complete_seeds(row: Row, lines: pd.DataFrame, texts: bool) -> list[int]:
+def _complete_seeds(row: Row, lines: pd.DataFrame, texts: bool, benchmarks: Sequence[str]) -> set[int]:
+    answered = lines[(lines["dataset"] == BENCHMARKS) & lines["metric"].isin(benchmarks)].groupby("seed").size()
+    tried = {int(seed) for seed in row.config.seed if answered.get(seed, 0) == len(set(benchmarks))}
     if not texts:
-        return [int(seed) for seed in lines[lines["dataset"] == TRAINING]["seed"].unique()]
+        trained = {int(seed) for seed in lines[lines["dataset"] == TRAINING]["seed"].unique()}
+        return tried if benchmarks else trained
     wanted = needed(row.config.eval)
     lines = lines[lines["metric"].isin(wanted)]
     counts = lines.drop_duplicates(["dataset", "metric", "seed"]).groupby("seed").size()
     whole = len(row.plan.sets) * len(wanted)
-    return [int(seed) for seed, count in counts.items() if count == whole]  # type: ignore[call-overload]
+    return tried & {int(seed) for seed, count in counts.items() if count == whole}  # type: ignore[call-overload]
 
 
 def _value_lines(
-    row: Row, table: str, scored: dict[tuple[str, int], list[Scored]], seeds: Sequence[int]
+    row: Row,
+    table: str,
+    scored: dict[tuple[str, int], list[Scored]],
+    seeds: Sequence[int],
+    benchmarks: Sequence[Benchmark],
 ) -> list[dict[str, Any]]:
     config = row.config
     common = {
@@ -166,7 +184,12 @@ def _value_lines(
     }
     once = [  # under every seed, so that it is there whichever seeds are asked for
         {**common, "column": column, "dataset": dataset, "metric": metric, "seed": seed, "value": repr(value), "n": n}
-        for column, dataset, metric, value, n in [*_cost(row), *_agreement(row), *_exposure(row)]
+        for column, dataset, metric, value, n in [
+            *_cost(row),
+            *_agreement(row),
+            *_exposure(row),
+            *_benchmarked(row, benchmarks),
+        ]
         for seed in seeds
     ]
     topics = {name: {e.id: e.topic for e in d.examples} for name, d in row.plan.sets.items()}
@@ -206,6 +229,19 @@ def _exposure(row: Row) -> Iterator[Once]:
             told = plan.store.manifest(plan.exposure(dataset))
             for length, value in told["exaccerr"].items():
                 yield dataset.title, name, f"{long.EXPOSURE}{length}", value, told["rows"]
+
+
+def _benchmarked(row: Row, benchmarks: Sequence[Benchmark]) -> Iterator[Once]:
+    """What lm-eval found, in percent.
+
+    Raises:
+        UserError: a task has no metric of the name that is asked for.
+    """
+    for one in benchmarks:
+        told = row.plan.store.manifest(row.plan.benchmark(row.role, one.task, one.shots))
+        if one.measure not in told["metrics"]:
+            raise UserError(f"{one.metric}: {one.task} measures {', '.join(told['metrics'])}")
+        yield one.task, BENCHMARKS, one.metric, told["metrics"][one.measure], told["rows"]
 
 
 def _meaning(row: Row, name: str, seed: int) -> Iterator[tuple[str, float, int]]:
@@ -298,9 +334,10 @@ def _add_curves(row: Row, files: Files) -> None:
     long.append(files.curves, lines, long.CURVES, long.CURVE_KEY)
 
 
-def told(row: Row) -> dict[str, Any]:
+def told(row: Row, benchmarks: Sequence[Benchmark] = ()) -> dict[str, Any]:
     """What a manifest tells of a measured row."""
     plan, config = row.plan, row.config
+    tried = [plan.benchmark(row.role, one.task, one.shots).name for one in benchmarks]
     train, valid = plan.data
     stages = {}
     for spec in plan.specs(row.role):
@@ -326,7 +363,7 @@ def told(row: Row) -> dict[str, Any]:
         "hub": _hub_commits(row),
         "stages": stages,
         "evaluation_seconds": round(seconds, 1),
-        "artifacts": [spec.name for spec in plan.specs(row.role)],
+        "artifacts": [*(spec.name for spec in plan.specs(row.role)), *tried],
         "versions": versions(),
         "hardware": hardware(),
     }

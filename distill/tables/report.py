@@ -16,7 +16,7 @@ from distill.config.schema import Config
 from distill.console import console
 from distill.tables import long
 from distill.tables.experiment import CONTEXT, Experiment, Printed, printed
-from distill.tables.measure import OF_TOPIC, TRAINING
+from distill.tables.measure import BENCHMARKS, OF_TOPIC, TRAINING
 from distill.tables.shape import Cell, Column, Comparison, cell, compare, printed_p, table
 
 OPTIONAL = (
@@ -84,7 +84,7 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
     ]
     if cuts:
         lines.append(f"Cut: {', '.join(cuts)} rows.")
-    present = [*config.data.eval, TRAINING]
+    present = [*config.data.eval, TRAINING, BENCHMARKS]
     absent = [title for title, column in experiment.columns.items() if column.dataset not in present]
     if absent:
         lines.append(f"Empty columns: data `{config.data.name}` has no {' and no '.join(absent)}.")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from distill.tables.long import AGREEMENTS, COSTS, EXPOSURE
+from distill.tables.long import AGREEMENTS, BENCHMARKS, COSTS, EXPOSURE
 
 RESAMPLES = 9999
 
@@ -55,7 +55,8 @@ def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
     chosen = chosen.drop_duplicates(["train_seed", "seed"])
     if chosen.empty:
         return None
-    if column.metric in (*COSTS, *AGREEMENTS) or column.metric.startswith(EXPOSURE):
+    once = column.metric in (*COSTS, *AGREEMENTS) or column.metric.startswith(EXPOSURE)
+    if once or column.dataset == BENCHMARKS:
         chosen = chosen.drop_duplicates("train_seed")
     values = chosen["value"].astype(float)
     by_training = values.groupby(chosen["train_seed"]).mean()
