@@ -73,6 +73,7 @@ class Chooser:
 
     def __init__(self, decode: EvalConfig):
         self.sampled = decode.do_sample
+        self._noise: Tensor | None = None
         self.warpers = LogitsProcessorList()  # temperature, top-k and top-p as transformers does them
         if decode.temperature != 1.0:
             self.warpers.append(TemperatureLogitsWarper(decode.temperature))
@@ -94,11 +95,17 @@ class Chooser:
         if not self.sampled:
             return logits.argmax(-1)
         scores: Tensor = self.warpers(None, logits)  # type: ignore[arg-type]
-        noise = torch.ones_like(scores)
+        noise = self._room(scores)
         drawn = [(stream, noise[line]) for line, stream in enumerate(streams) if stream is not None]
         if noise.is_cuda:
             for stream, numbers in drawn:
                 stream.fill(numbers)
         else:  # numpy draws without the interpreter's lock
             list(_threads().map(lambda one: one[0].fill(one[1]), drawn))
-        return (scores - noise.log_()).argmax(-1)
+        return torch.sub(scores, noise.log_(), out=noise).argmax(-1)
+
+    def _room(self, scores: Tensor) -> Tensor:
+        """Ones in the shape of `scores`, in a buffer that stays: fresh pages cost more than the draw."""
+        if self._noise is None or self._noise.numel() < scores.numel():
+            self._noise = torch.empty(scores.numel(), device=scores.device)
+        return self._noise[: scores.numel()].view(scores.shape).fill_(1)

@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache, DynamicCache
 
 from distill.config.schema import EvalConfig
 from distill.data.encode import Encoded
-from distill.evaluation.cache import RowCache
+from distill.evaluation.cache import RowCache, reading, sharing_prompts
 from distill.evaluation.decode import Chooser, NgramBan, RowStream
+from distill.memory import keep_freed_memory
+from distill.models.load import without_adapter
 
 SHARE = 8  # rows leave, and prompts join, once they are one in so many: the first copies the cache
+ALIKE, PREFILL = 0.8, 4096  # prompts read together: the shortest's share of the longest, and tokens at most
 FILLS = 8  # a group is about so many batches: what is written together, and lost together when a run is stopped
 
 
@@ -57,7 +61,7 @@ def groups(prompts: Sequence[Encoded], writing: Writing) -> list[list[int]]:
             cut.append([])
             held = 0
         cut[-1].append(i)
-        held += len(writing.seeds) * (len(prompts[i].prompt) + writing.decode.max_new_tokens)
+        held += len(prompts[i].prompt) + len(writing.seeds) * writing.decode.max_new_tokens
     return cut
 
 
@@ -92,7 +96,7 @@ def write_group(
 ) -> list[Generation]:
     """One group's responses, by prompt, then seed.
 
-    `batch_tokens` bounds the rows times the columns that their prompts and longest answers would take.
+    `batch_tokens` bounds the columns of the cache: a prompt's, held once, and those that its answers may come to.
     """
     return _Batch(model, prompts, writing, progress).run()
 
@@ -103,8 +107,7 @@ class _Row:
 
     id: str
     seed: int
-    columns: int  # of the cache that are its own: prompt and response so far
-    most: int  # that it may come to
+    prompt: int  # its length in tokens
     stream: RowStream
     ban: NgramBan | None
     tokens: list[int] = field(default_factory=list)
@@ -113,7 +116,7 @@ class _Row:
 
 
 class _Batch:
-    """The rows that are written together: line i of cache, mask and logits is `live[i]`."""
+    """The rows that are written together: line i of cache and logits is `live[i]`."""
 
     def __init__(self, model: Any, prompts: Sequence[Encoded], writing: Writing, progress: Callable[[int], object]):
         self.model, self.writing, self.progress = model, writing, progress
@@ -123,24 +126,26 @@ class _Batch:
         self.waiting = list(range(len(prompts)))
         self.prompts = prompts
         self.live: list[_Row] = []
-        self.cache = RowCache()
-        self.mask = torch.zeros(0, 0, dtype=torch.long, device=self.device)
+        self.cache: RowCache | None = None
         self.logits = torch.zeros(0, 0, device=self.device)
 
     def _row(self, prompt: Encoded, seed: int) -> _Row:
-        decode, length = self.writing.decode, len(prompt.prompt)
+        decode = self.writing.decode
         ban = NgramBan(decode.no_repeat_ngram_size, prompt.prompt) if decode.no_repeat_ngram_size else None
         stream = RowStream(seed, self.writing.set_name, prompt.id, self.device)
-        return _Row(prompt.id, seed, length, length + decode.max_new_tokens, stream, ban)
+        return _Row(prompt.id, seed, len(prompt.prompt), stream, ban)
 
     @torch.inference_mode()
     def run(self) -> list[Generation]:
         """Write all rows to their ends."""
-        while self.waiting or self.live:
-            self._admit()
-            chosen = self._leave(self._choose())
-            if self.live:
-                self._read(chosen)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        with sharing_prompts(without_adapter(self.model)):
+            while self.waiting or self.live:
+                self._admit()
+                chosen = self._leave(self._choose())
+                if self.live:
+                    self._read(chosen)
         return [Generation(r.id, r.seed, r.tokens, r.ended) for several in self.rows for r in several]
 
     def _admit(self) -> None:
@@ -148,29 +153,46 @@ class _Batch:
         several, held = len(self.writing.seeds), len(self.live)
         places = [line for line, row in enumerate(self.live) if row.done]
         if len(places) >= several:
-            if len(places) * SHARE >= held:
-                joining = self._first(len(places) // several)
-                self._join(joining, places[: several * len(joining)])
+            count = min(self._fitting(0), len(places) // several)
+            if count and len(places) * SHARE >= held:
+                for joining in self._alike(count):
+                    self._join(joining, places[: several * len(joining)])
+                    places = places[several * len(joining) :]
             return
-        columns = max((row.most for row in self.live if not row.done), default=0)
-        count = 0
-        for i in self.waiting:
-            columns = max(columns, self.rows[i][0].most)
-            if held + count and (held + count + several) * columns > self.writing.decode.batch_tokens:
-                break
-            count += several
-        if count * SHARE >= held:
-            self._join(self._first(count // several))
+        count = self._fitting(several)
+        if count and count * several * SHARE >= held:
+            for joining in self._alike(count):
+                self._join(joining)
 
-    def _first(self, count: int) -> list[int]:
-        """Take so many prompts, or all there are, from the front of those that wait."""
+    def _fitting(self, more: int) -> int:
+        """How many waiting prompts may join, each with so many more rows, within `batch_tokens`; at least one if no
+        row is being written."""
+        shown = {row.id: row.prompt for row in self.live if not row.done}  # a prompt's columns are held once
+        longest, rows, count = max(shown.values(), default=0), len(self.live), 0
+        for i in self.waiting:
+            longest = max(longest, len(self.prompts[i].prompt))
+            rows += more
+            columns = (len(shown) + count + 1) * longest + rows * self.writing.decode.max_new_tokens
+            if (self.live or count) and columns > self.writing.decode.batch_tokens:
+                break
+            count += 1
+        return count
+
+    def _alike(self, count: int) -> list[list[int]]:
+        """Take so many prompts from the front of those that wait, longest first, cut into batches of like length."""
         first, self.waiting = self.waiting[:count], self.waiting[count:]
-        return first
+        cut: list[list[int]] = []
+        longest = 0
+        for i in first:
+            length = len(self.prompts[i].prompt)
+            if not cut or length < ALIKE * longest or (len(cut[-1]) + 1) * longest > PREFILL:
+                cut.append([])
+                longest = length
+            cut[-1].append(i)
+        return cut
 
     def _join(self, joining: list[int], places: list[int] | None = None) -> None:
         """Read prompts together, once each, and put their rows in these places or below."""
-        if not joining:
-            return
         longest, several = max(len(self.prompts[i].prompt) for i in joining), len(self.writing.seeds)
         ids = torch.full((len(joining), longest), self.writing.pad_id)
         mask = torch.zeros_like(ids)
@@ -178,27 +200,23 @@ class _Batch:
             prompt = self.prompts[i].prompt
             ids[line, longest - len(prompt) :] = torch.tensor(prompt)
             mask[line, longest - len(prompt) :] = 1
-        mask, cache = mask.to(self.device), RowCache()
-        logits = self._forward(ids.to(self.device), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
-        logits, mask = logits.repeat_interleave(several, 0), mask.repeat_interleave(several, 0)
-        rows = [row for i in joining for row in self.rows[i]]
-        if not self.live:
-            cache.repeat(several)
-            self.cache, self.mask, self.logits, self.live = cache, mask, logits, rows
-            return
-        columns = max(self.mask.shape[1], longest)
-        self.mask, mask = _left_padded(self.mask, columns), _left_padded(mask, columns)
-        if places is None:
-            self.cache.join(cache, several, None)
-            self.mask, self.logits = torch.cat([self.mask, mask]), torch.cat([self.logits, logits])
+        mask, read = mask.to(self.device), DynamicCache()
+        logits = self._forward(ids.to(self.device), mask, (mask.cumsum(1) - 1).clamp_min(0), read)
+        logits, rows = logits.repeat_interleave(several, 0), [row for i in joining for row in self.rows[i]]
+        if self.cache is None:
+            self.cache, self.logits, self.live = RowCache(read, mask, several), logits, rows
+        elif places is None:
+            self.cache.join(read, mask, None, several)
+            self.logits = torch.cat([self.logits, logits])
             self.live += rows
-            return
-        at = torch.tensor(places, device=self.device)
-        self.cache.join(cache, several, at)
-        self.mask[at], self.logits[at] = mask, logits
-        self.progress(len(places))
-        for place, row in zip(places, rows, strict=True):
-            self.live[place] = row
+        else:
+            at = torch.tensor(places, device=self.device)
+            self.cache.join(read, mask, at, several)
+            self.logits[at] = logits
+            self.progress(len(places))
+            for place, row in zip(places, rows, strict=True):
+                self.live[place] = row
+        self.cache.trim_prompts()
 
     def _choose(self) -> Tensor:
         """Choose each row's next token `[lines]` and note it."""
@@ -214,38 +232,42 @@ class _Batch:
                 row.ended = row.done = True
                 continue
             row.tokens.append(token)
-            row.columns += 1
             if row.ban is not None:
                 row.ban.add(token)
-            row.done = row.columns == row.most
+            row.done = len(row.tokens) == self.writing.decode.max_new_tokens
         return chosen
 
     def _leave(self, chosen: Tensor) -> Tensor:
         """Take finished rows out once they are many, unless others wait for their places, and forget columns that no
         row reads any more; the tokens of the rows that stay."""
+        assert self.cache is not None
         going = [row for row in self.live if not row.done]
         done = len(self.live) - len(going)
-        replaced = bool(going) and len(self.waiting) > 0 and done >= len(self.writing.seeds)
+        if not going:
+            self.progress(done)
+            self.live, self.cache = [], None
+            return chosen
+        replaced = done >= len(self.writing.seeds) and self._fitting(0) > 0
         if done and done * SHARE >= len(self.live) and not replaced:
             self.progress(done)
-            keep = torch.tensor([not row.done for row in self.live], device=self.device)
-            self.mask, chosen, self.live = self.mask[keep], chosen[keep], going
-            if going:
-                self.cache.select(keep.nonzero().squeeze(-1))
-        if going:
-            unread = self.mask.shape[1] - max(row.columns - 1 for row in going)  # the chosen token is not in yet
-            self.cache.trim(unread)
-            self.mask = self.mask[:, unread:]
+            keep = torch.tensor([line for line, row in enumerate(self.live) if not row.done], device=self.device)
+            self.cache.select(keep)
+            self.cache.trim_prompts()
+            chosen, self.live = chosen[keep], going
+        # The chosen token is not in yet
+        self.cache.trim(self.cache.mask.shape[1] - max(len(row.tokens) - 1 for row in going))
         return chosen
 
     def _read(self, chosen: Tensor) -> None:
-        """Run the model over the chosen tokens; a finished row that is still here reads nothing new."""
-        new = torch.tensor([[int(not row.done)] for row in self.live], device=self.device)
-        self.mask = torch.cat([self.mask, new], dim=1)
-        positions = (self.mask.sum(1, keepdim=True) - 1).clamp_min(0)
-        self.logits = self._forward(chosen.unsqueeze(1), self.mask, positions, self.cache)
+        """Run the model over the chosen tokens; what a finished row that is still here reads means nothing."""
+        assert self.cache is not None
+        positions = [0 if row.done else row.prompt + len(row.tokens) - 1 for row in self.live]
+        bias = self.cache.next_column(self.model.dtype)
+        with reading(self.cache):
+            at = torch.tensor(positions, device=self.device).unsqueeze(1)
+            self.logits = self._forward(chosen.unsqueeze(1), bias, at, self.cache)
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: RowCache) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Next-token logits `[rows, V]` in fp32."""
         output = self.model(
             input_ids=ids,
@@ -256,7 +278,3 @@ class _Batch:
             logits_to_keep=1,
         )
         return output.logits[:, -1].float()
-
-
-def _left_padded(mask: Tensor, columns: int) -> Tensor:
-    return torch.nn.functional.pad(mask, (columns - mask.shape[1], 0))

@@ -7,10 +7,7 @@ time, which on a CPU keeps them in its cache.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import psutil
@@ -20,13 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from distill.losses.base import Divergence, value_and_gradient
 from distill.losses.trainable import TrainableDivergence
+from distill.memory import keep_freed_memory
 
 CHUNK_BYTES = 100 * 2**20  # of student and teacher logits together, on a CPU
 SHARE = 32  # one part of the memory in so many is what a chunk may take
 CHUNK_COST = 24  # bytes that a chunk holds a token and class: logits, log-probabilities and their products
 CACHE_BYTES = 2**21  # of logits that the passes of a divergence run over at once on a CPU
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-KEPT_BYTES, LARGEST_KEPT = 2**26, 2**25  # what malloc may hold back, and the largest piece that it can
 
 
 @dataclass(frozen=True)
@@ -73,19 +69,6 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).to(torch.promote_types(a.dtype, torch.float32))
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let glibc's malloc hold back the blocks that a pass frees, up to `KEPT_BYTES`, for the next pass.
-
-    By default it hands them to the system, and the page faults of getting them anew cost several times what the passes
-    themselves do. Other allocators have their own ways.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 _ROOM: dict[tuple[int, torch.dtype], Tensor] = {}
@@ -209,7 +192,7 @@ class _Job:
     ) -> tuple[tuple[Tensor, Tensor], Grads]:
         """Sums of CE and divergence, and the gradients of their weighted sum by hidden states, weight and bias."""
         if hidden.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         weight, bias, count = head.weight, head.bias, hidden.shape[0]
         exact = torch.promote_types(hidden.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden, dtype=exact) if needed[0] else None
