@@ -1,4 +1,4 @@
-"""The most memory that this process has held (on a GPU its allocations, else its resident set); keeping what it frees."""
+"""The most memory that a process has held (on a GPU its allocations, else its resident set); keeping freed blocks."""
 
 from __future__ import annotations
 
