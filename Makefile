@@ -57,6 +57,8 @@ bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs
 	$(RUN) bench.step
 	$(RUN) bench.gkd
 	$(RUN) bench.rouge
+	$(RUN) bench.generate
+	$(RUN) bench.generate bf16
 
 docs: setup  ## write docs/losses.md from the losses
 	$(RUN) distill.losses.page > docs/losses.md
