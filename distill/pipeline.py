@@ -45,8 +45,8 @@ NOT_DETERMINING = {
     "shared_seed",
     "teacher_signal",
 }
-# Keys of `eval` that change no text
-NO_DECODING = {"sets", "batch_tokens", "bertscore", "judge", "benchmarks"}
+# Keys of `eval` that change no text, or (engine) are named apart
+NO_DECODING = {"sets", "engine", "batch_tokens", "bertscore", "judge", "benchmarks"}
 SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
 Role = Literal["teacher", "student"]
 
@@ -206,7 +206,7 @@ class Plan:
         """The settings that a generated text depends on."""
         evaluation = _settings(self.config.eval, exclude=NO_DECODING)
         train = _settings(self.config.train, include={"max_prompt_length", "precision"})
-        return {**evaluation, **train, "engine": "transformers"}
+        return {**evaluation, **train, "engine": self.config.eval.engine}
 
     def run_key(self, role: Role) -> str:
         """Hash of everything that a row's values depend on but the generation seed."""

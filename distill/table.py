@@ -113,6 +113,9 @@ class Table:
                 Row(label, load([*own, *words, *overrides, *training]), role)
                 for training in ([[t] for t in trainings] or [[]])
             ]
+        engines = {row.config.eval.engine for rows in self.rows.values() for row in rows}
+        if len(engines) > 1:
+            raise UserError(f"{name}: rows by {' and '.join(sorted(engines))}; a table has one engine, set eval.engine")
         self.config = self.rows["SFT"][0].config
         from distill.tables.experiment import folder, resolved
 

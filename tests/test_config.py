@@ -44,6 +44,9 @@ def test_every_row_of_every_table_composes(name):
     for row in found.rows.values():
         load([*found.overrides, *row.overrides, f"model={found.model}"])
     numbers, _ = experiment.printed(found, found.model)
+    if not found.sources:  # a table of our own
+        assert not numbers
+        return
     assert {row for row, _ in numbers} - set(experiment.CONTEXT) == set(found.rows)
     assert {column for _, column in numbers} == set(found.columns)
 

@@ -13,7 +13,7 @@ from distill.config import load
 from distill.config.schema import GeneratorConfig, SplitConfig
 from distill.data import sets
 from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
-from distill.data.examples import fingerprint, make_examples, read_jsonl
+from distill.data.examples import fingerprint, make_examples, read
 from distill.data.micro import generate
 from distill.data.templates import render
 from distill.errors import UserError
@@ -55,17 +55,17 @@ def write(path, *lines):
 def test_a_bad_line_is_named_with_file_and_number(tmp_path, bad, message):
     path = write(tmp_path / "d.jsonl", GOOD, bad)
     with pytest.raises(UserError, match=r"d\.jsonl:2: .*" + message):
-        read_jsonl(path)
+        read(path)
 
 
 def test_all_bad_lines_at_once_and_missing_or_empty_files(tmp_path):
     with pytest.raises(UserError) as caught:
-        read_jsonl(write(tmp_path / "d.jsonl", "x", GOOD, "y"))
+        read(write(tmp_path / "d.jsonl", "x", GOOD, "y"))
     assert len(caught.value.problems) == 2
     with pytest.raises(UserError, match="no such data file"):
-        read_jsonl(tmp_path / "none.jsonl")
+        read(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="no rows"):
-        read_jsonl(write(tmp_path / "e.jsonl"))
+        read(write(tmp_path / "e.jsonl"))
 
 
 def test_ids_are_content_and_ordinal():
@@ -84,7 +84,7 @@ def test_references_input_and_topic(tmp_path):
         "prompt": "ready-made",
         "input": None,
     }
-    (example,) = read_jsonl(write(tmp_path / "d.jsonl", line))
+    (example,) = read(write(tmp_path / "d.jsonl", line))
     assert (example.references, example.response, example.input, example.topic) == (
         ("a", "b"),
         "a",
@@ -278,3 +278,64 @@ def test_different_tokenizers_are_refused(tokenizers):
         check_same_tokenizer(tokenizers["gpt2"], tokenizers["opt"])
     with pytest.raises(UserError, match="different tokenizers"):  # equal size is not enough
         check_same_tokenizer(tokenizers["gpt2"], train_tokenizer("gpt2", [t[::-1] for t in TEXTS], 420))
+
+
+# ----------------------------------------------------------------------------------------------------------- raw sets
+def test_unnatural_instructions_as_its_authors_keep_them(tmp_path):
+    """A line is an instruction with its instances."""
+    line = {
+        "instruction": "Say it again.",
+        "instances": [{"input": "yes", "output": "yes", "constraints": "None."}, {"input": "no", "output": "no"}],
+    }
+    first, second = read(write(tmp_path / "core_data.jsonl", line))
+    assert (first.instruction, first.input, first.references) == ("Say it again.", "yes", ("yes",))
+    assert (second.input, second.references) == ("no", ("no",))
+    with pytest.raises(UserError, match=r"core_data\.jsonl:1: an instance is"):
+        read(write(tmp_path / "core_data.jsonl", {"instruction": "i", "instances": [{"input": "a"}]}))
+
+
+def task(*outputs):
+    instances = [{"input": f"in {n}", "output": output} for n, output in enumerate(outputs)]
+    return json.dumps({"Definition": ["Do the thing."], "Instances": instances})
+
+
+def test_super_natural_instructions_as_a_collection_and_as_task_files(tmp_path):
+    """Of the collection its test tasks, of a task its first hundred instances; a plain folder is its task files."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "splits/default").mkdir(parents=True)
+    (tmp_path / "tasks/task2_b.json").write_text(task(["a", "b"]))
+    (tmp_path / "tasks/task1_a.json").write_text(task(*[["x"]] * 120))
+    (tmp_path / "tasks/task3_train.json").write_text(task(["not of the test split"]))
+    (tmp_path / "splits/default/test_tasks.txt").write_text("task2_b\ntask1_a\n")
+    found = read(tmp_path)
+    assert len(found) == 101 and found[-1].references == ("a", "b") and found[0].instruction == "Do the thing."
+    assert len(read(tmp_path / "tasks")) == 102
+    (tmp_path / "tasks/task2_b.json").write_text('{"Instances": []}')
+    with pytest.raises(UserError, match=r"task2_b\.json: a task file has 'Definition' and 'Instances', not Instances"):
+        read(tmp_path)
+    (tmp_path / "tasks/task2_b.json").unlink()
+    with pytest.raises(UserError, match=r"names 1 tasks that are not there, such as .*task2_b\.json"):
+        read(tmp_path)
+
+
+def test_filters_and_counts_of_the_papers_sets(tmp_path, capsys):
+    """References of 11 words and more; 10,000 by content, whatever the file's order; other counts are told."""
+    long, short = " ".join(["word"] * 11), " ".join(["word"] * 10)
+    rows = [{"instruction": f"q{n}", "output": [long, short] if n % 2 else [short, long]} for n in range(10)]
+    split = load(["data=dolly", "model=gpt2"]).data.eval["unni"]
+    assert (split.min_words, split.sample, split.expected) == (11, 10000, 10000)
+    few = split.model_copy(update={"sample": 3})
+    kept = sets.choose(read(write(tmp_path / "u.jsonl", *rows)), few)
+    again = sets.choose(read(write(tmp_path / "v.jsonl", *rows[::-1])), few)
+    assert len(kept) == 3 and {e.id for e in kept} == {e.id for e in again} and kept == again[::-1]
+    assert all(int(e.instruction[1:]) % 2 for e in kept)
+    assert len(sets.choose(read(tmp_path / "u.jsonl"), split)) == 5  # there are no 10,000
+    config = load(
+        ["data=dolly", "model=gpt2", f"data.root={tmp_path}", "data.eval.sni.file=u.jsonl", "eval.sets=[sni]"]
+    )
+    (sni,) = sets.evaluation(config).values()
+    assert len(sni.examples) == 5 and "5 rows, where the papers have 1694" in capsys.readouterr().out
+    write(tmp_path / "short.jsonl", {"instruction": "q", "output": short})
+    with pytest.raises(UserError, match="of 0 rows that min_words=11 keeps"):
+        sets.evaluation(load(["data=dolly", "model=gpt2", f"data.root={tmp_path}", "data.eval.sni.file=short.jsonl",
+                         "eval.sets=[sni]"]))  # fmt: skip

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from conftest import VOCAB, tiny_gpt2, tiny_llama, tiny_opt
 
 from distill.config import load
 from distill.data.encode import Encoded
+from distill.errors import UserError
 from distill.evaluation.cache import RowCache
 from distill.evaluation.decode import NgramBan, RowStream
 from distill.evaluation.generate import Writing, generate, groups
+from distill.evaluation.vllm_engine import VllmEngine
+from distill.models.load import Weights
 
 DECODE = load(["model=micro"]).eval.model_copy(update={"max_new_tokens": 12})
 PROMPTS = [Encoded(f"p{n}", [1 + (7 * i + n) % (VOCAB - 1) for i in range(n)], []) for n in (1, 3, 9, 4, 6, 2, 5)]
@@ -163,3 +168,70 @@ def test_a_text_without_repeats():
         return len(pairs) - len(set(pairs))
 
     assert sum(map(repeats, free)) > 0 and sum(map(repeats, bound)) == 0
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_beam_search_is_transformers_own_and_the_same_for_all_seeds(make):
+    model = make()
+    written = write(model, do_sample=False, num_beams=3, no_repeat_ngram_size=2)
+    for first, second, prompt in zip(written[::2], written[1::2], PROMPTS, strict=True):
+        ids = torch.tensor([prompt.prompt])
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, num_beams=3,
+            no_repeat_ngram_size=2, eos_token_id=0, pad_token_id=0,
+        )[0, len(prompt.prompt) :].tolist()  # fmt: skip
+        assert first.tokens == second.tokens == [t for t in expected if t] and (first.seed, second.seed) == (10, 20)
+        assert first.ended == (0 in expected)
+
+
+def test_draws_that_nearly_tie_are_counted():
+    """Of two tokens with one embedding row each is as good as the other wherever either is first."""
+    model = tiny_gpt2()
+    (before,) = write(model, PROMPTS[2:3], [10], eos=-1, do_sample=False)
+    assert before.ties == 0
+    weight = model.get_output_embeddings().weight
+    twin = next(t for t in range(1, VOCAB) if t not in [*before.tokens, *PROMPTS[2].prompt])
+    with torch.no_grad():
+        weight[twin] = weight[before.tokens[0]]
+    (after,) = write(model, PROMPTS[2:3], [10], eos=-1, do_sample=False)
+    assert after.ties >= 1
+
+
+def test_vllm_is_asked_with_a_seed_for_each_request(monkeypatch, tmp_path):
+    """Against a stand-in for the package: what it is given, and what is made of what it gives."""
+    asked = {}
+
+    class Llm:
+        def __init__(self, **settings):
+            asked["model"] = settings
+
+        def generate(self, inputs, settings, use_tqdm):
+            asked["inputs"], asked["settings"] = inputs, settings
+            row = lambda ids: type("R", (), {"outputs": [type("O", (), {"token_ids": ids})]})  # noqa: E731
+            return [row([5, 6, 0] if n % 2 else [7, 8]) for n in range(len(inputs))]
+
+    fake = type("Vllm", (), {"LLM": Llm, "SamplingParams": dict})
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    config = load(["model=gpt2", "eval.engine=vllm", "eval.top_k=5"])
+    engine = VllmEngine(config, Weights(str(tmp_path)))
+    finished = []
+    written = engine.write(PROMPTS[:2], Writing("set", [10, 20], config.eval, 0, 0), finished.append)
+    assert [(g.id, g.seed, g.tokens, g.ended) for g in written] == [
+        ("p1", 10, [7, 8], False), ("p1", 20, [5, 6], True), ("p3", 10, [7, 8], False), ("p3", 20, [5, 6], True),
+    ]  # fmt: skip
+    assert len({s["seed"] for s in asked["settings"]}) == 4 and asked["settings"][0]["top_k"] == 5
+    assert asked["inputs"][2] == {"prompt_token_ids": PROMPTS[1].prompt} and finished == [4]
+    assert asked["model"]["max_model_len"] == config.train.max_prompt_length + config.eval.max_new_tokens
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match="pip install vllm"):
+        VllmEngine(config, Weights(str(tmp_path)))
+
+
+def test_engines_and_searches_that_do_not_go_together():
+    for words, message in (
+        (["eval.num_beams=4"], "set do_sample=false"),
+        (["eval.engine=vllm", "eval=reference"], "no no_repeat_ngram_size"),
+        (["eval.engine=vllm", "eval.num_beams=2", "eval.do_sample=false"], "no num_beams"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(["model=gpt2", *words])

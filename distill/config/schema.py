@@ -77,7 +77,10 @@ class ModelConfig(Section):
 
 
 class SplitConfig(Section):
-    """One set of examples: a hub file (dataset id, revision, rows `a:b`) or a local one, then skip and limit."""
+    """One set of examples: a hub file (dataset id, revision, rows `a:b`) or a local one, and which of its rows.
+
+    First those with references of `min_words` words and more, then a fixed choice of `sample`, then skip and limit.
+    """
 
     title: str | None = None
     hub: str | None = None
@@ -85,6 +88,8 @@ class SplitConfig(Section):
     hub_rows: Annotated[str, Field(pattern=r"^\d*:\d*$")] = ":"
     revision: str = "main"
     file: str | None = None
+    min_words: Count | None = None
+    sample: Count | None = None
     skip: Annotated[int, Field(ge=0)] = 0
     limit: Count | None = None
     expected: Count | None = None
@@ -203,11 +208,21 @@ class EvalConfig(Section):
     top_p: Fraction
     top_k: Annotated[int, Field(ge=0)]
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
+    num_beams: Count = 1
     overlong_prompt: Overlong
     batch_tokens: Count
+    engine: Literal["transformers", "vllm"] = "transformers"
     bertscore: BertScoreConfig = BertScoreConfig(encoder=None)
     judge: JudgeConfig = JudgeConfig()
     benchmarks: BenchmarksConfig = BenchmarksConfig()
+
+    @model_validator(mode="after")
+    def _decoding(self) -> EvalConfig:
+        if self.num_beams > 1 and self.do_sample:
+            raise ValueError(f"num_beams={self.num_beams} searches, it does not sample; set do_sample=false")
+        if self.engine == "vllm" and (self.no_repeat_ngram_size or self.num_beams > 1):
+            raise ValueError("engine=vllm has no no_repeat_ngram_size and no num_beams; take engine=transformers")
+        return self
 
 
 class LossConfig(Section):

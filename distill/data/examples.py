@@ -1,4 +1,4 @@
-"""The example record, and reading it from JSONL with errors that name file and line."""
+"""The example record, and reading it from JSONL or raw task files with errors that name file and line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any
 
 from distill.errors import UserError
 
+Row = tuple[str, str, Sequence[str], str]  # instruction, input, references, topic
+TEST_TASKS = "splits/default/test_tasks.txt"  # of Super-NaturalInstructions' collection
+INSTANCES = 100  # of a task, as its own evaluation takes them
 ALLOWED = "a line is {'instruction': str, 'output': str or list of str, 'input': str (optional)}"
 
 
@@ -34,7 +37,7 @@ class Example:
         return self.references[0]
 
 
-def make_examples(rows: Iterable[tuple[str, str, Sequence[str], str]]) -> list[Example]:
+def make_examples(rows: Iterable[Row]) -> list[Example]:
     """Examples from (instruction, input, references, topic), each with its id."""
     seen: Counter[str] = Counter()
     examples = []
@@ -55,33 +58,67 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_jsonl(path: Path, rows: slice = slice(None)) -> list[Example]:
-    """The rows `rows` of a JSONL file as examples.
+def read(path: Path, rows: slice = slice(None)) -> list[Example]:
+    """The rows `rows` of a JSONL file, or the instances of a folder of Super-NaturalInstructions' tasks, as examples.
+
+    A line of JSONL is one example or, as Unnatural Instructions' raw file has it, an instruction with its `instances`.
 
     Raises:
         UserError: the file is missing or empty, or lines (the first ten are named) are not JSON, lack a field, have
             one of a wrong type, or have an empty response.
     """
-    if not path.is_file():
+    if path.is_dir():
+        numbered = [(str(file), file.read_bytes()) for file in _task_files(path)]
+        parse = _parse_task
+    elif path.is_file():
+        with path.open("rb") as lines:
+            numbered = [(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+        parse = _parse
+    else:
         raise UserError(f"{path}: no such data file; set data.root=DIR (or DISTILL_DATA) to the folder that holds it")
     problems: list[str] = []
-    parsed: list[tuple[str, str, Sequence[str], str]] = []
-    with path.open("rb") as lines:
-        numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
-    for number, line in numbered[rows]:
+    parsed: list[Row] = []
+    for place, text in numbered[rows]:
         try:
-            parsed.append(_parse(line))
+            parsed += parse(_object(text))
         except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
+            problems.append(f"{place}: {error}")
     if problems:
         rest = len(problems) - 10
-        raise UserError(problems[:10] + ([f"{path}: {rest} more lines like these"] if rest > 0 else []))
+        raise UserError(problems[:10] + ([f"{path}: {rest} more like these"] if rest > 0 else []))
     if not parsed:
-        raise UserError(f"{path}: no rows (of {len(numbered)} in the file); {ALLOWED}")
+        raise UserError(f"{path}: no rows (of {len(numbered)} lines or task files); {ALLOWED}")
     return make_examples(parsed)
 
 
-def _parse(line: bytes) -> tuple[str, str, Sequence[str], str]:
+def _task_files(folder: Path) -> list[Path]:
+    """A folder's task files by name; of the whole collection (`tasks/` and `splits/`) those of its test split."""
+    listed = folder / TEST_TASKS
+    if not listed.is_file():
+        return sorted(folder.glob("*.json"))
+    files = [folder / "tasks" / f"{name}.json" for name in listed.read_text(encoding="utf-8").split()]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"{listed} names {len(missing)} tasks that are not there, such as {missing[0]}")
+    return sorted(files)
+
+
+def _parse_task(row: dict[str, Any]) -> list[Row]:
+    """The first instances of a task of Super-NaturalInstructions, each with the task's definition as instruction."""
+    definition, instances = row.get("Definition"), row.get("Instances")
+    definition = definition[0] if isinstance(definition, list) and definition else definition
+    if not isinstance(definition, str) or not isinstance(instances, list):
+        raise ValueError(f"a task file has 'Definition' and 'Instances', not {', '.join(sorted(row)) or 'nothing'}")
+    return [one for x in instances[:INSTANCES] for one in _parse({"instruction": definition, **_instance(x)})]
+
+
+def _instance(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict) or "output" not in found:
+        raise ValueError("an instance is {'input': str, 'output': str or list of str}")
+    return {"input": found.get("input"), "output": found["output"]}
+
+
+def _object(line: bytes) -> dict[str, Any]:
     try:
         row: Any = json.loads(line.decode())
         json.dumps(row, ensure_ascii=False).encode()  # an escape may stand for half a character
@@ -91,6 +128,13 @@ def _parse(line: bytes) -> tuple[str, str, Sequence[str], str]:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno}); {ALLOWED}") from None
     if not isinstance(row, dict):
         raise ValueError(f"a {type(row).__name__}, not an object; {ALLOWED}")
+    return row
+
+
+def _parse(row: dict[str, Any]) -> list[Row]:
+    if isinstance(row.get("instances"), list) and "output" not in row:
+        several = [{**row, **_instance(x)} for x in row["instances"]]
+        return [one for x in several for one in _parse({k: v for k, v in x.items() if k != "instances"})]
     missing = [field for field in ("instruction", "output") if field not in row]
     if missing:
         raise ValueError(f"lacks {' and '.join(missing)} (has {', '.join(sorted(row)) or 'nothing'}); {ALLOWED}")
@@ -103,4 +147,4 @@ def _parse(line: bytes) -> tuple[str, str, Sequence[str], str]:
         raise ValueError(f"output is a {type(output).__name__}; {ALLOWED}")
     if not references or not all(r.strip() for r in references):
         raise ValueError("empty response; give a text or leave the row out")
-    return row["instruction"], text, references, str(row.get("topic") or row.get("category") or "")
+    return [(row["instruction"], text, references, str(row.get("topic") or row.get("category") or ""))]

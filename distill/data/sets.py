@@ -8,7 +8,7 @@ from pathlib import Path
 from distill import hub
 from distill.config.schema import Config, DataConfig, SplitConfig
 from distill.console import say
-from distill.data.examples import Example, fingerprint, read_jsonl
+from distill.data.examples import Example, fingerprint, read
 from distill.errors import UserError
 
 
@@ -77,10 +77,25 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
         path, rows = Path(data.root) / split.file, slice(None)
     else:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
-    whole = read_jsonl(path, rows)
-    if split.expected is not None and len(whole) != split.expected and split.limit != split.expected:
+    whole = choose(read(path, rows), split)
+    if split.expected is not None and len(whole) != split.expected:
         say(f"{split.title or name}: {len(whole)} rows, where the papers have {split.expected}")
     return _cut(name, split, whole, str(path))
+
+
+def choose(examples: list[Example], split: SplitConfig) -> list[Example]:
+    """The rows of a raw set that the papers measure on, in their order.
+
+    `min_words`: those whose reference (the first, where there are several) has so many words between white space or
+    more. `sample`: of these so many, the ones whose ids (hashes of their content) come first: a choice that depends on
+    neither order nor version of the file.
+    """
+    if split.min_words is not None:
+        examples = [e for e in examples if len(e.response.split()) >= split.min_words]
+    if split.sample is not None:
+        chosen = set(sorted(e.id for e in examples)[: split.sample])
+        examples = [e for e in examples if e.id in chosen]
+    return examples
 
 
 def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Dataset:
@@ -88,7 +103,8 @@ def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Da
     end = None if split.limit is None else split.skip + split.limit
     examples = whole[split.skip : end]
     if not examples:
-        raise UserError(f"{source}: data.{name}.skip={split.skip} leaves nothing of {len(whole)} rows")
+        kept = f" that min_words={split.min_words} keeps" if split.min_words else ""
+        raise UserError(f"{source}: data.{name}.skip={split.skip} leaves nothing of {len(whole)} rows{kept}")
     note = f"{len(examples)} of {len(whole)}" if len(examples) < len(whole) else ""
     return Dataset(name, split.title or name, examples, note)
 

@@ -15,10 +15,17 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from distill.config.schema import EvalConfig
 
+TIE = 1e-4  # scores that differ by less may change places with another batch size's rounding in fp32
+
 
 @cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="noise")
+
+
+def row_digest(seed: int, set_name: str, example_id: str) -> bytes:
+    """What a row's random stream is seeded from: 32 bytes."""
+    return hashlib.sha256(f"{seed}/{set_name}/{example_id}".encode()).digest()
 
 
 class RowStream:
@@ -29,7 +36,7 @@ class RowStream:
     """
 
     def __init__(self, seed: int, set_name: str, example_id: str, device: torch.device | str = "cpu"):
-        digest = hashlib.sha256(f"{seed}/{set_name}/{example_id}".encode()).digest()
+        digest = row_digest(seed, set_name, example_id)
         self._bits: np.random.Generator | torch.Generator
         if torch.device(device).type == "cpu":
             self._bits = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
@@ -82,8 +89,12 @@ class Chooser:
         if decode.top_p < 1.0:
             self.warpers.append(TopPLogitsWarper(decode.top_p))
 
-    def __call__(self, logits: Tensor, streams: Sequence[RowStream | None], bans: Sequence[NgramBan | None]) -> Tensor:
-        """The next token of each line `[lines]`; a line without a stream (a finished row) draws nothing.
+    def __call__(
+        self, logits: Tensor, streams: Sequence[RowStream | None], bans: Sequence[NgramBan | None]
+    ) -> tuple[Tensor, Tensor]:
+        """The next token of each line `[lines]`, and whether another was as good within `TIE` `[lines]`.
+
+        A line without a stream (a finished row) draws nothing.
 
         Args:
             logits: `[lines, V]` in fp32; overwritten.
@@ -93,7 +104,7 @@ class Chooser:
             if ban is not None and (tokens := ban.banned()):
                 logits[line, tokens] = -torch.inf
         if not self.sampled:
-            return logits.argmax(-1)
+            return _largest(logits)
         scores: Tensor = self.warpers(None, logits)  # type: ignore[arg-type]
         noise = self._room(scores)
         drawn = [(stream, noise[line]) for line, stream in enumerate(streams) if stream is not None]
@@ -102,10 +113,15 @@ class Chooser:
                 stream.fill(numbers)
         else:  # numpy draws without the interpreter's lock
             list(_threads().map(lambda one: one[0].fill(one[1]), drawn))
-        return torch.sub(scores, noise.log_(), out=noise).argmax(-1)
+        return _largest(torch.sub(scores, noise.log_(), out=noise))
 
     def _room(self, scores: Tensor) -> Tensor:
         """Ones in the shape of `scores`, in a buffer that stays: fresh pages cost more than the draw."""
         if self._noise is None or self._noise.numel() < scores.numel():
             self._noise = torch.empty(scores.numel(), device=scores.device)
         return self._noise[: scores.numel()].view(scores.shape).fill_(1)
+
+
+def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    best, chosen = scores.max(-1)
+    return chosen, (scores > best.unsqueeze(-1) - TIE).sum(-1) > 1

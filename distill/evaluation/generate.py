@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, GenerationConfig
 
 from distill.config.schema import EvalConfig
 from distill.data.encode import Encoded
@@ -24,12 +24,13 @@ FILLS = 8  # a group is about so many batches: what is written together, and los
 
 @dataclass(frozen=True)
 class Generation:
-    """A sampled response: its tokens without EOS, and whether EOS ended it (or the length limit)."""
+    """A response: its tokens without EOS, whether EOS ended it (or the length limit), and draws that nearly tied."""
 
     id: str
     seed: int
     tokens: list[int]
     ended: bool
+    ties: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def write_group(
 
     `batch_tokens` bounds the columns of the cache: a prompt's, held once, and those that its answers may come to.
     """
+    if writing.decode.num_beams > 1:
+        return _search(model, prompts, writing, progress)
     return _Batch(model, prompts, writing, progress).run()
 
 
@@ -113,6 +116,7 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     done: bool = False
+    ties: int = 0
 
 
 class _Batch:
@@ -146,7 +150,7 @@ class _Batch:
                 chosen = self._leave(self._choose())
                 if self.live:
                     self._read(chosen)
-        return [Generation(r.id, r.seed, r.tokens, r.ended) for several in self.rows for r in several]
+        return [Generation(r.id, r.seed, r.tokens, r.ended, r.ties) for several in self.rows for r in several]
 
     def _admit(self) -> None:
         """Let waiting prompts join: in the places of finished rows, or below while there is room for more rows."""
@@ -220,14 +224,15 @@ class _Batch:
 
     def _choose(self) -> Tensor:
         """Choose each row's next token `[lines]` and note it."""
-        chosen = self.chooser(
+        chosen, tied = self.chooser(
             self.logits,
             [None if row.done else row.stream for row in self.live],
             [None if row.done else row.ban for row in self.live],
         )
-        for row, token in zip(self.live, chosen.tolist(), strict=True):
+        for row, token, near in zip(self.live, chosen.tolist(), tied.tolist(), strict=True):
             if row.done:
                 continue
+            row.ties += near
             if token == self.writing.eos_id:
                 row.ended = row.done = True
                 continue
@@ -278,3 +283,28 @@ class _Batch:
             logits_to_keep=1,
         )
         return output.logits[:, -1].float()
+
+
+@torch.inference_mode()
+def _search(
+    model: Any, prompts: Sequence[Encoded], writing: Writing, progress: Callable[[int], object]
+) -> list[Generation]:
+    """Beam search by transformers' `generate`, a prompt at a time; it draws nothing, so all seeds get one text."""
+    decode, done = writing.decode, []
+    settings = GenerationConfig(
+        num_beams=decode.num_beams,
+        do_sample=False,
+        max_new_tokens=decode.max_new_tokens,
+        no_repeat_ngram_size=decode.no_repeat_ngram_size or None,
+        eos_token_id=writing.eos_id,
+        pad_token_id=writing.pad_id,
+    )
+    for prompt in prompts:  # alone: the n-grams that may not repeat would count padding's
+        ids = torch.tensor([prompt.prompt], device=model.device)
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        tokens = output[0, ids.shape[1] :].tolist()
+        ended = writing.eos_id in tokens
+        tokens = tokens[: tokens.index(writing.eos_id)] if ended else tokens
+        done += [Generation(prompt.id, seed, list(tokens), ended) for seed in writing.seeds]
+        progress(len(writing.seeds))
+    return done

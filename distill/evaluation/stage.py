@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distill.errors import UserError
 from distill.evaluation.generate import Generation, Writing, groups, write_group
 from distill.evaluation.rouge import rouge_l
 from distill.evaluation.text import exact_match
+from distill.evaluation.vllm_engine import VllmEngine
 from distill.models.load import Weights, check_positions, load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 
@@ -45,11 +47,16 @@ class Evaluator:
     def __init__(self, config: Config, weights: Weights):
         self.config = config
         self.tokenizer = load_tokenizer(weights)
+        self.write: Callable[[Sequence[Encoded], Writing, Callable[[int], object]], list[Generation]]
+        if config.eval.engine == "vllm":
+            self.write = VllmEngine(config, weights).write
+            return
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load_model(weights, dtype).to(device).eval()
+        model = load_model(weights, dtype).to(device).eval()
         needed = config.train.max_prompt_length + config.eval.max_new_tokens
-        check_positions(self.model, needed, "train.max_prompt_length and eval.max_new_tokens")
+        check_positions(model, needed, "train.max_prompt_length and eval.max_new_tokens")
+        self.write = partial(write_group, model)
 
     def measure(self, dataset: Dataset, folders: dict[int, Path]) -> list[dict[str, Any]]:
         """Leave the scored responses of each seed in its folder.
@@ -80,6 +87,7 @@ class Evaluator:
                 {
                     "rows": len(scored),
                     "rouge_l": sum(row.rouge_l for row in scored) / len(scored),
+                    "ties": sum(g.ties for g in written),
                     "overlong": dict(prompts.counts),
                 }
             )
@@ -117,7 +125,7 @@ class Evaluator:
             shown.update(sum(len(group) for group, there in zip(cut, finished, strict=True) if there) * len(kept))
             for at in [at for at, there in enumerate(finished) if not there][rank() :: processes()]:
                 progress: Callable[[int], object] = lambda n: shown.update(n * processes())  # noqa: E731
-                written = write_group(self.model, [prompts[i] for i in cut[at]], writing, progress)
+                written = self.write([prompts[i] for i in cut[at]], writing, progress)
                 for seed, folder in zip(writing.seeds, kept, strict=True):
                     _write_lines(folder / f"{at:04}.jsonl", [g for g in written if g.seed == seed])
         _together()

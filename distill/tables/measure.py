@@ -91,7 +91,8 @@ def decode_name(decode: EvalConfig) -> str:
     """The decoding settings in a few words."""
     banned = f" no-repeat={decode.no_repeat_ngram_size}" if decode.no_repeat_ngram_size else ""
     if not decode.do_sample:
-        return f"greedy{banned} max={decode.max_new_tokens}"
+        how = "greedy" if decode.num_beams == 1 else f"beams={decode.num_beams}"
+        return f"{how}{banned} max={decode.max_new_tokens}"
     extra = (f" p={decode.top_p:g}" if decode.top_p < 1 else "") + (f" k={decode.top_k}" if decode.top_k else "")
     return f"sample T={decode.temperature:g}{extra}{banned} max={decode.max_new_tokens}"
 
@@ -179,7 +180,7 @@ def _value_lines(
         "run": row.run,
         "train_seed": row.plan.seed(row.role),
         "decode": decode_name(config.eval),
-        "engine": "transformers",
+        "engine": config.eval.engine,
         "commit": commit(),
     }
     once = [  # under every seed, so that it is there whichever seeds are asked for
