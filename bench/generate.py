@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from bench.measure import report
 from distill.config import load
 from distill.data.encode import Encoded, Encoder
-from distill.evaluation.generate import Writing, generate
+from distill.evaluation.generate import Generation, Writing, generate
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline import Plan
@@ -28,6 +28,7 @@ PROMPTS, FEW, NEW, PUBLISHED_BATCH, PADDED = 64, 16, 128, 16, 256
 SEEDS = (10, 20, 30, 40, 50)
 BATCHES = (16, 32, 64)  # that `generate` is tried at for one seed
 ROUNDS = 2
+SMALL = 4096  # batch_tokens that the texts are compared at
 WORDS = ["model=smollm2", f"eval.max_new_tokens={NEW}", f"data.eval.dolly.limit={PROMPTS}"]
 
 
@@ -52,8 +53,12 @@ class Bench:
 
     def ours(self, seeds: tuple[int, ...], prompts: int = PROMPTS) -> int:
         """Tokens written, EOS not counted."""
-        writing = Writing("dolly", seeds, self.config.eval, self.tokenizer.eos_token_id, self.pad)
-        return sum(len(g.tokens) for g in generate(self.model, self.prompts[:prompts], writing))
+        return sum(len(g.tokens) for g in self.written(seeds, prompts, self.config.eval.batch_tokens))
+
+    def written(self, seeds: tuple[int, ...], prompts: int, batch_tokens: int) -> list[Generation]:
+        decode = self.config.eval.model_copy(update={"batch_tokens": batch_tokens})
+        writing = Writing("dolly", seeds, decode, self.tokenizer.eos_token_id, self.pad)
+        return generate(self.model, self.prompts[:prompts], writing)
 
     def passes(self, seed: int, batch: int, padded: int | None) -> int:
         """One pass of `generate` in batches of like length, left-padded to `padded` or the batch's longest."""
@@ -82,7 +87,7 @@ class Bench:
         return ids.to(self.model.device), mask.to(self.model.device)
 
 
-def main(precision: str) -> None:
+def main(precision: str = "fp32") -> None:
     bench = Bench(precision)
     bench.ours((10,), 2)  # warm up
     five, one, few = "five seeds", "one seed", f"five seeds, {FEW} prompts"
@@ -117,5 +122,22 @@ def main(precision: str) -> None:
     report("generate" if precision == "fp32" else f"generate_{precision}", title, rows)
 
 
+def equal() -> None:
+    """How many texts are the same whatever the batch size: all in fp32 but for near ties, fewer where bf16 rounds."""
+    rows = []
+    for precision in ("fp32", "bf16"):
+        bench = Bench(precision)
+        several = [bench.written(SEEDS, PROMPTS, tokens) for tokens in (bench.config.eval.batch_tokens, SMALL)]
+        same = [a.tokens == b.tokens for a, b in zip(*several, strict=True)]
+        rows.append(
+            {
+                "precision": precision, "texts": len(same), "equal %": 100 * sum(same) / len(same),
+                "draws": sum(len(a.tokens) for a in several[0]), "near ties": sum(a.ties for a in several[0]),
+            }
+        )  # fmt: skip
+    title = f"Texts at batch_tokens={bench.config.eval.batch_tokens} and {SMALL}, {NEW} new tokens, smollm2"
+    report("generate_equal", title, rows)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "fp32")
+    equal() if sys.argv[1:] == ["equal"] else main(*sys.argv[1:])
