@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 import pytest
@@ -9,13 +10,15 @@ import torch
 from conftest import VOCAB, tiny_gpt2, tiny_llama, tiny_opt
 
 from distill.config import load
-from distill.data.encode import Encoded
+from distill.data.encode import Encoded, Encoder
+from distill.data.examples import make_examples
 from distill.errors import UserError
 from distill.evaluation.cache import RowCache
 from distill.evaluation.decode import NgramBan, RowStream
 from distill.evaluation.generate import Writing, generate, groups
 from distill.evaluation.vllm_engine import VllmEngine
 from distill.models.load import Weights
+from distill.models.tokenizers import train_tokenizer
 
 DECODE = load(["model=micro"]).eval.model_copy(update={"max_new_tokens": 12})
 PROMPTS = [Encoded(f"p{n}", [1 + (7 * i + n) % (VOCAB - 1) for i in range(n)], []) for n in (1, 3, 9, 4, 6, 2, 5)]
@@ -129,6 +132,48 @@ def test_rows_leave_and_prompts_join_within_the_bound(make, monkeypatch):
     assert {g.ended for g in together} == {True, False}
     for got, (prompt, seed) in zip(together, [(p, s) for p in prompts for s in (10, 20)], strict=True):
         assert [got] == write(model, [prompt], [seed], eos=eos)
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_no_course_of_joining_and_leaving_changes_a_text(case):
+    """Prompts of any lengths in any order, one to five seeds, bounds of one to sixteen rows, ends early and late."""
+    draw = random.Random(case)
+    model = (tiny_gpt2, tiny_llama, tiny_opt)[case % 3]()
+    prompts = [
+        Encoded(f"r{n}", [draw.randrange(1, VOCAB) for _ in range(draw.choice([1, 2, 5, 9, 30]))], [])
+        for n in range(draw.choice([1, 4, 17]))
+    ]
+    seeds = list(range(draw.choice([1, 2, 5])))
+    eos = draw.choice(write(model, prompts[:1], [7], eos=-1)[0].tokens[1:])
+    for rows in (1, 3, 16):
+        batch = write(model, prompts, seeds, eos=eos, batch_tokens=rows * draw.choice([13, 21, 42]))
+        for got, (prompt, seed) in zip(batch, [(p, s) for p in prompts for s in seeds], strict=True):
+            assert [got] == write(model, [prompt], [seed], eos=eos), (rows, prompt.id, seed)
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_a_prompt_at_the_length_limit(make):
+    """Prompt and answer fill all 128 positions; beside a short prompt, and one token at a time."""
+    model = make()
+    long = Encoded("long", [1 + i % (VOCAB - 1) for i in range(116)], [])
+    ids = torch.tensor([long.prompt])
+    expected = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+    )[0, 116:].tolist()
+    written = write(model, [PROMPTS[0], long], [1], do_sample=False, eos=-1)
+    assert written[1].tokens == expected
+    (one,) = write(model, [long], [1], do_sample=False, eos=-1, max_new_tokens=1)
+    assert one.tokens == expected[:1] and not one.ended
+
+
+def test_an_empty_instruction_is_a_prompt_and_no_tokens_are_none():
+    tokenizer = train_tokenizer("gpt2", ["### Instruction: do ### Response: done"], 300)
+    (row,) = Encoder(tokenizer, "alpaca", 256, "cut").prompts(make_examples([("", "", ["x"], "")])).rows
+    assert row.prompt
+    (written,) = write(tiny_gpt2(vocab=400), [row], [10], eos=-1)
+    assert len(written.tokens) == 12
+    with pytest.raises(ValueError, match="prompt none has no token"):
+        write(tiny_gpt2(), [Encoded("none", [], [])])
 
 
 def test_groups_are_fixed_by_prompts_alone():

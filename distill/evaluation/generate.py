@@ -98,7 +98,13 @@ def write_group(
     """One group's responses, by prompt, then seed.
 
     `batch_tokens` bounds the columns of the cache: a prompt's, held once, and those that its answers may come to.
+
+    Raises:
+        ValueError: a prompt has no token.
     """
+    for prompt in prompts:
+        if not prompt.prompt:
+            raise ValueError(f"prompt {prompt.id} has no token")
     if writing.decode.num_beams > 1:
         return _search(model, prompts, writing, progress)
     return _Batch(model, prompts, writing, progress).run()
