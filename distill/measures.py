@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distill.artifacts import Spec
 from distill.config.schema import EvalConfig
 from distill.console import bar, say
 from distill.data.encode import Encoded, Encoder
@@ -40,20 +39,28 @@ def score_meaning(stages: Stages, role: Role, seeds: Sequence[int]) -> None:
     plan = stages.plan
     if plan.config.eval.bertscore.encoder is None:
         return
-    wanted = [(d, plan.evaluation(role, d, seed)) for d in plan.sets.values() for seed in seeds]
-    missing = [(d, spec) for d, spec in wanted if not plan.store.agreed(plan.bertscore(spec))]
     encoder = cache(lambda: BertScorer(plan.config.eval.bertscore))  # the first process alone loads it
-    with bar(len(missing), "  BERTScore", "set") as shown:
-        for dataset, spec in missing:
+    with bar(len(plan.sets), "  BERTScore", "set") as shown:
+        for dataset in plan.sets.values():
+            specs = [plan.evaluation(role, dataset, seed) for seed in seeds]
+            missing = [spec for spec in specs if not plan.store.agreed(plan.bertscore(spec))]
             references = {e.id: e.references for e in dataset.examples}
 
-            def build(folder: Path, spec: Spec = spec, references: Any = references) -> dict[str, Any]:
-                rows = read_generations(plan.store.folder(spec))
-                scores = encoder().score([row.text for row in rows], [references[row.id] for row in rows])
-                (folder / SCORES).write_text(json.dumps([round(score, 4) for score in scores]))
-                return {"bertscore": sum(scores) / len(scores), "rows": len(scores)}
+            def build(
+                folders: list[Path], missing: Any = missing, references: Any = references
+            ) -> list[dict[str, Any]]:
+                several = [read_generations(plan.store.folder(spec)) for spec in missing]
+                beside = [row for rows in zip(*several, strict=True) for row in rows]  # a reference is embedded once
+                scores = encoder().score([row.text for row in beside], [references[row.id] for row in beside])
+                told = []
+                for at, folder in enumerate(folders):
+                    own = scores[at :: len(folders)]
+                    (folder / SCORES).write_text(json.dumps([round(score, 4) for score in own]))
+                    told.append({"bertscore": sum(own) / len(own), "rows": len(own)})
+                return told
 
-            plan.store.make(plan.bertscore(spec), build, quiet=True)
+            if missing:
+                plan.store.make_all([plan.bertscore(spec) for spec in missing], build, quiet=True)
             shown.update(1)
 
 

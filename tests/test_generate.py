@@ -14,7 +14,7 @@ from distill.data.encode import Encoded, Encoder
 from distill.data.examples import make_examples
 from distill.errors import UserError
 from distill.evaluation.cache import RowCache
-from distill.evaluation.decode import NgramBan, RowStream
+from distill.evaluation.decode import Chooser, NgramBan, RowStream
 from distill.evaluation.generate import Writing, generate, groups
 from distill.evaluation.vllm_engine import VllmEngine
 from distill.models.load import Weights
@@ -65,6 +65,27 @@ def test_draws_follow_the_models_distribution():
     probs = model(torch.tensor([PROMPTS[2].prompt])).logits[0, -1].softmax(-1)
     frequency = torch.bincount(torch.tensor(drawn), minlength=VOCAB) / count
     assert (frequency - probs).abs().max() < 4 * (0.25 / count) ** 0.5
+
+
+@pytest.mark.parametrize("warp", [{}, {"top_k": 1}, {"top_p": 0.9}])
+def test_a_token_that_cannot_win_never_does(warp):
+    """Of 50,257 tokens one stands 200 above all: numpy's exponentials hold a 0 in one of two hundred such draws."""
+    choose, stream = Chooser(DECODE.model_copy(update=warp)), RowStream(1, "set", "x")
+    logits = torch.zeros(1, 50257)
+    logits[0, 7] = 200.0
+    assert {int(choose(logits.clone(), [stream], [None])[0]) for _ in range(3000)} == {7}
+
+
+def test_a_zero_among_the_exponentials_is_a_small_one():
+    class Zero:
+        def fill(self, numbers):
+            numbers.fill_(1.0)
+            numbers[3] = 0.0
+
+    choose = Chooser(DECODE)
+    near, far = torch.zeros(1, 9), torch.zeros(1, 9)
+    far[0, 5] = 20.0  # more than -log(2**-25) = 17.3
+    assert int(choose(near, [Zero()], [None])[0]) == 3 and int(choose(far, [Zero()], [None])[0]) == 5
 
 
 def test_temperature_top_k_and_top_p():

@@ -15,6 +15,9 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from distill.config.schema import EvalConfig
 
+# numpy's fp32 exponentials are 0 once in about 2**24 draws, where the true ones are this on average; the logarithm of 0
+# would let its token win whatever its score, in one of two hundred draws from a vocabulary of 50,000
+LEAST = 2.0**-25
 TIE = 1e-4  # scores that differ by less may change places with another batch size's rounding in fp32
 
 
@@ -113,7 +116,7 @@ class Chooser:
                 stream.fill(numbers)
         else:  # numpy draws without the interpreter's lock
             list(_threads().map(lambda one: one[0].fill(one[1]), drawn))
-        return _largest(torch.sub(scores, noise.log_(), out=noise))
+        return _largest(torch.sub(scores, noise.clamp_min_(LEAST).log_(), out=noise))
 
     def _room(self, scores: Tensor) -> Tensor:
         """Ones in the shape of `scores`, in a buffer that stays: fresh pages cost more than the draw."""

@@ -224,7 +224,7 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     examples = list(job.valid)[: settings.valid_rows]
     prompts = encoder.prompts(examples).rows
     by_id = {e.id: e for e in examples}
-    plain = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram_size": 0}
+    plain = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram_size": 0, "num_beams": 1}
     decode = evaluation.model_copy(update=plain)
     writing = Writing("valid", [job.seed], decode, tokenizer.eos_token_id, pad_id(tokenizer))
 
