@@ -27,8 +27,8 @@ from distill.models.create import GGUF_SHA256
 VERSIONS = {
     "base": 1,
     "signal": 2,
-    "train": 1,
-    "evaluate": 1,
+    "train": 2,
+    "evaluate": 2,
     "agree": 1,
     "bertscore": 1,
     "exposure": 1,
