@@ -10,6 +10,7 @@ OPENAI_API_KEY. Beside the table's own words it takes:
   topics=[open_qa,closed_qa]   topics of the set (all)
   limit=N       its first N prompts (all)
   cost=true     tell the cost and stop
+Criteria and preference of quality are of the first generation seed's answers, all of the first training seed's.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ def main(words: list[str]) -> int:
     chosen: dict[str, list[Any] | None] = {}
     for name in ("what", "of", "set", "topics", "limit", "cost"):
         chosen[name], words = option(words, name)
+    for name, kind in (("limit", int), ("cost", bool)):
+        given = chosen[name]
+        if given is not None and [type(x) for x in given] != [kind]:
+            raise UserError(f"{name}={given[0]}: give {'a number' if kind is int else 'true or false'}")
     table, labels = prepare(words)
     wishes = list(_wishes(table, labels, chosen))
     from distill.console import bar, say
@@ -51,7 +56,7 @@ def main(words: list[str]) -> int:
     judge = Judge(table.config.eval.judge, Path(table.config.paths.store) / "judge")
     questions = [q for wish in wishes for q in wish.questions]
     say(f"judge {judge.model} at {judge.address}: {judge.cost(questions).said()}")
-    if chosen["cost"]:
+    if chosen["cost"] == [True]:
         return 0
     with bar(len(set(questions)), "judging", "question") as shown:
         answers = iter(judge.ask(questions, shown.update))
@@ -163,27 +168,34 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
     from distill.tables import long
     from distill.tables.report import plain, show
 
-    frame = pd.DataFrame(lines, columns=JUDGED)
-    long.replace(table.folder / f"{table.table}_judge_long.csv", frame.to_csv(index=False).encode())
-    frame["value"] = pd.to_numeric(frame["value"])
-    judge = lines[0]["judge"] if lines else table.config.eval.judge.model
+    path, judge = table.folder / f"{table.table}_judge_long.csv", table.config.eval.judge.model
+    frame = pd.DataFrame(lines, columns=JUDGED).astype(str)
+    if path.is_file():  # earlier judgements stand beside these
+        earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame = pd.concat([earlier, frame]).drop_duplicates([c for c in JUDGED if c != "value"], keep="last")
+    long.replace(path, frame.to_csv(index=False, lineterminator="\n").encode())
+    runs = {row.run for rows in table.rows.values() for row in rows}
+    frame = frame[(frame["judge"] == judge) & frame["run"].isin(runs)]
+    frame = frame.assign(value=pd.to_numeric(frame["value"]))
     text = [
         f"# {table.experiment.title}: {judge} as a judge",
         "",
         *table.headline(row.run for rows in table.rows.values() for row in rows),
         "",
     ]
-    alone, paired = frame[frame["against"] == ""], frame[frame["against"] != ""]
-    for title, shaped in (("Scores", _means(alone)), ("Preference, in percent of the pairs", _ratios(paired))):
-        if not shaped.empty:
-            show(shaped, f"{title} by {judge}")
-            text += [f"## {title}", "", plain(shaped), ""]
+    for name, judged in frame.groupby("dataset", sort=False):
+        alone, paired = judged[judged["against"] == ""], judged[judged["against"] != ""]
+        for kind, shaped in (("scores", _means(alone)), ("preference in percent of the pairs", _ratios(paired))):
+            if not shaped.empty:
+                title = f"{name}: {kind}, {judged['id'].nunique()} prompts"
+                show(shaped, f"{title}, by {judge}")
+                text += [f"## {title}", "", plain(shaped), ""]
     missing = int(frame["value"].isna().sum())
     told = f"{len(frame) - missing} values; {missing} missing, since no answer to them could be read."
     say(told)
-    path = table.folder / f"{table.table}_judge.md"
-    long.replace(path, ("\n".join([*text, told]) + "\n").encode())
-    say(f"table: {path}")
+    shown = table.folder / f"{table.table}_judge.md"
+    long.replace(shown, ("\n".join([*text, told]) + "\n").encode())
+    say(f"table: {shown}")
     return 0
 
 
@@ -202,9 +214,10 @@ def _ratios(frame: Any) -> Any:
     for (row, against), pair in frame.groupby(["row", "against"], sort=False):
         line = {"row": f"{row} vs {against}"}
         for what, values in pair.groupby("what", sort=False)["value"]:
+            kind, read = what.removeprefix("prefer "), values.dropna()
             for name, at in (("win", 1.0), ("tie", 0.5), ("loss", 0.0)):
-                line[f"{what.removeprefix('prefer ')} {name}"] = f"{100 * (values.dropna() == at).mean():.1f}"
-            line[f"{what.removeprefix('prefer ')} pairs"] = str(values.notna().sum())
+                line[f"{kind} {name}"] = f"{100 * (read == at).mean():.1f}" if len(read) else ""
+            line[f"{kind} pairs"] = str(len(read))
         rows.append(line)
     import pandas as pd
 

@@ -6,7 +6,7 @@ content and the keys of its inputs.
 
 from __future__ import annotations
 
-import hashlib
+import importlib.metadata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from distill.artifacts import Spec, Store, digest
 from distill.config.schema import Config, LossConfig, Section, StageTrainConfig, WeightsConfig
 from distill.console import processes
 from distill.data import sets
+from distill.data.examples import folder_hash
 from distill.data.sets import Dataset
 from distill.data.templates import TEMPLATES
 from distill.errors import UserError
@@ -264,6 +265,7 @@ class Plan:
             "shots": shots,
             "limit": wanted.limit,
             "tasks": _identity(wanted.tasks, "main") if wanted.tasks else None,
+            "lm_eval": importlib.metadata.version("lm-eval"),
             "precision": self.config.train.precision,
         }
         subject = self.model(role)
@@ -349,10 +351,4 @@ def _identity(text: str, revision: str) -> str:
     folder = Path(text).expanduser()
     if not folder.is_dir():
         return text if "@" in text else f"{text}@{revision}"
-    content = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.is_file():
-            content.update(file.name.encode())
-            with file.open("rb") as handle:
-                content.update(hashlib.file_digest(handle, "sha256").digest())
-    return content.hexdigest()
+    return folder_hash(folder)

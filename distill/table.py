@@ -57,7 +57,7 @@ def option(words: list[str], name: str) -> tuple[list[Any] | None, list[str]]:
     except HydraException:
         raise UserError(f"{given[-1]}: not a list; write {name}=[a,b]") from None
     values = value if isinstance(value, list) else [value]
-    return [v if isinstance(v, int) else str(v) for v in values], rest
+    return [v if isinstance(v, (int, bool)) else str(v) for v in values], rest
 
 
 def _refuse_row_settings(overrides: list[str], train_seeds: list[Any] | None) -> None:
@@ -119,7 +119,7 @@ class Table:
         self.config = self.rows["SFT"][0].config
         from distill.tables.experiment import folder, resolved
 
-        self.experiment = resolved(experiment, self.config.eval.bertscore)
+        self.experiment = resolved(experiment, self.config.eval)
         paper, table = name.split("/")
         self.folder = folder(self.config.paths.results, self.config.model.name, paper)
         self.files = Files(self.folder, table)

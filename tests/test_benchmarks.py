@@ -48,7 +48,7 @@ def tasks(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_table_of_a_local_task(tasks, tmp_path, monkeypatch, capsys):
+def test_a_table_of_a_local_task(tasks, tmp_path, monkeypatch):
     """Accuracy is that of the larger log-likelihood, added up by hand; a second run finds the rows finished."""
     (tmp_path / "experiments/own").mkdir(parents=True)
     (tmp_path / "experiments/own/things.yaml").write_text(
@@ -83,8 +83,12 @@ def test_a_table_of_a_local_task(tasks, tmp_path, monkeypatch, capsys):
     before = path.read_bytes()
     assert table.main(words) == 0 and path.read_bytes() == before
     assert not list((tmp_path / "store").glob("evaluate/*"))  # no text was written
-    made.benchmarks = [Benchmark("things", "f1", 0)]
-    assert made.run(["FKL"]) == 2 and "things measures acc" in capsys.readouterr().err
+    with pytest.raises(UserError, match="things:f1:0: things measures acc"):
+        check([Benchmark("things", "f1", 0)], BenchmarksConfig(tasks=str(tasks)))
+    assert table.main([*words, "eval.benchmarks.limit=2"]) == 0  # other questions are another metric
+    short = long.read(path, long.VALUES)
+    short = short[short["dataset"] == "benchmarks"]
+    assert set(short["n"]) == {2, 5} and short["metric"].nunique() == 2
 
 
 def test_what_is_missing_is_said_before_anything_runs(tasks):

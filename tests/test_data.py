@@ -313,6 +313,10 @@ def test_super_natural_instructions_as_a_collection_and_as_task_files(tmp_path):
     (tmp_path / "tasks/task2_b.json").write_text('{"Instances": []}')
     with pytest.raises(UserError, match=r"task2_b\.json: a task file has 'Definition' and 'Instances', not Instances"):
         read(tmp_path)
+    (tmp_path / "tasks/task2_b.json").write_text(task("", "kept"))
+    with pytest.raises(UserError, match=r"task2_b\.json: empty response"):
+        read(tmp_path)
+    assert len(read(tmp_path, empty=True)) == 101  # raw sets have some
     (tmp_path / "tasks/task2_b.json").unlink()
     with pytest.raises(UserError, match=r"names 1 tasks that are not there, such as .*task2_b\.json"):
         read(tmp_path)

@@ -163,8 +163,9 @@ def test_excess_error_by_hand():
         )
         assert value == pytest.approx(100 * (mine - base) / base, rel=1e-4)
     assert excess_error(student, teacher, own, own, [2], 0)[2] == 0  # its own text is the teacher's
-    with pytest.raises(ValueError, match="do not differ"):
-        excess_error(student, student, own, theirs, [2], 0)
+    assert excess_error(student, student, own, theirs, [2], 0) == {}
+    with pytest.raises(ValueError, match="no text"):
+        excess_error(student, teacher, [], theirs, [2], 0)
 
 
 def test_bertscore_is_the_packages_and_an_empty_answer_scores():

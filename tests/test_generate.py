@@ -13,7 +13,7 @@ from distill.config import load
 from distill.data.encode import Encoded, Encoder
 from distill.data.examples import make_examples
 from distill.errors import UserError
-from distill.evaluation.cache import RowCache
+from distill.evaluation.cache import ROOM, RowCache
 from distill.evaluation.decode import Chooser, NgramBan, RowStream
 from distill.evaluation.generate import Writing, generate, groups
 from distill.evaluation.vllm_engine import VllmEngine
@@ -136,18 +136,18 @@ def test_rows_leave_and_prompts_join_within_the_bound(make, monkeypatch):
         output = forward(self, *args, past_key_values=past_key_values, **more)
         if isinstance(past_key_values, RowCache):
             layer = past_key_values.layers[0]
-            held.append(sum(x[:, 0, :, 0].numel() for x in (layer.keys, layer.prompt_keys)))
+            held.append(sum(x[:, 0, :, 0].numel() for x in (layer._buffers[0], layer.prompt_keys)))
         return output
 
-    def joins(self, prompts, mask, rows, several):
+    def joins(self, prompts, mask, rows, *more):
         joined.append(rows is None)
-        join(self, prompts, mask, rows, several)
+        join(self, prompts, mask, rows, *more)
 
     monkeypatch.setattr(type(model), "forward", counted)
     monkeypatch.setattr(RowCache, "join", joins)
     prompts = [Encoded(f"q{n}", [1 + (5 * i + n) % (VOCAB - 1) for i in range(1 + n % 9)], []) for n in range(30)]
     eos = write(model, PROMPTS[:1], [10], eos=-1)[0].tokens[3]  # an id that is drawn now and then
-    bound = 6 * (9 + 12)
+    bound = 6 * (9 + 12 + ROOM)
     together = write(model, prompts, eos=eos, batch_tokens=bound)
     assert max(held) <= bound and set(joined) == {True, False}  # below, and in the places of finished rows
     assert {g.ended for g in together} == {True, False}

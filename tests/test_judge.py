@@ -40,6 +40,7 @@ from distill.stages import Stages
     [
         ("8", 8), (" 8.\n", 8), ("**7**", 7), ("Score: 8/10", 8), ("8 out of 10", 8), ("I'd say 7.5", 7.5), ("10", 10),
         ("On a scale of 1 to 10: 6", 6), ("(1-10) 4", 4), ("10/10", 10), ("9, yes 9", 9), ("1", 1),
+        ("**4**/10", 4), ("4 (out of 10)", 4),
         ("", None), ("good", None), ("0", None), ("11", None), ("-3", None), ("7-8", None), ("7 or 8", None),
         ("80%", None), ("Answer 1: 5, answer 2: 6", None), ("eight", None), ("v2.0", None), ("8e1", None),
     ],
@@ -59,7 +60,9 @@ def test_no_answer_breaks_the_reading(text):
     ("answer", "found"),
     [
         ("A", FIRST), ("B.", SECOND), ("**tie**", TIE), ("Answer A is better.", FIRST), ("The winner: B", SECOND),
-        ("A better answer is B", SECOND), ("They are equal", TIE), ("", None), ("A or B", None), ("neither", None),
+        ("A better answer is B", SECOND),
+        ("A is better than B.", FIRST), ("**B** is better than A", SECOND),
+        ("They are equal", TIE), ("", None), ("A or B", None), ("neither", None),
         ("A tie", None), ("Bad", None), ("B's", None),
     ],
 )  # fmt: skip
@@ -111,7 +114,7 @@ def test_every_answer_is_kept_and_no_question_asked_twice(judge, tmp_path):
     judge.answers = ["7"]
     ask = [quality("t", "a"), quality("t", "a"), quality("t", "b")]
     before = judge.cost(ask)
-    assert (before.questions, before.kept) == (3, 1) and "about $0.00" in before.said()
+    assert (before.questions, before.kept) == (2, 0) and "about $0.00" in before.said()
     assert judge.ask(ask) == [7.0] * 3 and len(judge.sent) == 2
     assert judge.cost(ask).tokens_in == 0
     (file,) = tmp_path.glob("*.jsonl")
@@ -122,7 +125,7 @@ def test_every_answer_is_kept_and_no_question_asked_twice(judge, tmp_path):
     assert again.ask(ask) == [7.0] * 3
     assert [json.loads(line)["answer"] for line in file.read_text().splitlines()] == ["7", "7"]
     other = Judge(judge.config.model_copy(update={"model": "org/other"}), tmp_path)
-    assert other.cost(ask).kept == 1  # another judge has not answered; one question is a repetition
+    assert other.cost(ask).kept == 0  # another judge has not answered
 
 
 def test_a_judge_that_cannot_be_asked(tmp_path, monkeypatch):
@@ -205,6 +208,7 @@ def test_a_table_is_judged_by_a_real_server(server, tmp_path):
     assert set(lines["row"]) == {"Teacher", "SFT", "ABKD"} and set(lines["judge"]) == {model}
     quality_ = lines[(lines["what"] == "quality") & (lines["value"] != "")]["value"].astype(float)
     assert len(lines[lines["what"] == "quality"]) == 3 * 2 and quality_.between(1, 10).all()
+    assert len(quality_), "no answer of the real judge could be read"
     text = (out / "losses_gpt2_judge.md").read_text()
     missing = (lines["value"] == "").sum()
     assert f"{len(lines) - missing} values; {missing} missing" in text
@@ -212,5 +216,10 @@ def test_a_table_is_judged_by_a_real_server(server, tmp_path):
     before = kept.read_bytes()
     again = run("judge", *asked)
     assert again.returncode == 0 and "about 0 thousand tokens" in again.stdout and kept.read_bytes() == before
+    narrow = run("judge", *asked, "what=[quality]")
+    assert narrow.returncode == 0
+    assert len(pd.read_csv(out / "losses_gpt2_judge_long.csv")) == len(lines)  # earlier judgements stand
+    wrong = run("judge", *asked, "limit=few")
+    assert wrong.returncode == 2 and "limit=few: give a number" in wrong.stderr
     bad = run("judge", *asked, "what=[charm]")
     assert bad.returncode == 2 and "diversity, quality, criteria, preference" in bad.stderr

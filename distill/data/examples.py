@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.console import say
 from distill.errors import UserError
 
 Row = tuple[str, str, Sequence[str], str]  # instruction, input, references, topic
@@ -58,10 +59,24 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read(path: Path, rows: slice = slice(None)) -> list[Example]:
+def folder_hash(folder: Path) -> str:
+    """Hash of the content of all files under a folder, with their names."""
+    content = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            content.update(str(file.relative_to(folder)).encode())
+            with file.open("rb") as handle:
+                content.update(hashlib.file_digest(handle, "sha256").digest())
+    return content.hexdigest()
+
+
+def read(path: Path, rows: slice = slice(None), empty: bool = False) -> list[Example]:
     """The rows `rows` of a JSONL file, or the instances of a folder of Super-NaturalInstructions' tasks, as examples.
 
     A line of JSONL is one example or, as Unnatural Instructions' raw file has it, an instruction with its `instances`.
+
+    Args:
+        empty: whether rows with an empty response are left out and told, as raw sets have some; else they are an error.
 
     Raises:
         UserError: the file is missing or empty, or lines (the first ten are named) are not JSON, lack a field, have
@@ -78,11 +93,22 @@ def read(path: Path, rows: slice = slice(None)) -> list[Example]:
         raise UserError(f"{path}: no such data file; set data.root=DIR (or DISTILL_DATA) to the folder that holds it")
     problems: list[str] = []
     parsed: list[Row] = []
+    left_out = 0
     for place, text in numbered[rows]:
         try:
-            parsed += parse(_object(text))
+            found = parse(_object(text))
         except ValueError as error:
             problems.append(f"{place}: {error}")
+            continue
+        for row in found:
+            if row[2] and all(reference.strip() for reference in row[2]):
+                parsed.append(row)
+            elif empty:
+                left_out += 1
+            else:
+                problems.append(f"{place}: empty response; give a text or leave the row out")
+    if left_out:
+        say(f"{path.name}: {left_out} rows without a response left out")
     if problems:
         rest = len(problems) - 10
         raise UserError(problems[:10] + ([f"{path}: {rest} more like these"] if rest > 0 else []))
@@ -145,6 +171,4 @@ def _parse(row: dict[str, Any]) -> list[Row]:
         raise ValueError(f"instruction and input must be strings; {ALLOWED}")
     if not isinstance(references, list) or not all(isinstance(r, str) for r in references):
         raise ValueError(f"output is a {type(output).__name__}; {ALLOWED}")
-    if not references or not all(r.strip() for r in references):
-        raise ValueError("empty response; give a text or leave the row out")
     return [(row["instruction"], text, references, str(row.get("topic") or row.get("category") or ""))]

@@ -77,10 +77,13 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
         path, rows = Path(data.root) / split.file, slice(None)
     else:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
-    whole = choose(read(path, rows), split)
-    if split.expected is not None and len(whole) != split.expected:
+    # A hub file is filtered and in the published order, and the papers take its first rows
+    first = {"limit": split.limit or split.sample, "sample": None}
+    wanted = split if data.root is not None else split.model_copy(update=first)
+    whole = choose(read(path, rows, empty=split.min_words is not None), wanted)
+    if split.expected is not None and len(whole) != split.expected and wanted.limit != split.expected:
         say(f"{split.title or name}: {len(whole)} rows, where the papers have {split.expected}")
-    return _cut(name, split, whole, str(path))
+    return _cut(name, wanted, whole, str(path))
 
 
 def choose(examples: list[Example], split: SplitConfig) -> list[Example]:

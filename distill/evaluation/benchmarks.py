@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from distill import hub
 from distill.config.schema import BenchmarksConfig, Config
+from distill.data.examples import folder_hash
 from distill.errors import UserError
 
 
@@ -37,8 +39,13 @@ class Benchmark:
 
     @property
     def metric(self) -> str:
-        """The metric's name in long files."""
+        """The metric's name in a table's YAML."""
         return f"{self.task}:{self.measure}:{self.shots}"
+
+    def named(self, config: BenchmarksConfig) -> str:
+        """The metric's name in long files, where answers to other questions are other metrics."""
+        only = f":first {config.limit}" if config.limit else ""
+        return self.metric + only + (f":{folder_hash(Path(config.tasks))[:8]}" if config.tasks else "")
 
 
 def check(benchmarks: Sequence[Benchmark], config: BenchmarksConfig) -> None:
@@ -47,10 +54,18 @@ def check(benchmarks: Sequence[Benchmark], config: BenchmarksConfig) -> None:
     Raises:
         UserError: what is not, and what to do.
     """
+    if benchmarks and config.tasks is None:
+        hub.prepare()
     problems = []
     for name in dict.fromkeys(one.task for one in benchmarks):
         try:
-            _tasks(config.tasks).load([name])
+            task = _tasks(config.tasks).load([name])["tasks"][name]
+            known = [str(one["metric"]) for one in task.config.metric_list or []]
+            problems += [
+                f"{one.metric}: {name} measures {', '.join(known)}"
+                for one in benchmarks
+                if one.task == name and known and one.measure not in known
+            ]
         except KeyError:
             problems.append(f"lm-eval has no task {name}; eval.benchmarks.tasks=FOLDER adds task files of your own")
         except OSError as error:  # the hub's and datasets' own errors are OSErrors

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-ROOM = 64  # columns allocated ahead: a step writes into them, where DynamicCache copies all that it holds
+ROOM = 32  # columns allocated ahead: a step writes into them, where DynamicCache copies all that it holds
 NAME = "shared_prompts"
 FEW = 4  # queries that read one key head
 
@@ -113,10 +113,10 @@ class RowCache(Cache):
         self.mask = prompt_mask.new_zeros(count * several, 0)
         self._arrange()
 
-    def join(self, prompts: Cache, prompt_mask: Tensor, rows: Tensor | None, several: int) -> None:
-        """Let other prompts' rows join, in the place of these finished rows or below all."""
+    def join(self, prompts: Cache, prompt_mask: Tensor, rows: Tensor | None, several: int, finished: Tensor) -> None:
+        """Let other prompts' rows join, in the place of `rows` or below all; no finished row keeps its prompt."""
         count = len(prompt_mask)
-        new = self._add_prompts(prompts, prompt_mask, rows).repeat_interleave(several)
+        new = self._add_prompts(prompts, prompt_mask, finished).repeat_interleave(several)
         if rows is None:
             self.prompt_of = torch.cat([self.prompt_of, new])
             self.mask = torch.cat([self.mask, self.mask.new_zeros(count * several, self.mask.shape[1])])
@@ -126,18 +126,18 @@ class RowCache(Cache):
             self.prompt_of[rows], self.mask[rows] = new, 0
         self._arrange()
 
-    def _add_prompts(self, prompts: Cache, prompt_mask: Tensor, rows: Tensor | None) -> Tensor:
-        """Put prompts where none is that rows other than these read; their places `[prompts]`."""
+    def _add_prompts(self, prompts: Cache, prompt_mask: Tensor, finished: Tensor) -> Tensor:
+        """Put prompts where none is that a row still reads; their places `[prompts]`."""
         count, readers = len(prompt_mask), torch.ones_like(self.prompt_of, dtype=torch.bool)
-        if rows is not None:
-            readers[rows] = False
+        readers[finished] = False
         read = torch.zeros(len(self.prompt_mask), dtype=torch.bool, device=readers.device)
         read[self.prompt_of[readers]] = True
         free, places = (~read).nonzero().squeeze(-1), None
-        if len(free) >= count:
-            places = free[:count]
+        if len(free) == count:
+            places = free
         elif len(free):
-            self._keep_prompts(read.nonzero().squeeze(-1), (read.cumsum(0) - 1)[self.prompt_of])
+            # A finished row that stays reads some prompt or other, and means nothing
+            self._keep_prompts(read.nonzero().squeeze(-1), (read.cumsum(0) - 1).clamp_min(0)[self.prompt_of])
         columns = max(self.prompt_mask.shape[1], prompt_mask.shape[1])
         self.prompt_mask, prompt_mask = left_padded(self.prompt_mask, columns), left_padded(prompt_mask, columns)
         for layer, theirs in zip(self.layers, prompts.layers, strict=True):

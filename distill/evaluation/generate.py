@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,16 @@ from transformers import Cache, DynamicCache, GenerationConfig
 
 from distill.config.schema import EvalConfig
 from distill.data.encode import Encoded
-from distill.evaluation.cache import RowCache, reading, sharing_prompts
+from distill.evaluation.cache import ROOM, RowCache, reading, sharing_prompts
 from distill.evaluation.decode import Chooser, NgramBan, RowStream
 from distill.memory import keep_freed_memory
 from distill.models.load import without_adapter
 
 SHARE = 8  # rows leave, and prompts join, once they are one in so many: the first copies the cache
 ALIKE, PREFILL = 0.8, 4096  # prompts read together: the shortest's share of the longest, and tokens at most
-FILLS = 8  # a group is about so many batches: what is written together, and lost together when a run is stopped
+# What is written together, and lost together when a run is stopped: about so many batches, and prompts at most, so that
+# several processes have something to share
+FILLS, GROUP = 8, 64
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def groups(prompts: Sequence[Encoded], writing: Writing) -> list[list[int]]:
     cut: list[list[int]] = []
     held = 0
     for i in order:
-        if not cut or held >= FILLS * writing.decode.batch_tokens:
+        if not cut or held >= FILLS * writing.decode.batch_tokens or len(cut[-1]) == GROUP:
             cut.append([])
             held = 0
         cut[-1].append(i)
@@ -97,7 +99,8 @@ def write_group(
 ) -> list[Generation]:
     """One group's responses, by prompt, then seed.
 
-    `batch_tokens` bounds the columns of the cache: a prompt's, held once, and those that its answers may come to.
+    `batch_tokens` bounds the columns of the cache, room ahead included: a prompt's, held once, and those that its
+    answers may come to. A step's logits, `[rows, V]`, come on top.
 
     Raises:
         ValueError: a prompt has no token.
@@ -105,8 +108,19 @@ def write_group(
     for prompt in prompts:
         if not prompt.prompt:
             raise ValueError(f"prompt {prompt.id} has no token")
-    if writing.decode.num_beams > 1:
-        return _search(model, prompts, writing, progress)
+    if writing.decode.do_sample:
+        return _decode(model, prompts, writing, progress)
+    once = replace(writing, seeds=writing.seeds[:1])  # nothing is drawn: all seeds get one text
+    several = len(writing.seeds)
+    tell: Callable[[int], object] = lambda rows: progress(rows * several)  # noqa: E731
+    written = (_search if writing.decode.num_beams > 1 else _decode)(model, prompts, once, tell)
+    return [replace(one, seed=seed, tokens=list(one.tokens)) for one in written for seed in writing.seeds]
+
+
+def _decode(
+    model: Any, prompts: Sequence[Encoded], writing: Writing, progress: Callable[[int], object]
+) -> list[Generation]:
+    """Token by token, sampled or the likeliest."""
     return _Batch(model, prompts, writing, progress).run()
 
 
@@ -182,7 +196,7 @@ class _Batch:
         for i in self.waiting:
             longest = max(longest, len(self.prompts[i].prompt))
             rows += more
-            columns = (len(shown) + count + 1) * longest + rows * self.writing.decode.max_new_tokens
+            columns = (len(shown) + count + 1) * longest + rows * (self.writing.decode.max_new_tokens + ROOM)
             if (self.live or count) and columns > self.writing.decode.batch_tokens:
                 break
             count += 1
@@ -216,17 +230,20 @@ class _Batch:
         if self.cache is None:
             self.cache, self.logits, self.live = RowCache(read, mask, several), logits, rows
         elif places is None:
-            self.cache.join(read, mask, None, several)
+            self.cache.join(read, mask, None, several, self._finished())
             self.logits = torch.cat([self.logits, logits])
             self.live += rows
         else:
             at = torch.tensor(places, device=self.device)
-            self.cache.join(read, mask, at, several)
+            self.cache.join(read, mask, at, several, self._finished())
             self.logits[at] = logits
             self.progress(len(places))
             for place, row in zip(places, rows, strict=True):
                 self.live[place] = row
         self.cache.trim_prompts()
+
+    def _finished(self) -> Tensor:
+        return torch.tensor([line for line, row in enumerate(self.live) if row.done], device=self.device).long()
 
     def _choose(self) -> Tensor:
         """Choose each row's next token `[lines]` and note it."""
@@ -295,7 +312,7 @@ class _Batch:
 def _search(
     model: Any, prompts: Sequence[Encoded], writing: Writing, progress: Callable[[int], object]
 ) -> list[Generation]:
-    """Beam search by transformers' `generate`, a prompt at a time; it draws nothing, so all seeds get one text."""
+    """Beam search by transformers' `generate`, a prompt at a time."""
     decode, done = writing.decode, []
     settings = GenerationConfig(
         num_beams=decode.num_beams,
@@ -311,6 +328,6 @@ def _search(
         tokens = output[0, ids.shape[1] :].tolist()
         ended = writing.eos_id in tokens
         tokens = tokens[: tokens.index(writing.eos_id)] if ended else tokens
-        done += [Generation(prompt.id, seed, list(tokens), ended) for seed in writing.seeds]
-        progress(len(writing.seeds))
+        done.append(Generation(prompt.id, writing.seeds[0], tokens, ended))
+        progress(1)
     return done

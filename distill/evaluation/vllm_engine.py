@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from distill.config.schema import Config
+from distill.console import processes
 from distill.data.encode import Encoded
 from distill.errors import UserError
 from distill.evaluation.decode import row_digest
@@ -23,7 +25,7 @@ class VllmEngine:
     engine's of this project.
 
     Raises:
-        UserError: vLLM is not installed.
+        UserError: vLLM is not installed, or several processes were started.
     """
 
     def __init__(self, config: Config, weights: Weights):
@@ -31,6 +33,10 @@ class VllmEngine:
             import vllm
         except ImportError:
             raise UserError("eval.engine=vllm needs vLLM (pip install vllm), or set eval.engine=transformers") from None
+        if processes() > 1:
+            raise UserError("eval.engine=vllm spreads over devices by itself; start one process, not several")
+        gc.collect()
+        torch.cuda.empty_cache()  # what training left would be missing from the engine's share
         self._vllm = vllm
         place = weights.base
         if weights.adapter is not None:  # vLLM reads whole models

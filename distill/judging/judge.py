@@ -82,12 +82,13 @@ class Judge:
 
     def cost(self, questions: Sequence[Question]) -> Cost:
         """What asking these will take."""
-        fresh = [q for q in dict.fromkeys(questions) if self._key(_messages(q)) not in self._kept]
+        unlike = list(dict.fromkeys(questions))
+        fresh = [q for q in unlike if self._key(_messages(q)) not in self._kept]
         read = sum(len(q.text) for q in fresh) // CHARACTERS
         written = len(fresh) * self.config.max_tokens
         price = self.config.price
         dollars = (read * price[0] + written * price[1]) / 1e6 if price else None
-        return Cost(len(questions), len(questions) - len(fresh), read, written, dollars)
+        return Cost(len(unlike), len(unlike) - len(fresh), read, written, dollars)
 
     def ask(
         self, questions: Sequence[Question], progress: Callable[[int], object] = lambda n: None

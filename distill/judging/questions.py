@@ -86,8 +86,8 @@ def read_score(answer: str, low: int, high: int) -> float | None:
 
     The scale itself may be repeated (`8/10`, `8 out of 10`, `on a scale of 1 to 10: 8`).
     """
-    text = re.sub(rf"\b{low}\s*(?:-|–|to)\s*{high}\b", " ", answer)
-    text = re.sub(rf"(?<=\d)\s*(?:/|out of)\s*{high}\b(?!\.\d)", " ", text)
+    text = re.sub(rf"\b{low}\s*(?:-|–|to)\s*{high}\b", " ", re.sub(r"[*_`]", "", answer))
+    text = re.sub(rf"(?<=\d)\s*\(?(?:/|out of)\s*{high}\b(?!\.\d)", " ", text)
     found = {float(number) for number in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w%])", text)}
     if len(found) != 1:
         return None
@@ -98,6 +98,9 @@ def read_score(answer: str, low: int, high: int) -> float | None:
 def read_verdict(answer: str) -> str | None:
     """`first`, `second` or `tie`; None where an answer names none or more than one."""
     found = set()
+    compared = re.search(r"\b([AB])\b\W+(?:is|was|looks)\s+(?:much\s+|slightly\s+)?better\s+than\W+(?:[AB])\b", answer)
+    if compared:
+        return FIRST if compared[1] == "A" else SECOND
     if re.search(r"(?<![\w'])A(?![\w'])(?!\s+(?:\w+\s+)?(?:answer|set|response)\b)", answer):
         found.add(FIRST)
     if re.search(r"(?<![\w'])B(?![\w'])", answer):

@@ -13,10 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from yaml import YAMLError
 
-from distill.config.schema import BertScoreConfig, Section
+from distill.config.schema import EvalConfig, Section
 from distill.errors import UserError
+from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import WHEEL, metric_name
 from distill.provenance import ROOT
+from distill.tables.long import BENCHMARKS
 
 EXPERIMENTS, PAPER = ROOT / "experiments", ROOT / "results" / "paper"
 
@@ -68,13 +70,14 @@ class Printed:
         return f"{self.mean} ({self.std})" if self.std else self.mean
 
 
-def resolved(experiment: Experiment, scored: BertScoreConfig) -> Experiment:
-    """The experiment with the metric `bertscore` of its columns named after the encoder that measures it.
+def resolved(experiment: Experiment, evaluation: EvalConfig) -> Experiment:
+    """The experiment with its columns' metrics as the long files name them: BERTScore after its encoder, benchmarks
+    after what their answers depend on.
 
     Raises:
         UserError: a column needs an encoder and none is set.
     """
-    columns = {}
+    columns, scored = {}, evaluation.bertscore
     for title, column in experiment.columns.items():
         if column.metric == "bertscore" and scored.encoder is None:
             raise UserError(
@@ -82,6 +85,8 @@ def resolved(experiment: Experiment, scored: BertScoreConfig) -> Experiment:
                 f" encoder, a folder, or {WHEEL}"
             )
         metric = metric_name(scored) if column.metric == "bertscore" else column.metric
+        if column.dataset == BENCHMARKS:
+            metric = Benchmark.parse(metric).named(evaluation.benchmarks)
         columns[title] = column.model_copy(update={"metric": metric})
     return experiment.model_copy(update={"columns": columns})
 

@@ -116,10 +116,17 @@ def measure(
     """
     row.plan.check_data(texts)
     lines = _found(row, files)
-    complete = _complete_seeds(row, lines, texts, [one.metric for one in benchmarks])
+    complete = _complete_seeds(row, lines, texts, [one.named(row.config.eval.benchmarks) for one in benchmarks])
     missing = [s for s in row.config.seed if s not in complete]
+    if missing and texts and not benchmarks and set(missing) <= _complete_texts(row, lines):
+        gone = [s for s in missing if not _kept_texts(row, s)]
+        if gone:  # what was measured of them stands; they are not written again for a metric that came later
+            say(f"{row.label}: its texts are no longer in {row.config.paths.store}, so BERTScore is left out")
+        missing = [s for s in missing if s not in gone]
     if not missing:
         say(f"{row.label}: found finished in {files.values} (run {row.run})")
+        if is_main_process():  # a stop may have come between values and these
+            _add_kept(row, files, texts)
         return lines, None
     from distill.measures import run_benchmarks
     from distill.stages import Stages
@@ -134,16 +141,33 @@ def measure(
         long.append(
             files.values, _value_lines(row, files.name, scored, missing, benchmarks), long.VALUES, long.VALUE_KEY
         )
-        if texts:
-            _add_scores(row, files)
-        _add_curves(row, files)
+        _add_kept(row, files, texts)
     return _found(row, files), told(row, benchmarks)
+
+
+def _add_kept(row: Row, files: Files, texts: bool) -> None:
+    """Scores by prompt and training curves, as far as their artifacts are there."""
+    if texts:
+        _add_scores(row, files)
+    _add_curves(row, files)
 
 
 def _found(row: Row, files: Files) -> pd.DataFrame:
     frame = long.read(files.values, long.VALUES)
     frame = frame[(frame["run"] == row.run) & (frame["row"] == row.label) & frame["seed"].isin(row.config.seed)]
     return frame.reset_index(drop=True)
+
+
+def _complete_texts(row: Row, lines: pd.DataFrame) -> set[int]:
+    """The seeds whose texts were scored on every set, whatever else is measured of texts by now."""
+    lines = lines[lines["metric"].isin(KEPT_FIRST)].drop_duplicates(["dataset", "metric", "seed"])
+    counts = lines.groupby("seed").size()
+    whole = len(row.plan.sets) * len(KEPT_FIRST)
+    return {int(seed) for seed, count in counts.items() if count == whole}  # type: ignore[call-overload]
+
+
+def _kept_texts(row: Row, seed: int) -> bool:
+    return all(row.plan.store.has(row.plan.evaluation(row.role, d, seed)) for d in row.plan.sets.values())
 
 
 def needed(evaluation: EvalConfig) -> list[str]:
@@ -242,7 +266,7 @@ def _benchmarked(row: Row, benchmarks: Sequence[Benchmark]) -> Iterator[Once]:
         told = row.plan.store.manifest(row.plan.benchmark(row.role, one.task, one.shots))
         if one.measure not in told["metrics"]:
             raise UserError(f"{one.metric}: {one.task} measures {', '.join(told['metrics'])}")
-        yield one.task, BENCHMARKS, one.metric, told["metrics"][one.measure], told["rows"]
+        yield one.task, BENCHMARKS, one.named(row.config.eval.benchmarks), told["metrics"][one.measure], told["rows"]
 
 
 def _meaning(row: Row, name: str, seed: int) -> Iterator[tuple[str, float, int]]:

@@ -189,7 +189,14 @@ def _line(
 ) -> dict[str, str]:
     difference = f"{value.mean - float(number.mean):+.2f}" if value and number else ""
     p = ""
-    if number and against and number is not against and number.std and against.std:
+    if (
+        number
+        and against
+        and number is not against
+        and number.std
+        and against.std
+        and max(number.numbers[1], against.numbers[1])
+    ):
         p = f"{printed_p(number.numbers, against.numbers):.2g}"
     whole = column.metric == "rouge_l"
     length, ended = (cell(row.lines, Column("", column.dataset, m)) if whole else None for m in ("length", "eos_rate"))

@@ -25,7 +25,7 @@ class SweepTable(Callback):
         for (results, model), lines in values.groupby(["results", "model"], sort=False):
             try:
                 _write(lines, str(model), Path(str(results)) / str(model) / "runs" / f"sweep-{folder.name}.csv")
-            except OSError as error:  # Hydra would only warn
+            except (OSError, UserError) as error:  # Hydra would only warn
                 FAILED.append(UserError(f"the table of {model} could not be written: {error}"))
                 report(FAILED[-1])
 
@@ -35,6 +35,9 @@ def _write(values: pd.DataFrame, model: str, target: Path) -> None:
     from distill.tables.report import show
     from distill.tables.shape import Column, table
 
+    engines = sorted(set(values["engine"]))
+    if len(engines) > 1:
+        raise UserError(f"the sweep's rows are by {' and '.join(engines)}; a table has one engine, so none was written")
     values = values.assign(row=_labels(values))
     measured = values[values["metric"] == "rouge_l"].drop_duplicates("dataset")
     columns = [Column(title, name) for title, name in zip(measured["column"], measured["dataset"], strict=True)]
