@@ -245,10 +245,14 @@ class Plan:
         wanted = self.config.eval.bertscore
         settings = {
             "evaluation": evaluation.key,
-            "encoder": _identity(locate(wanted), "main"),
+            "encoder": self._encoder,
             "layers": wanted.layers,
         }
         return self._spec("bertscore", evaluation.label, settings)
+
+    @cached_property
+    def _encoder(self) -> str:
+        return _identity(locate(self.config.eval.bertscore), "main")
 
     def exposure(self, dataset: Dataset) -> Spec:
         """The student's exposure bias, on its own and the teacher's responses of the first seed."""

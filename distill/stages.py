@@ -161,9 +161,8 @@ class Stages:
             return self._given("teacher") if self.config.loss.w_kd else None
         if not self.store.agreed(node):
             return None
-        return self._trained(
-            node, self._origin("teacher") if self.config.model.lora else None
-        )  # its inputs may be gone
+        # Its inputs may be gone
+        return self._trained(node, self._origin("teacher") if self.config.model.lora else None)
 
     def student(self) -> Weights:
         """The distilled student."""

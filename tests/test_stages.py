@@ -374,6 +374,14 @@ def test_bertscore_and_exposure_bias_stand_beside_a_row(smoke, tmp_path):
     assert len(scores) == 4 and scores["bertscore"].notna().all()
     assert scores["bertscore"].mean() == pytest.approx(mine["value"].astype(float).mean(), abs=1e-3)
     assert measure(Row("FKL", scored), files)[1] is None  # found finished
+    shallow = scored.eval.model_copy(update={"bertscore": BertScoreConfig(encoder=WHEEL, layers=2)})
+    measure(Row("FKL", scored.model_copy(update={"eval": shallow})), files)
+    other = long.read(files.scores, long.SCORES)
+    other = other[other["row"] == "FKL"]  # another encoder's take the place of the first's
+    assert len(other) == 4 and (other["bertscore"].to_numpy() != scores["bertscore"].to_numpy()).all()
+    before = files.scores.read_bytes()
+    measure(Row("FKL", scored.model_copy(update={"eval": shallow})), files)
+    assert files.scores.read_bytes() == before
     files.scores.unlink()  # a stop between values and scores, or the file moved away
     measure(Row("FKL", scored), files)
     assert len(long.read(files.scores, long.SCORES)) == 4

@@ -17,7 +17,9 @@ BATCH = 64
 
 def metric_name(config: BertScoreConfig) -> str:
     """`bertscore:roberta-large`: scores of different encoders are different metrics."""
-    return f"bertscore:{Path(config.encoder or '').name}{f'@{config.layers}' if config.layers else ''}"
+    place = Path(config.encoder or "")
+    name = place.name if place.is_dir() else config.encoder  # a hub id whole, of a folder its last part
+    return f"bertscore:{name}{f'@{config.layers}' if config.layers else ''}"
 
 
 def locate(config: BertScoreConfig) -> str:

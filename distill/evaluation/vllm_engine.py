@@ -38,18 +38,16 @@ class VllmEngine:
         gc.collect()
         torch.cuda.empty_cache()  # what training left would be missing from the engine's share
         self._vllm = vllm
-        place = weights.base
+        place, dtype = weights.base, torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         if weights.adapter is not None:  # vLLM reads whole models
             self._merged = tempfile.TemporaryDirectory()
             place = self._merged.name
-            load_model(weights, torch.bfloat16 if config.train.precision == "bf16" else torch.float32).save_pretrained(
-                place
-            )
+            load_model(weights, dtype).save_pretrained(place)
             load_tokenizer(weights).save_pretrained(place)
         self._llm: Any = vllm.LLM(
             model=place,
             revision=None if weights.adapter else weights.revision,
-            dtype="bfloat16" if config.train.precision == "bf16" else "float32",
+            dtype=str(dtype).removeprefix("torch."),
             max_model_len=config.train.max_prompt_length + config.eval.max_new_tokens,
             enable_prefix_caching=True,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from distill import hub
@@ -318,11 +319,13 @@ def _add_scores(row: Row, files: Files) -> None:
     mine = {"run": row.run, "seeds": seeds}
     present = long.read(files.scores, long.SCORES)
     present = present[(present[list(mine)] == pd.Series(mine)).all(axis=1)]
-    meaning = row.config.eval.bertscore.encoder is not None
-    if len(present) and not (meaning and present["bertscore"].isna().any()):
-        return
-    if not all(plan.store.has(plan.evaluation(row.role, d, s)) for d in plan.sets.values() for s in row.config.seed):
+    written = [plan.evaluation(row.role, d, s) for d in plan.sets.values() for s in row.config.seed]
+    if not all(plan.store.has(spec) for spec in written):
         return  # generations of an earlier seed are gone; the values stand without them
+    meaning = row.config.eval.bertscore.encoder is not None
+    meaning = meaning and all(plan.store.has(plan.bertscore(spec)) for spec in written)
+    if len(present) and not meaning:
+        return
     scored = read_scored(plan, row.role, row.config.seed)
     lines: list[tuple[str, str, float, float | None]] = []
     for (name, seed), rows in scored.items():
@@ -333,6 +336,8 @@ def _add_scores(row: Row, files: Files) -> None:
         lines += [(name, one.id, one.rouge_l, value) for one, value in zip(rows, values, strict=True)]
     frame = pd.DataFrame(lines, columns=["dataset", "id", "rouge_l", "bertscore"]).astype({"bertscore": float})
     means = frame.groupby(["dataset", "id"], sort=False).mean().round(4).reset_index()
+    if len(present) == len(means) and np.allclose(present["bertscore"], means["bertscore"], atol=1e-3):
+        return  # else they are not there, or another encoder's
     new = means.assign(row=row.label, **mine).to_dict("records")
     long.append(files.scores, new, long.SCORES, long.SCORE_KEY, {"row": row.label, **mine})  # type: ignore[arg-type]
 

@@ -19,15 +19,8 @@ from distill.tables.experiment import CONTEXT, Experiment, Printed, printed
 from distill.tables.measure import BENCHMARKS, OF_TOPIC, TRAINING
 from distill.tables.shape import Cell, Column, Comparison, cell, compare, printed_p, table
 
-OPTIONAL = (
-    "paper",
-    "difference",
-    "paper's p",
-    "against",
-    "p",
-    "tokens",
-    "ended %",
-)  # columns of a section that not every metric has
+# Columns of a section that not every metric has
+OPTIONAL = ("paper", "difference", "against", "p", "paper's p", "tokens", "ended %")
 
 
 @dataclass(frozen=True)
@@ -189,14 +182,7 @@ def _line(
 ) -> dict[str, str]:
     difference = f"{value.mean - float(number.mean):+.2f}" if value and number else ""
     p = ""
-    if (
-        number
-        and against
-        and number is not against
-        and number.std
-        and against.std
-        and max(number.numbers[1], against.numbers[1])
-    ):
+    if number and against and number is not against and all(float(one.std or 0) for one in (number, against)):
         p = f"{printed_p(number.numbers, against.numbers):.2g}"
     whole = column.metric == "rouge_l"
     length, ended = (cell(row.lines, Column("", column.dataset, m)) if whole else None for m in ("length", "eos_rate"))
