@@ -96,9 +96,10 @@ def _measure(composed: DictConfig) -> None:
     config = resolve(composed)
     from distill.console import is_main_process, say
     from distill.tables import long
-    from distill.tables.measure import Files, Row, measure
+    from distill.tables.measure import Files, measure
     from distill.tables.report import show, update_manifest
     from distill.tables.shape import Column, table
+    from distill.tables.values import Row
 
     row = Row(_label(config), config)
     files = Files(Path(config.paths.results) / config.model.name / "runs", "runs")

@@ -92,7 +92,9 @@ class Table:
     def __init__(self, name: str, experiment: Any, own: list[str], overrides: list[str], train_seeds: list[Any] | None):
         from distill.config import load
         from distill.evaluation.benchmarks import Benchmark
-        from distill.tables.measure import BENCHMARKS, TRAINING, Files, Row
+        from distill.tables.long import BENCHMARKS, TRAINING
+        from distill.tables.measure import Files
+        from distill.tables.values import Row
 
         self.name = name
         self.rows: dict[str, list[Row]] = {}

@@ -25,7 +25,9 @@ from distill.models.load import load_model
 from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.tables import long
-from distill.tables.measure import METRICS, TRAINING, Files, Row, _cost, measure
+from distill.tables.long import TRAINING
+from distill.tables.measure import Files, measure
+from distill.tables.values import METRICS, Row, _cost
 from distill.training.signal import HEAD, HIDDEN, INDEX, StoredTeacher
 from distill.training.trainer import DistillTrainer
 

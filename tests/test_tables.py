@@ -16,8 +16,8 @@ from distill.errors import UserError
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.stage import Scored
 from distill.tables import experiment, long, report, sweep
-from distill.tables.measure import _values, decode_name
 from distill.tables.shape import Cell, Column, cell, compare, printed_p, table
+from distill.tables.values import _values, decode_name
 
 DOLLY = Column("Dolly Eval", "dolly")
 

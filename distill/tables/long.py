@@ -19,6 +19,7 @@ CURVES = ["row", "run", "train_seed", "stage", "step", "epoch", "loss", "learnin
 # Metrics without a generation seed: what a training cost, and how far a student agrees with its teacher
 COSTS = ("peak_gb", "minutes", "seconds_per_sample")
 AGREEMENTS = ("agreement_top1", "agreement_fkl", "agreement_rkl")
+TRAINING = "training"  # stands for the data set of what a row's training cost
 BENCHMARKS = "benchmarks"  # stands for the data set of lm-eval's tasks
 EXPOSURE = "exaccerr:"  # with a length behind it
 KEYS = tuple("row run seeds dataset id stage commit preset decode engine metric table column".split())

@@ -16,8 +16,9 @@ from distill.config.schema import Config
 from distill.console import console
 from distill.tables import long
 from distill.tables.experiment import CONTEXT, Experiment, Printed, printed
-from distill.tables.measure import BENCHMARKS, OF_TOPIC, TRAINING
+from distill.tables.long import BENCHMARKS, TRAINING
 from distill.tables.shape import Cell, Column, Comparison, cell, compare, printed_p, table
+from distill.tables.values import OF_TOPIC
 
 # Columns of a section that not every metric has
 OPTIONAL = ("paper", "difference", "against", "p", "paper's p", "tokens", "ended %")
