@@ -15,6 +15,7 @@ def apply_smoke(config: Config) -> Config:
     decoding and seeds. Replaced: weights, data sets, and every size that costs time.
     """
     from distill.config.schema import BertScoreConfig, DataConfig, GeneratorConfig, SplitConfig, WeightsConfig
+    from distill.evaluation.bertscore import WHEEL
 
     sets = list(config.eval.sets or config.data.eval)
     data = DataConfig(
@@ -48,6 +49,8 @@ def apply_smoke(config: Config) -> Config:
             "max_prompt_length": 384,
         }
     )
-    small = {"max_new_tokens": 8, "batch_tokens": 16384, "sets": sets, "bertscore": BertScoreConfig(encoder=None)}
+    small = {"max_new_tokens": 8, "batch_tokens": 16384, "sets": sets}
+    if config.eval.bertscore.encoder != WHEEL:  # any other may need the hub
+        small["bertscore"] = BertScoreConfig(encoder=None)
     evaluation = config.eval.model_copy(update=small)
     return config.model_copy(update={"data": data, "model": model, "train": train, "eval": evaluation})
