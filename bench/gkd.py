@@ -27,7 +27,7 @@ from distill.stages import Stages
 from distill.training.batches import BucketSampler
 from distill.training.distiller import Distiller
 from distill.training.signal import LiveTeacher, StoredTeacher, write_store
-from distill.training.stage import training_encoder
+from distill.training.encoding import training_encoder
 from distill.training.trainer import DistillTrainer
 
 BATCH, STEPS, ROUNDS = 4, 5, 2  # an epoch is STEPS batches; the first epoch warms up, the second is timed

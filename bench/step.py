@@ -20,7 +20,7 @@ from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.training.distiller import Distiller
 from distill.training.signal import StoredTeacher, write_store
-from distill.training.stage import training_encoder
+from distill.training.encoding import training_encoder
 
 BATCH = 8
 LIGHT = ("fkl", "rkl", "jsd", "ab")

@@ -26,7 +26,8 @@ from distill.evaluation.stage import Scored, read_generations
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline import Plan, Role
-from distill.training.stage import teacher_dtype, training_encoder
+from distill.training.encoding import training_encoder
+from distill.training.stage import teacher_dtype
 
 if TYPE_CHECKING:
     from distill.stages import Stages

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from distill import hub
 from distill.artifacts import Spec, Store, digest
-from distill.config.schema import Config, LossConfig, Section, StageTrainConfig, WeightsConfig
+from distill.config.schema import Config, LossConfig, SamplerConfig, Section, StageTrainConfig, WeightsConfig
 from distill.console import processes
 from distill.data import sets
 from distill.data.examples import folder_hash
@@ -30,6 +30,7 @@ VERSIONS = {
     "signal": 2,
     "train": 2,
     "evaluate": 2,
+    "answers": 1,
     "agree": 1,
     "bertscore": 1,
     "exposure": 1,
@@ -48,6 +49,7 @@ NOT_DETERMINING = {
 }
 # Keys of `eval` that change no text, or (engine) are named apart
 NO_DECODING = {"sets", "engine", "batch_tokens", "bertscore", "judge", "benchmarks"}
+FIXED = SamplerConfig(name="fixed")
 SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
 Role = Literal["teacher", "student"]
 
@@ -82,6 +84,11 @@ class Plan:
         """Evaluation sets."""
         return sets.evaluation(self.config)
 
+    @cached_property
+    def pretraining(self) -> list[str]:
+        """The texts of the plain-text corpus; none if there is none."""
+        return sets.pretraining(self.config.data)
+
     @property
     def needs_hub(self) -> bool:
         """Whether weights or data come from the hub."""
@@ -90,7 +97,8 @@ class Plan:
         encoder = self.config.eval.bertscore.encoder
         paths += [encoder] if encoder not in (None, WHEEL) else []
         named = any(not Path(path).expanduser().is_dir() for path in paths)
-        return model.source == "hub" or named or (data.root is None and data.generator is None)
+        corpus = data.pretrain is not None and data.pretrain.file is None
+        return model.source == "hub" or named or corpus or (data.root is None and data.generator is None)
 
     def check_data(self, texts: bool = True) -> None:
         """Load every set and look for the encoder, to name all that is missing or wrong before anything is made.
@@ -104,7 +112,7 @@ class Plan:
         if self.needs_hub:
             hub.prepare()
         problems: list[str] = []
-        for name in ("data", "sets"):
+        for name in ("data", "sets", "pretraining"):
             try:
                 getattr(self, name)
             except UserError as error:
@@ -165,27 +173,55 @@ class Plan:
         path = self.config.model.teacher.path
         if path is not None:
             return Given(path, self._supplied("teacher"))
-        return self._training("teacher", self.base("teacher"), SFT, self.config.train.teacher, None, "teacher")
+        return self._training("teacher", self.base("teacher"), SFT, self.config.train.teacher, None, "teacher", FIXED)
 
     @cached_property
     def start(self) -> Spec | Given:
         """What the student's training starts from.
 
-        As in the papers, a distilled student starts from a short fine-tuning, and the SFT row from the base weights.
+        As in the papers, a distilled student (SeqKD's too) starts from a short fine-tuning, and the SFT row from the
+        base weights.
         """
         path, schedule = self.config.model.student.path, self.config.train.start
         if path is not None:
             return Given(path, self._supplied("student"))
-        if schedule.epochs == 0 or self.config.loss.w_kd == 0:
+        if schedule.epochs == 0 or not self.distils:
             return self.base("student")
-        return self._training("start", self.base("student"), SFT, schedule, None, "teacher")
+        return self._training("start", self.base("student"), SFT, schedule, None, "teacher", FIXED)
+
+    @property
+    def distils(self) -> bool:
+        """Whether the student's training needs a teacher."""
+        return bool(self.config.loss.w_kd) or self.config.sampler.kind.asks_teacher
+
+    @property
+    def stores_signal(self) -> bool:
+        """Whether the teacher's hidden states are stored for the student's training: it may read rows that stay."""
+        config = self.config
+        stays = config.sampler.kind.reads_data or not config.sampler.kind.writes
+        return bool(config.loss.w_kd) and config.train.teacher_signal == "stored" and stays
 
     @cached_property
     def student(self) -> Spec:
         """The distilled (or, with loss=sft, fine-tuned) student."""
-        loss = self.config.loss
-        teacher = self.teacher if loss.w_kd else None
-        return self._training(f"student-{loss.name}", self.start, loss, self.config.train.student, teacher, "student")
+        loss, sampler = self.config.loss, self.config.sampler
+        teacher = self.teacher if self.distils else None
+        label = f"student-{loss.name}" + ("" if sampler.name == "fixed" else f"-{sampler.name}")
+        return self._training(label, self.start, loss, self.config.train.student, teacher, "student", sampler)
+
+    @property
+    def answers(self) -> Spec:
+        """The teacher's responses to the training prompts."""
+        settings = {
+            "teacher": self.teacher.key,
+            "data": self.data[0].fingerprint,
+            "sampler": self.config.sampler.determining,
+            "engine": self.config.eval.engine,
+            "seed": self.config.train.shared_seed,
+            "text": self.template_hash(),
+            "train": {**self._lengths(), "precision": self.config.train.precision},
+        }
+        return self._spec("answers", f"{self.config.model.name}-teacher", settings)
 
     @property
     def signal(self) -> Spec:
@@ -193,11 +229,16 @@ class Plan:
         train, valid = self.data
         settings = {
             "teacher": self.teacher.key,
-            "data": [train.fingerprint, valid.fingerprint],
+            "data": [self._train_text or train.fingerprint, valid.fingerprint],
             "text": self.template_hash(),
             "train": {**self._lengths(), "precision": self.config.train.precision},
         }
         return self._spec("signal", f"{self.config.model.name}-teacher", settings)
+
+    @property
+    def _train_text(self) -> str | None:
+        """What stands for the data set's own responses in training, if anything does."""
+        return self.answers.key if self.config.sampler.kind.asks_teacher else None
 
     def model(self, role: Role) -> Spec | Given:
         """What is evaluated."""
@@ -281,8 +322,8 @@ class Plan:
         chain: list[Spec | Given] = [self.base("teacher"), self.teacher]
         if role == "student":
             chain += [self.base("student"), self.start, self.student]
-            if self.config.loss.w_kd and self.config.train.teacher_signal == "stored":
-                chain.append(self.signal)
+            chain += [self.signal] if self.stores_signal else []
+            chain += [self.answers] if self.config.sampler.kind.asks_teacher else []
         evaluations = [self.evaluation(role, d, s) for d in self.sets.values() for s in self.config.seed]
         if self.config.eval.bertscore.encoder is not None:
             evaluations += [self.bertscore(spec) for spec in evaluations]
@@ -298,9 +339,13 @@ class Plan:
         schedule: StageTrainConfig,
         teacher: Spec | Given | None,
         seed: Role,
+        sampler: SamplerConfig,
     ) -> Spec:
         config = self.config
         train, valid = self.data
+        more: dict[str, Any] = {"answers": self._train_text} if sampler.kind.asks_teacher else {}
+        if config.data.pretrain is not None and teacher is not None:
+            more["pretrain"] = digest(self.pretraining)
         # Where micro-batches are averaged, how a batch is split determines what comes out.
         by_split = config.preset.loss_mean == "micro_batches"
         left_out = NOT_DETERMINING - {"micro_batch_size"} if by_split else NOT_DETERMINING
@@ -309,7 +354,7 @@ class Plan:
             "start": start.key,
             "teacher": teacher.key if teacher else None,
             "loss": loss.determining,
-            "sampler": config.sampler.name if teacher else None,
+            "sampler": sampler.determining if teacher else None,
             "preset": config.preset.name,
             "schedule": _settings(schedule),
             "train": _settings(config.train, exclude=left_out),
@@ -319,6 +364,7 @@ class Plan:
             "validation": {"max_new_tokens": config.eval.max_new_tokens},
             "text": self.template_hash(),
             **split,
+            **more,
         }
         return self._spec("train", f"{config.model.name}-{label}", settings)
 

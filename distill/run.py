@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -119,9 +121,22 @@ def _measure(composed: DictConfig) -> None:
 
 
 def _label(config: Config) -> str:
-    """`akl(mu=0.5)`: the loss as it ran; a switch between ours and published code is shown where it is on."""
-    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in config.loss.chosen.items())
-    return f"{config.loss.name}({shown})" if shown else config.loss.name
+    """`akl(mu=0.5)`, `ab(alpha=0.2, beta=0.7) mixed`: loss and sampler as they ran.
+
+    A switch between ours and published code is shown where it is on, and of a sampler what is not at its default.
+    """
+    from distill.samplers import defaults
+
+    sampler = config.sampler
+    usual = defaults(sampler.name) | {"max_new_tokens": config.eval.max_new_tokens}
+    own = {k: v for k, v in sampler.chosen.items() if usual[k] != v}
+    loss = _called(config.loss.name, config.loss.chosen)
+    return loss if sampler.name == "fixed" else f"{loss} {_called(sampler.name, own)}"
+
+
+def _called(name: str, parameters: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in parameters.items())
+    return f"{name}({shown})" if shown else name
 
 
 def main(words: list[str]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.artifacts import Spec, digest
-from distill.config.schema import LossConfig, StageTrainConfig
+from distill.config.schema import LossConfig, SamplerConfig, StageTrainConfig
 from distill.console import is_main_process, processes, say
 from distill.data.encode import Collator, Encoded
 from distill.data.sets import Dataset
@@ -20,11 +20,14 @@ from distill.measures import compare_with_teacher, score_meaning
 from distill.models import create
 from distill.models.load import Shape, Weights, load_model, load_tokenizer, quiet_transformers, shape_of, supplied
 from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
-from distill.pipeline import SFT, Given, Plan, Role
+from distill.pipeline import FIXED, SFT, Given, Plan, Role
+from distill.samplers import build as build_sampler
+from distill.training.answers import read_answers, write_answers
 from distill.training.batches import micro_batch_size
+from distill.training.encoding import training_encoder
 from distill.training.estimate import Estimate, estimate_signal, estimate_training
 from distill.training.signal import damage, write_store
-from distill.training.stage import TrainingJob, teacher_dtype, train, training_encoder
+from distill.training.stage import TrainingJob, teacher_dtype, train
 
 CALIBRATION_ROWS = 32  # training rows that block influence is measured on
 
@@ -63,17 +66,19 @@ class Stages:
         node = self.plan.teacher
         if isinstance(node, Given):
             return self._given("teacher")
-        return self._train(node, self.base("teacher"), None, SFT, self.config.train.teacher)
+        return self._train(node, self.base("teacher"), None, SFT, self.config.train.teacher, FIXED)
 
     def signal(self, teacher: Weights) -> Path | None:
         """The teacher's stored hidden states, or None for a live teacher."""
-        if self.config.train.teacher_signal == "live":
+        if not self.plan.stores_signal:
             return None
 
         def build(folder: Path) -> dict[str, Any]:
+            answers = self.answers(teacher)
             tokenizer = load_tokenizer(teacher)
             encoder = training_encoder(self.config, tokenizer)
-            rows = [r for d in self.plan.data for r in encoder.pairs(d.examples, self.config.train.max_length).rows]
+            train, valid = (encoder.pairs(d.examples, self.config.train.max_length).rows for d in self.plan.data)
+            rows = [*(read_answers(answers).rows if answers else train), *valid]
             return write_store(teacher, rows, pad_id(tokenizer), teacher_dtype(self.config), folder, identity)
 
         node, made = self.plan.signal, self.plan.teacher
@@ -82,6 +87,18 @@ class Stages:
         if is_main_process() and self.store.has(node) and (problem := damage(self.store.folder(node), identity)):
             self.store.discard(node, problem)
         return self.store.make(node, build)
+
+    def answers(self, teacher: Weights) -> Path | None:
+        """The teacher's responses to the training prompts, or None where no sampler asks for them."""
+        sampler = self.config.sampler
+        if not sampler.kind.asks_teacher:
+            return None
+
+        def build(folder: Path) -> dict[str, Any]:
+            own = build_sampler(sampler.name, **sampler.parameters)
+            return write_answers(self.config, own, teacher, self.plan.data[0].examples, folder)
+
+        return self.store.make(self.plan.answers, build, together=True)
 
     def _copy(self, made: Spec) -> str:
         """Which copy of an artifact lies in the store, by its weights where its manifest tells them."""
@@ -95,7 +112,7 @@ class Stages:
             return self.base("student")
         if isinstance(node, Given):
             return self._given("student")
-        return self._train(node, self.base("student"), None, SFT, self.config.train.start)
+        return self._train(node, self.base("student"), None, SFT, self.config.train.start, FIXED)
 
     def made(self, role: Role) -> Weights:
         """The model of a role; what is still to be made for it tells first what it will need."""
@@ -110,9 +127,9 @@ class Stages:
         if not isinstance(last, Spec) or self.store.agreed(last):
             return {}
         stages: list[tuple[Spec | Given, Callable[[], Estimate]]] = []
-        if role == "teacher" or loss.w_kd:
+        if role == "teacher" or plan.distils:
             stages.append((plan.teacher, lambda: self._needs("teacher", SFT, train.teacher)))
-        if role == "student" and loss.w_kd and train.teacher_signal == "stored":
+        if role == "student" and plan.stores_signal:
             stages.append((plan.signal, self._signal_needs))
         if role == "student":
             stages.append((plan.start, lambda: self._needs("student", SFT, train.start)))
@@ -133,7 +150,7 @@ class Stages:
             micro_batch_size(schedule.global_batch_size, train.micro_batch_size, processes()),
             train.precision,
             self._shape("teacher") if loss.w_kd else None,
-            train.teacher_signal == "live",
+            role == "student" and not (self.plan.stores_signal and not self.config.sampler.kind.writes),
             build(loss.name, **loss.parameters) if loss.w_kd else None,
         )
 
@@ -170,10 +187,10 @@ class Stages:
         schedule = self.config.train.student
         if self.store.agreed(node):  # its inputs may be gone
             return self._trained(node, self._origin("student") if self.config.model.lora else None)
-        if loss.w_kd:
+        if self.plan.distils:
             self._check_tokenizers()
-        teacher = self.teacher() if loss.w_kd else None
-        return self._train(node, self.start(), teacher, loss, schedule)
+        teacher = self.teacher() if self.plan.distils else None
+        return self._train(node, self.start(), teacher, loss, schedule, self.config.sampler)
 
     def _check_tokenizers(self) -> None:
         """Refuse an unlike pair before anything is trained. Random and pruned pairs share one by construction."""
@@ -227,13 +244,17 @@ class Stages:
         teacher: Weights | None,
         loss: LossConfig,
         schedule: StageTrainConfig,
+        sampler: SamplerConfig,
     ) -> Weights:
         train_set, valid_set = self.plan.data
         job = TrainingJob(
             label=node.label,
             student=start,
-            teacher=teacher,
+            teacher=teacher if loss.w_kd else None,
             signal=self.signal(teacher) if teacher else None,
+            answers=self.answers(teacher) if teacher else None,
+            sampler=sampler,
+            pretraining=self.plan.pretraining if teacher else (),
             loss=loss,
             schedule=schedule,
             config=self.config,

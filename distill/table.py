@@ -98,15 +98,16 @@ class Table:
 
         self.name = name
         self.rows: dict[str, list[Row]] = {}
+        common = load([*own, "loss=sft", *overrides])
         if not any(o.lstrip("+").split("=")[0] == "eval.sets" for o in [*own, *overrides]):
-            present = load([*own, "loss=sft", *overrides]).data.eval
+            present = common.data.eval
             sets = dict.fromkeys(c.dataset for c in experiment.columns.values() if c.dataset in present)
             own += [f"eval.sets=[{','.join(sets)}]"] if sets else []
         columns = experiment.columns.values()
         self.texts = any(c.dataset not in (TRAINING, BENCHMARKS) for c in columns)
         self.benchmarks = [Benchmark.parse(c.metric) for c in columns if c.dataset == BENCHMARKS]
         definitions = {"Teacher": ["loss=sft"], "SFT": ["loss=sft"]} | {
-            label: row.overrides for label, row in experiment.rows.items()
+            label: [*row.overrides, *row.pairs.get(common.model.name, [])] for label, row in experiment.rows.items()
         }
         for label, words in definitions.items():
             role: Any = "teacher" if label == "Teacher" else "student"

@@ -24,7 +24,7 @@ def problems(*overrides):
 
 
 def test_the_number_of_options_is_known():
-    assert len(OPTIONS) == 44
+    assert len(OPTIONS) == 55
 
 
 @pytest.mark.parametrize(("group", "option"), [*OPTIONS, ("data", "jsonl")])

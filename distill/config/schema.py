@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+if TYPE_CHECKING:
+    from distill.samplers import Sampler
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -95,6 +98,22 @@ class SplitConfig(Section):
     expected: Count | None = None
 
 
+class PretrainConfig(Section):
+    """A plain-text corpus: a hub file, or a local one (JSONL with `text`, or text with blank lines between texts)."""
+
+    hub: str | None = None
+    hub_file: str | None = None
+    revision: str = "main"
+    file: str | None = None
+    limit: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PretrainConfig:
+        if (self.file is None) == (self.hub is None or self.hub_file is None):
+            raise ValueError("needs either file, or hub and hub_file")
+        return self
+
+
 class GeneratorConfig(Section):
     """Sizes of the generated data set."""
 
@@ -115,6 +134,7 @@ class DataConfig(Section):
     train: SplitConfig
     valid: SplitConfig
     eval: dict[str, SplitConfig]
+    pretrain: PretrainConfig | None = None
 
     @model_validator(mode="after")
     def _root_is_used(self) -> DataConfig:
@@ -225,28 +245,47 @@ class EvalConfig(Section):
         return self
 
 
-class LossConfig(Section):
-    """Objective `w_ce * CE + w_kd * divergence`; further keys are the divergence's own parameters."""
+class RegisteredConfig(Section):
+    """A registered class by name; further keys are its own parameters."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str
-    w_ce: NotNegative
-    w_kd: NotNegative
-    temperature: Positive
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The divergence's own parameters."""
+        """The class's own parameters."""
         return dict(self.model_extra or {})
 
     @property
+    def switches(self) -> dict[str, Any]:
+        """Those of them that choose between ours and published code, at ours."""
+        raise NotImplementedError
+
+    @property
     def chosen(self) -> dict[str, Any]:
-        """The parameters that tell it apart: a switch between ours and published code counts where it is on."""
+        """The parameters that tell it apart: a switch counts where it is on."""
+        off = self.switches
+        return {k: v for k, v in self.parameters.items() if k not in off or v != off[k]}
+
+
+class LossConfig(RegisteredConfig):
+    """Objective `w_ce * CE + w_kd * divergence`; further keys are the divergence's own parameters.
+
+    `w_lm` weighs the cross-entropy of `data.pretrain`, where that is given.
+    """
+
+    w_ce: NotNegative
+    w_kd: NotNegative
+    temperature: Positive
+    w_lm: NotNegative = 1.0
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """See the base class."""
         from distill.losses import switches
 
-        off = {} if self.name == "sft" else switches(self.name)
-        return {k: v for k, v in self.parameters.items() if k not in off or v != off[k]}
+        return {} if self.name == "sft" else switches(self.name)
 
     @property
     def determining(self) -> dict[str, Any]:
@@ -269,10 +308,34 @@ class LossConfig(Section):
         return self
 
 
-class SamplerConfig(Section):
-    """Where training responses come from."""
+class SamplerConfig(RegisteredConfig):
+    """Where training responses come from; further keys are the sampler's own parameters."""
 
-    name: Literal["fixed"]
+    @property
+    def kind(self) -> type[Sampler]:
+        """The sampler's class."""
+        from distill.samplers import find
+
+        return find(self.name)
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """See the base class."""
+        from distill.samplers import switches
+
+        return switches(self.name)
+
+    @property
+    def determining(self) -> Any:
+        """All that a result depends on."""
+        return {"name": self.name, **self.chosen} if self.chosen else self.name
+
+    @model_validator(mode="after")
+    def _known(self) -> SamplerConfig:
+        from distill.samplers import build
+
+        build(self.name, **self.parameters)
+        return self
 
 
 class MethodConfig(Section):
@@ -282,7 +345,7 @@ class MethodConfig(Section):
 
 
 class PresetConfig(Section):
-    """Which of the published code's quirks are on; the losses' files read theirs from here."""
+    """Which of the published code's quirks are on; the files of losses and samplers read theirs from here."""
 
     name: Literal["clean", "reference"]
     akl_crossing: Literal["head", "tail"]
@@ -293,6 +356,10 @@ class PresetConfig(Section):
     jsd_teacher_weight: float
     no_repeat_ngram_size: Annotated[int, Field(ge=0)]
     loss_mean: Literal["tokens", "micro_batches"]
+    student_labels: Literal["shifted", "late"] = "shifted"
+    student_eos: Literal["kept", "erased"] = "kept"
+    student_draw: Literal["fresh", "buffer"] = "fresh"
+    adaptive_watched: Literal["objective", "ce"] = "objective"
 
 
 class TrackerConfig(Section):
@@ -336,6 +403,21 @@ class Config(Section):
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _loss_and_sampler(self) -> Config:
+        loss, sampler = self.loss, self.sampler.name
+        if self.sampler.kind.writes and not loss.w_kd:
+            why = "mixes in the teacher's" if sampler == "rollout" else "trains on the student's own"
+            raise ValueError(
+                f"sampler={sampler} {why} text, and loss={loss.name} with w_kd=0 has no teacher to learn from; choose a"
+                " divergence, or sampler=fixed"
+            )
+        if loss.name == "minillm" and sampler != "rollout":
+            raise ValueError(f"loss=minillm reads the rewards of a rollout, which sampler={sampler} does not bring")
+        if loss.name == "minillm" and loss.temperature != 1:
+            raise ValueError(f"loss.temperature={loss.temperature}: minillm's ratios are those of plain samples, at 1")
+        return self
 
     @model_validator(mode="after")
     def _sets_exist(self) -> Config:

@@ -27,6 +27,7 @@ def apply_smoke(config: Config) -> Config:
         train=SplitConfig(),
         valid=SplitConfig(),
         eval={name: SplitConfig(title=config.data.eval[name].title) for name in sets},
+        pretrain=config.data.pretrain if config.data.pretrain and config.data.pretrain.file else None,
     )
     pruned = config.model.student.keep_layers is not None
     model = config.model.model_copy(
@@ -49,8 +50,12 @@ def apply_smoke(config: Config) -> Config:
             "max_prompt_length": 384,
         }
     )
+    sizes = {"max_new_tokens": 8, "rollouts": 16, "capacity": 16}
+    fewer = {k: v for k, v in sizes.items() if k in config.sampler.parameters}
+    sampler = config.sampler.model_copy(update=fewer)
     small = {"max_new_tokens": 8, "batch_tokens": 16384, "sets": sets}
     if config.eval.bertscore.encoder != WHEEL:  # any other may need the hub
         small["bertscore"] = BertScoreConfig(encoder=None)
     evaluation = config.eval.model_copy(update=small)
-    return config.model_copy(update={"data": data, "model": model, "train": train, "eval": evaluation})
+    replaced = {"data": data, "model": model, "train": train, "eval": evaluation, "sampler": sampler}
+    return config.model_copy(update=replaced)

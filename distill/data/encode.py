@@ -18,11 +18,15 @@ IGNORE = -100  # target of a position that does not count; the field's conventio
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one example; `response` ends with EOS unless it was cut."""
+    """Token ids of one example; `response` ends with EOS unless it was cut.
+
+    `late` puts its targets one position too far on, as published code does with the student's own text.
+    """
 
     id: str
     prompt: list[int]
     response: list[int]
+    late: bool = False
 
 
 @dataclass
@@ -66,10 +70,8 @@ class Encoder:
                 continue
             response = self.tokenizer(example.response, add_special_tokens=False).input_ids
             response = [*response, self.tokenizer.eos_token_id]
-            room = max_length - len(prompt)
-            if len(response) > room:
-                response = response[:room]
-                result.counts["responses cut"] += 1
+            response, cut = fitted(prompt, response, max_length)
+            result.counts["responses cut"] += cut
             result.rows.append(Encoded(example.id, prompt, response))
         if not result.rows:
             raise UserError(
@@ -111,13 +113,22 @@ class Encoder:
         return self._ids(example.instruction, text) if example.input else self._ids(text, "")
 
 
-def shift(prompt: Sequence[int], response: Sequence[int]) -> tuple[list[int], list[int]]:
+def fitted(prompt: Sequence[int], response: Sequence[int], max_length: int) -> tuple[list[int], bool]:
+    """A response cut to what `max_length` leaves it behind its prompt, and whether it was cut."""
+    room = max_length - len(prompt)
+    return list(response[:room]), len(response) > room
+
+
+def shift(prompt: Sequence[int], response: Sequence[int], late: bool = False) -> tuple[list[int], list[int]]:
     """Model inputs and their targets: `targets[t]` is the token that the logits at `t` predict.
 
     The only place where labels are shifted. The last token is no input, as nothing is predicted from it; the first
-    target is the response's first token, at the prompt's last position.
+    target is the response's first token, at the prompt's last position. With `late` they are not shifted: every target
+    is the input at its own position.
     """
     ids = [*prompt, *response]
+    if late:
+        return ids, [IGNORE] * len(prompt) + list(response)
     targets = [IGNORE] * (len(prompt) - 1) + list(response)
     return ids[:-1], targets
 
@@ -130,7 +141,7 @@ class Collator:
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, Any]:
         """`input_ids`, `attention_mask`, `labels` as `[rows, longest]`, and `example_ids`."""
-        pairs = [shift(row.prompt, row.response) for row in rows]
+        pairs = [shift(row.prompt, row.response, row.late) for row in rows]
         longest = max(len(ids) for ids, _ in pairs)
         input_ids = torch.full((len(rows), longest), self.pad_id)
         attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)

@@ -172,3 +172,25 @@ def _parse(row: dict[str, Any]) -> list[Row]:
     if not isinstance(references, list) or not all(isinstance(r, str) for r in references):
         raise ValueError(f"output is a {type(output).__name__}; {ALLOWED}")
     return [(row["instruction"], text, references, str(row.get("topic") or row.get("category") or ""))]
+
+
+def read_texts(path: Path) -> list[str]:
+    """Plain texts: of JSONL the field `text` of each line, of any other file what blank lines part.
+
+    Raises:
+        UserError: a line of JSONL is no object with a text; names file and line.
+    """
+    content = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        return [text.strip() for text in content.split("\n\n") if text.strip()]
+    texts = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            texts.append(json.loads(line)["text"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{path}:{number}: not a line {{'text': str}}") from None
+        if not isinstance(texts[-1], str):
+            raise UserError(f"{path}:{number}: text is {type(texts[-1]).__name__}, not str")
+    return texts

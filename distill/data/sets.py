@@ -8,7 +8,7 @@ from pathlib import Path
 from distill import hub
 from distill.config.schema import Config, DataConfig, SplitConfig
 from distill.console import say
-from distill.data.examples import Example, fingerprint, read
+from distill.data.examples import Example, fingerprint, read, read_texts
 from distill.errors import UserError
 
 
@@ -56,6 +56,28 @@ def evaluation(config: Config) -> dict[str, Dataset]:
             raise UserError(f"data.eval: {', '.join(unknown)}: the generated sets are {', '.join(sorted(generated))}")
         return {n: _cut(n, data.eval[n], examples or [], n) for n, examples in found.items()}
     return {d.name: d for d in _all(data, {n: data.eval[n] for n in names})}
+
+
+def pretraining(data: DataConfig) -> list[str]:
+    """The texts of the plain-text corpus, or none.
+
+    Raises:
+        UserError: the file is not there, holds no text, or a line of it has none.
+    """
+    wanted = data.pretrain
+    if wanted is None:
+        return []
+    if wanted.file is None:
+        split = SplitConfig(hub=wanted.hub, hub_file=wanted.hub_file, revision=wanted.revision)
+        path = _from_hub("pretrain", split)
+    else:
+        path = Path(data.root or ".") / Path(wanted.file).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.pretrain: there is no file {path}")
+    texts = read_texts(path)[: wanted.limit]
+    if not texts:
+        raise UserError(f"data.pretrain: {path} holds no text")
+    return texts
 
 
 def _all(data: DataConfig, splits: dict[str, SplitConfig]) -> list[Dataset]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from distill.config.schema import EvalConfig
 from distill.data.encode import Encoded
 from distill.evaluation.cache import ROOM, RowCache, reading, sharing_prompts
 from distill.evaluation.decode import Chooser, NgramBan, RowStream
+from distill.losses.mixtures import log_mixture
 from distill.memory import keep_freed_memory
 from distill.models.load import without_adapter
 
@@ -33,6 +35,19 @@ class Generation:
     tokens: list[int]
     ended: bool
     ties: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A student and a teacher that write together: each token is drawn from `(1 - share) q + share p` (MiniLLM).
+
+    Attributes:
+        share: the teacher's, in (0, 1).
+    """
+
+    student: Any
+    teacher: Any
+    share: float
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ def generate(
     that tie within rounding).
 
     Args:
-        model: a causal language model in eval mode.
+        model: a causal language model in eval mode, or a mixture of two on one device.
         progress: called with the number of rows finished since the last call.
     """
     results: dict[int, list[Generation]] = {}
@@ -139,18 +154,68 @@ class _Row:
     ties: int = 0
 
 
+class _Reader:
+    """A model with its keys and values, line by line those of a batch's rows."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.cache: RowCache | None = None
+
+    def join(self, ids: Tensor, mask: Tensor, several: int, places: Tensor | None, finished: Tensor) -> Tensor:
+        """Read prompts `[prompts, longest]`, whose rows stand in these places or below all; logits `[prompts, V]`."""
+        read = DynamicCache()
+        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0), read)
+        if self.cache is None:
+            self.cache = RowCache(read, mask, several)
+        else:
+            self.cache.join(read, mask, places, several, finished)
+        self.cache.trim_prompts()
+        return logits
+
+    def read(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Read a token `[rows, 1]` of each row; logits `[rows, V]`."""
+        assert self.cache is not None
+        bias = self.cache.next_column(self.model.dtype)
+        with reading(self.cache):
+            return self._forward(tokens, bias, positions, self.cache)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows."""
+        assert self.cache is not None
+        self.cache.select(rows)
+        self.cache.trim_prompts()
+
+    def trim(self, columns: int) -> None:
+        """Keep the answers' last columns, so many."""
+        assert self.cache is not None
+        self.cache.trim(self.cache.mask.shape[1] - columns)
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Next-token logits `[rows, V]` in fp32."""
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+
 class _Batch:
-    """The rows that are written together: line i of cache and logits is `live[i]`."""
+    """The rows that are written together: line i of caches and logits is `live[i]`."""
 
     def __init__(self, model: Any, prompts: Sequence[Encoded], writing: Writing, progress: Callable[[int], object]):
-        self.model, self.writing, self.progress = model, writing, progress
-        self.device = model.device
+        self.writing, self.progress = writing, progress
+        self.readers = [_Reader(m) for m in ((model.student, model.teacher) if isinstance(model, Mixture) else [model])]
+        self.share = model.share if isinstance(model, Mixture) else 0.0
+        self.device = self.readers[0].model.device
         self.chooser = Chooser(writing.decode)
         self.rows = [[self._row(p, s) for s in writing.seeds] for p in prompts]
         self.waiting = list(range(len(prompts)))
         self.prompts = prompts
         self.live: list[_Row] = []
-        self.cache: RowCache | None = None
         self.logits = torch.zeros(0, 0, device=self.device)
 
     def _row(self, prompt: Encoded, seed: int) -> _Row:
@@ -164,7 +229,9 @@ class _Batch:
         """Write all rows to their ends."""
         if self.device.type == "cpu":
             keep_freed_memory()
-        with sharing_prompts(without_adapter(self.model)):
+        with ExitStack() as attention:
+            for reader in self.readers:
+                attention.enter_context(sharing_prompts(without_adapter(reader.model)))
             while self.waiting or self.live:
                 self._admit()
                 chosen = self._leave(self._choose())
@@ -224,23 +291,21 @@ class _Batch:
             prompt = self.prompts[i].prompt
             ids[line, longest - len(prompt) :] = torch.tensor(prompt)
             mask[line, longest - len(prompt) :] = 1
-        mask, read = mask.to(self.device), DynamicCache()
-        logits = self._forward(ids.to(self.device), mask, (mask.cumsum(1) - 1).clamp_min(0), read)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        at = None if places is None else torch.tensor(places, device=self.device)
+        finished = self._finished()
+        logits = self._together([one.join(ids, mask, several, at, finished) for one in self.readers])
         logits, rows = logits.repeat_interleave(several, 0), [row for i in joining for row in self.rows[i]]
-        if self.cache is None:
-            self.cache, self.logits, self.live = RowCache(read, mask, several), logits, rows
+        if not self.live:
+            self.logits, self.live = logits, rows
         elif places is None:
-            self.cache.join(read, mask, None, several, self._finished())
             self.logits = torch.cat([self.logits, logits])
             self.live += rows
         else:
-            at = torch.tensor(places, device=self.device)
-            self.cache.join(read, mask, at, several, self._finished())
             self.logits[at] = logits
             self.progress(len(places))
             for place, row in zip(places, rows, strict=True):
                 self.live[place] = row
-        self.cache.trim_prompts()
 
     def _finished(self) -> Tensor:
         return torch.tensor([line for line, row in enumerate(self.live) if row.done], device=self.device).long()
@@ -268,44 +333,38 @@ class _Batch:
     def _leave(self, chosen: Tensor) -> Tensor:
         """Take finished rows out once they are many, unless others wait for their places, and forget columns that no
         row reads any more; the tokens of the rows that stay."""
-        assert self.cache is not None
         going = [row for row in self.live if not row.done]
         done = len(self.live) - len(going)
         if not going:
             self.progress(done)
-            self.live, self.cache = [], None
+            self.live = []
+            for reader in self.readers:
+                reader.cache = None
             return chosen
         replaced = done >= len(self.writing.seeds) and self._fitting(0) > 0
         if done and done * SHARE >= len(self.live) and not replaced:
             self.progress(done)
             keep = torch.tensor([line for line, row in enumerate(self.live) if not row.done], device=self.device)
-            self.cache.select(keep)
-            self.cache.trim_prompts()
+            for reader in self.readers:
+                reader.select(keep)
             chosen, self.live = chosen[keep], going
-        # The chosen token is not in yet
-        self.cache.trim(self.cache.mask.shape[1] - max(len(row.tokens) - 1 for row in going))
+        for reader in self.readers:  # the chosen token is not in yet
+            reader.trim(max(len(row.tokens) - 1 for row in going))
         return chosen
 
     def _read(self, chosen: Tensor) -> None:
         """Run the model over the chosen tokens; what a finished row that is still here reads means nothing."""
-        assert self.cache is not None
         positions = [0 if row.done else row.prompt + len(row.tokens) - 1 for row in self.live]
-        bias = self.cache.next_column(self.model.dtype)
-        with reading(self.cache):
-            at = torch.tensor(positions, device=self.device).unsqueeze(1)
-            self.logits = self._forward(chosen.unsqueeze(1), bias, at, self.cache)
+        at = torch.tensor(positions, device=self.device).unsqueeze(1)
+        self.logits = self._together([reader.read(chosen.unsqueeze(1), at) for reader in self.readers])
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Next-token logits `[rows, V]` in fp32."""
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()
+    def _together(self, logits: list[Tensor]) -> Tensor:
+        """The scores that tokens are drawn by: a model's logits, or a mixture's log-probabilities."""
+        if len(logits) == 1:
+            return logits[0]
+        width = min(x.shape[-1] for x in logits)  # one may be padded
+        student, teacher = (x[:, :width].log_softmax(-1) for x in logits)
+        return log_mixture(teacher, student, self.share)
 
 
 @torch.inference_mode()

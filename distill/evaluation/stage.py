@@ -71,16 +71,13 @@ class Evaluator:
         writing = Writing(
             dataset.name, list(folders), self.config.eval, self.tokenizer.eos_token_id, pad_id(self.tokenizer)
         )
-        self._write(prompts.rows, writing, folders, f"  {dataset.title}")
+        self.write_all(prompts.rows, writing, folders, f"  {dataset.title}")
         if not is_main_process():
             return [{} for _ in folders]
         references = {e.id: e.references for e in dataset.examples}
-        order = {row.id: at for at, row in enumerate(prompts.rows)}
         told = []
         for folder in folders.values():
-            kept = folder / GROUPS
-            written = [g for path in sorted(kept.glob("*.jsonl")) for g in _read(path, Generation)]
-            written.sort(key=lambda g: order[g.id])
+            written = written_in(folder, prompts.rows)
             scored = self._score(written, references)
             _write_lines(folder / GENERATIONS, scored)
             told.append(
@@ -106,8 +103,8 @@ class Evaluator:
             raise UserError(f"{dataset.title}: no prompt is left; set eval.overlong_prompt=cut")
         return prompts
 
-    def _write(self, prompts: Sequence[Encoded], writing: Writing, folders: dict[int, Path], label: str) -> None:
-        """Write this process's share of the groups that are not kept yet."""
+    def write_all(self, prompts: Sequence[Encoded], writing: Writing, folders: dict[int, Path], label: str) -> None:
+        """Write this process's share of the groups that are not kept yet, each seed's in its folder (`written_in`)."""
         cut = groups(prompts, writing)
         plan = digest([[[prompts[i].id for i in group] for group in cut], list(writing.seeds)])
         kept = [folder / GROUPS for folder in folders.values()]
@@ -135,6 +132,13 @@ class Evaluator:
         wanted = [references[g.id] for g in written]
         scores = zip(written, texts, rouge_l(texts, wanted), exact_match(texts, wanted), strict=True)
         return [Scored(g.id, text, len(g.tokens), g.ended, rouge, exact, g.tokens) for g, text, rouge, exact in scores]
+
+
+def written_in(folder: Path, prompts: Sequence[Encoded]) -> list[Generation]:
+    """What `Evaluator.write_all` left in a folder, in the order of the prompts."""
+    order = {row.id: at for at, row in enumerate(prompts)}
+    written = [g for path in sorted((folder / GROUPS).glob("*.jsonl")) for g in _read(path, Generation)]
+    return sorted(written, key=lambda g: order[g.id])
 
 
 def read_generations(folder: Path) -> list[Scored]:

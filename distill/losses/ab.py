@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from distill.losses.base import OUTSIDE, SWITCH, Divergence, register
+from distill.losses.base import OUTSIDE, Divergence, register
+from distill.registry import SWITCH
 
 PLAIN = 0.05  # from here on alpha and beta divide without losing digits
 LARGEST = 80.0  # exponent that does not overflow fp32

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import importlib
-import inspect
-import math
-import pkgutil
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# metadata of a parameter that chooses between ours, its default, and published code
-SWITCH = {"switch": True}
+from distill.registry import Registry
+
 OUTSIDE = -1e30  # log-probability of classes outside both supports: no mass, and finite
 
 
@@ -33,6 +27,7 @@ class Divergence:
         limits: what it becomes at the ends of its parameters, and its bounds.
         elsewhere: what public code does under its name.
         reads_targets: whether it needs the response tokens.
+        reads_figures: whether it reads more of each token than its id, where there is more (`with_figures`).
     """
 
     source: str = ""
@@ -40,6 +35,7 @@ class Divergence:
     limits: str = ""
     elsewhere: str = ""
     reads_targets: bool = False
+    reads_figures: bool = False
 
     @property
     def settles(self) -> bool:
@@ -62,6 +58,10 @@ class Divergence:
             value = self.from_log_probs(free, teacher, targets)
             (slope,) = torch.autograd.grad(value.sum(), free)
         return value.detach(), slope.contiguous()
+
+    def with_figures(self, figures: Tensor) -> Divergence:
+        """Itself with what is known of each token `[N, k]` besides its id, for one that reads it (`reads_figures`)."""
+        raise TypeError(f"{type(self).__name__} reads nothing of a token but its id")
 
     def for_batch(self, total: Callable[[Divergence], Tensor]) -> Divergence:
         """What counts on a batch: itself, or for one that depends on all its tokens the divergence it settles on.
@@ -160,36 +160,9 @@ def weighed(probs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return product, total
 
 
-_REGISTRY: dict[str, type[Divergence]] = {}
-D = TypeVar("D", bound=type[Divergence])
-
-
-def register(name: str) -> Callable[[D], D]:
-    """Class decorator: register a divergence under `name`.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def add(cls: D) -> D:
-        if name in _REGISTRY or name == "sft":
-            raise ValueError(f"the loss name {name} is taken")
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def _load_all() -> dict[str, type[Divergence]]:
-    package = importlib.import_module("distill.losses")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"distill.losses.{module.name}")
-    return _REGISTRY
-
-
-def names() -> list[str]:
-    """The registered divergences."""
-    return sorted(_load_all())
+_REGISTRY: Registry[Divergence] = Registry("loss", "distill.losses", others=("sft",))
+register, names, find = _REGISTRY.register, _REGISTRY.names, _REGISTRY.find
+build, switches = _REGISTRY.build, _REGISTRY.switches
 
 
 def describe(name: str) -> tuple[str, str, str]:
@@ -199,60 +172,4 @@ def describe(name: str) -> tuple[str, str, str]:
         ValueError: there is no such divergence.
     """
     cls = find(name)
-    return (inspect.getdoc(cls) or "").splitlines()[0], cls.formula, cls.source
-
-
-def switches(name: str) -> dict[str, Any]:
-    """The defaults of a divergence's switches.
-
-    Raises:
-        ValueError: there is no such divergence.
-    """
-    return {f.name: f.default for f in dataclasses.fields(find(name)) if f.metadata == SWITCH}  # type: ignore[arg-type]
-
-
-def build(name: str, **params: Any) -> Divergence:
-    """The divergence `name` with its parameters.
-
-    Raises:
-        ValueError: unknown name, unknown parameter, or a value of a wrong type or out of range; says what is allowed.
-    """
-    cls = find(name)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key, value in params.items():
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{name} has no parameter {key}{hint} (it has {', '.join(fields) or 'none'})")
-        _check(key, value, fields[key].default)
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in params.items()})
-
-
-def _check(key: str, value: Any, default: Any) -> None:
-    """A parameter is of its default's kind: yes or no, a word, a list of numbers, or a number."""
-    if isinstance(default, (bool, str)):
-        if type(value) is not type(default):
-            raise ValueError(f"{key}={value!r} is not {'true or false' if isinstance(default, bool) else 'a word'}")
-        return
-    kind = "list of numbers" if isinstance(default, tuple) else "whole number" if type(default) is int else "number"
-    if isinstance(default, tuple) != isinstance(value, (list, tuple)):
-        raise ValueError(f"{key}={value!r} is not a {kind}")
-    for number in value if isinstance(default, tuple) else [value]:
-        if isinstance(number, bool) or not isinstance(number, int if type(default) is int else (int, float)):
-            raise ValueError(f"{key}={value!r} is not a {kind}")
-        if not math.isfinite(number):
-            raise ValueError(f"{key}={value} must be finite")
-
-
-def find(name: str) -> type[Divergence]:
-    """The class registered under `name`.
-
-    Raises:
-        ValueError: there is none.
-    """
-    known = _load_all()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=2)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"no loss is named {name}{hint} (there are sft, {', '.join(sorted(known))})")
-    return known[name]
+    return _REGISTRY.line(name), cls.formula, cls.source

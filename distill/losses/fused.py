@@ -113,6 +113,7 @@ def fused(
     w_kd: float = 1.0,
     temperature: float = 1.0,
     parts: dict[str, Tensor] | None = None,
+    figures: Tensor | None = None,
 ) -> Tensor:
     """`w_ce` cross-entropy + `w_kd` divergence, summed over tokens: a scalar, differentiated once.
 
@@ -126,6 +127,7 @@ def fused(
         targets: response tokens `[N]`, for cross-entropy and the divergences that read them.
         temperature: divides both sides' logits in the divergence.
         parts: gets the sum's detached parts, `ce_sum` (where there are targets) and `kd_sum`, in nats.
+        figures: what a policy gradient knows of each token `[N, k]`, for a divergence that reads it.
 
     Raises:
         ValueError: what belongs together was not given together, or differs in length.
@@ -134,10 +136,11 @@ def fused(
     theirs = Head(teacher_head) if isinstance(teacher_head, Tensor) else teacher_head
     if (divergence is None) != (teacher_hidden is None or theirs is None):
         raise ValueError("a divergence needs teacher_hidden and teacher_head, and they a divergence")
-    if targets is None and (w_ce or (divergence is not None and divergence.reads_targets)):
+    reads_targets = divergence is not None and (divergence.reads_targets or figures is not None)
+    if targets is None and (w_ce or reads_targets):
         raise ValueError("cross-entropy, or this divergence, reads the response tokens: pass targets")
     count = student_hidden.shape[0]
-    for name, rows in (("teacher_hidden", teacher_hidden), ("targets", targets)):
+    for name, rows in (("teacher_hidden", teacher_hidden), ("targets", targets), ("figures", figures)):
         if rows is not None and rows.shape[0] != count:
             raise ValueError(f"{name} has {rows.shape[0]} rows, student_hidden {count}")
     if temperature <= 0 or (chunk_tokens is not None and chunk_tokens < 1):
@@ -155,12 +158,24 @@ def fused(
             )
     job = _Job(divergence, theirs, chunk_tokens, w_ce, w_kd, temperature, torch.is_grad_enabled())
     total: Tensor
-    total, ce, kd = _Fused.apply(student_hidden, head.weight, head.bias, head, teacher_hidden, targets, job, *own)
+    tokens = None if targets is None else _Tokens(targets, figures)
+    total, ce, kd = _Fused.apply(student_hidden, head.weight, head.bias, head, teacher_hidden, tokens, job, *own)
     if parts is not None and targets is not None:
         parts["ce_sum"] = ce
     if parts is not None and divergence is not None:
         parts["kd_sum"] = kd
     return total
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Response tokens `[N]`, and what else is known of each `[N, k]`."""
+
+    targets: Tensor
+    figures: Tensor | None
+
+    def __getitem__(self, part: slice) -> _Tokens:
+        return _Tokens(self.targets[part], None if self.figures is None else self.figures[part])
 
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -187,7 +202,7 @@ class _Job:
         hidden: Tensor,
         head: Head,
         teacher_hidden: Tensor | None,
-        targets: Tensor | None,
+        tokens: _Tokens | None,
         needed: tuple[bool, ...],
     ) -> tuple[tuple[Tensor, Tensor], Grads]:
         """Sums of CE and divergence, and the gradients of their weighted sum by hidden states, weight and bias."""
@@ -215,7 +230,7 @@ class _Job:
             if self.teacher is not None and teacher_hidden is not None:
                 theirs = self.teacher(teacher_hidden[part].to(self.teacher.weight.dtype), room[1])
             capped = logits.clone() if head.softcap is not None else None
-            sums = self._overwrite(logits, theirs, None if targets is None else targets[part])
+            sums = self._overwrite(logits, theirs, None if tokens is None else tokens[part])
             ce, kd = ce + sums[0], kd + sums[1]
             if capped is not None and head.softcap is not None:  # d tanh(x) = 1 - tanh(x)^2
                 logits.addcmul_(logits, capped.div_(head.softcap).square_(), value=-1)
@@ -234,7 +249,7 @@ class _Job:
                 grad_bias += logits.sum(0)
         return (ce, kd), (grad_hidden, grad_weight, grad_bias)
 
-    def _overwrite(self, student: Tensor, teacher: Tensor | None, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _overwrite(self, student: Tensor, teacher: Tensor | None, tokens: _Tokens | None) -> tuple[Tensor, Tensor]:
         """Sums of CE and divergence over a chunk of logits; the student's are overwritten by the gradient."""
         # A divergence with products of its own reads its parameters once a block: larger ones pay.
         held = CACHE_BYTES * (4 if self.own else 1)
@@ -245,12 +260,12 @@ class _Job:
             sums = self._gradient(
                 student[block],
                 None if teacher is None else teacher[block],
-                None if targets is None else targets[block],
+                None if tokens is None else tokens[block],
             )
             ce, kd = ce + sums[0], kd + sums[1]
         return ce, kd
 
-    def _gradient(self, student: Tensor, teacher: Tensor | None, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _gradient(self, student: Tensor, teacher: Tensor | None, tokens: _Tokens | None) -> tuple[Tensor, Tensor]:
         """Sums of CE and divergence over rows of logits `[n, V]`, which are overwritten by the gradient."""
         ce = kd = student.new_zeros(())
         gradient: Tensor | None = None
@@ -259,14 +274,17 @@ class _Job:
             ours, theirs = student[:, :width], teacher[:, :width]
             if self.temperature != 1.0:
                 ours, theirs = ours / self.temperature, theirs / self.temperature
-            value, gradient = value_and_gradient(self.divergence, ours, theirs, targets)
+            divergence, targets = self.divergence, None if tokens is None else tokens.targets
+            if tokens is not None and tokens.figures is not None:
+                divergence = divergence.with_figures(tokens.figures)
+            value, gradient = value_and_gradient(divergence, ours, theirs, targets)
             kd = value.sum()
             if self.w_kd != self.temperature:
                 gradient *= self.w_kd / self.temperature
-        if targets is not None:
-            at, log_mass = targets.unsqueeze(-1), student.logsumexp(-1, keepdim=True)
+        if tokens is not None:
+            at, log_mass = tokens.targets.unsqueeze(-1), student.logsumexp(-1, keepdim=True)
             ce = (log_mass - student.gather(-1, at)).sum()
-        if self.w_ce and targets is not None:
+        if self.w_ce and tokens is not None:
             student.sub_(log_mass).exp_().mul_(self.w_ce)
             student.scatter_add_(-1, at, torch.full_like(log_mass, -self.w_ce))
         else:
@@ -287,7 +305,7 @@ class _Fused(torch.autograd.Function):
         bias: Tensor | None,
         head: Head,
         teacher_hidden: Tensor | None,
-        targets: Tensor | None,
+        tokens: _Tokens | None,
         job: _Job,
         *own: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,7 +316,7 @@ class _Fused(torch.autograd.Function):
         if isinstance(job.divergence, TrainableDivergence):
             job.divergence.collected()  # what a call outside left behind
         with torch.autocast(device, enabled=False):  # casts of our own: one of the head, not one a chunk
-            (ce, kd), grads = job.run(hidden.to(dtype), head.to(dtype), teacher_hidden, targets, needed)
+            (ce, kd), grads = job.run(hidden.to(dtype), head.to(dtype), teacher_hidden, tokens, needed)
         ctx.grads = list(grads)
         if isinstance(job.divergence, TrainableDivergence):
             ctx.grads += [g.mul_(job.w_kd) for g in job.divergence.collected()]

@@ -27,9 +27,10 @@ CONTEXT = ("Teacher", "SFT")  # rows that every table has
 
 
 class RowConfig(Section):
-    """A row: what it overrides, and its names in the paper (its own label if none)."""
+    """A row: what it overrides, and besides for a pair by name; its names in the paper (its own label if none)."""
 
     overrides: list[str]
+    pairs: dict[str, list[str]] = Field(default_factory=dict)
     paper: list[str] = Field(default_factory=list)
 
 

@@ -15,7 +15,10 @@ VALUES = "table,row,column,dataset,metric,seed,value,n,preset,run,train_seed,dec
 # A prompt's ROUGE-L and BERTScore (empty where it was not measured), means over its generation seeds
 SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds", "bertscore"]
 CURVES = ["row", "run", "train_seed", "stage", "step", "epoch", "loss", "learning_rate", "grad_norm",
-          "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l"]  # fmt: skip
+          "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l",
+          # of a sampler that lets the student write (distill.training.sampling tells what they are)
+          "student_share", "replay_share", "buffer", "buffer_age", "threshold", "response_length", "eos_rate",
+          "seconds_writing", "seconds_learning"]  # fmt: skip
 # Metrics without a generation seed: what a training cost, and how far a student agrees with its teacher
 COSTS = ("peak_gb", "minutes", "seconds_per_sample")
 AGREEMENTS = ("agreement_top1", "agreement_fkl", "agreement_rkl")

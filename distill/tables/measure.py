@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from distill.tables import long
 from distill.tables.long import BENCHMARKS, TRAINING
 from distill.tables.values import Row, value_lines
 
+CURVE_LINES = 300  # training lines of a curve at most; the artifact's own file has them all
 KEPT_FIRST = ("rouge_l", "length", "eos_rate", "truncation_rate")
 
 
@@ -171,22 +171,24 @@ def _add_curves(row: Row, files: Files) -> None:
     """The training and validation curves of the row's stages that are not kept yet."""
     present = long.read(files.curves, long.CURVES)
     known = set(zip(present["run"], present["stage"], strict=True))
-    lines: list[dict[str, Any]] = []
+    lines: list[Any] = []
     for spec in row.plan.specs(row.role):
         curve = row.plan.store.folder(spec) / "curve.csv"
         if curve.is_file() and (row.run, spec.label) not in known:
-            with curve.open(newline="") as file:
-                lines += [
-                    {
-                        "row": row.label,
-                        "run": row.run,
-                        "train_seed": row.plan.stage_seed(spec),
-                        "stage": spec.label,
-                        **line,
-                    }
-                    for line in csv.DictReader(file)
-                ]
+            own: dict[str, Any] = {"row": row.label, "run": row.run, "train_seed": row.plan.stage_seed(spec), "stage": spec.label}
+            lines += _thinned(pd.read_csv(curve)).assign(**own).to_dict("records")
     long.append(files.curves, lines, long.CURVES, long.CURVE_KEY)
+
+
+def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
+    """A curve whose training lines, where they are many, are means over steps beside each other; validations stay."""
+    steps = curve[curve["loss"].notna()]
+    size = -(-len(steps) // CURVE_LINES)
+    if size <= 1:
+        return curve
+    blocks = steps.groupby(np.arange(len(steps)) // size)
+    means = blocks.mean().assign(**{name: blocks[name].last() for name in ("step", "epoch", "learning_rate")})
+    return pd.concat([means.astype({"step": int}), curve[curve["loss"].isna()]]).sort_values("step", kind="stable")
 
 
 def told(row: Row, benchmarks: Sequence[Benchmark] = ()) -> dict[str, Any]:

@@ -149,8 +149,8 @@ def _meaning(row: Row, name: str, seed: int) -> Iterator[tuple[str, float, int]]
 def _cost(row: Row) -> Iterator[Once]:
     """What the row's own training cost on the machine that its manifest names.
 
-    `peak_gb`: the most that the process held meanwhile; `minutes`: of its steps, and of storing the teacher's signal;
-    `seconds_per_sample`: of its steps alone.
+    `peak_gb`: the most that the process held meanwhile; `minutes`: of its steps, and of what is done once for them, the
+    teacher's stored signal and its answers; `seconds_per_sample`: of its steps alone.
     """
     plan, trained = row.plan, row.plan.model(row.role)
     if not isinstance(trained, Spec) or not plan.store.has(trained):
@@ -160,10 +160,10 @@ def _cost(row: Row) -> Iterator[Once]:
         say(f"{row.label}: its training's cost was not measured (an earlier version, or resumed at its end)")
         return
     seconds = told["seconds_per_step"] * told["steps"]
-    stored = row.role == "student" and plan.signal in plan.specs(row.role)
-    signal = plan.store.manifest(plan.signal)["seconds"] if stored and plan.store.has(plan.signal) else 0.0
+    before = [s for s in plan.specs(row.role) if s.stage in ("signal", "answers") and plan.store.has(s)]
+    once = sum(plan.store.manifest(spec)["seconds"] for spec in before)
     for metric, value in zip(
-        long.COSTS, (told["peak_bytes"] / 1e9, (seconds + signal) / 60, seconds / told["samples"]), strict=True
+        long.COSTS, (told["peak_bytes"] / 1e9, (seconds + once) / 60, seconds / told["samples"]), strict=True
     ):
         yield "cost", TRAINING, metric, value, 1
 

@@ -106,6 +106,49 @@ class StoredTeacher(nn.Module):
         return torch.from_numpy(np.concatenate(pieces)).view(self.dtype).to(valid.device)
 
 
+class NewTextTeacher(nn.Module):
+    """The teacher where text is written during training: live on new text, stored on the data set's rows if it was
+    stored, and remembered, on the processor, for texts that come again."""
+
+    def __init__(self, live: LiveTeacher, stored: StoredTeacher | None, remember: bool):
+        super().__init__()
+        self.live, self.stored, self.remember = live, stored, remember
+        self.wanted: set[str] = set()
+        self.remembered: dict[str, Tensor] = {}
+
+    @property
+    def head(self) -> Head:
+        """From hidden states to logits."""
+        return self.live.head
+
+    def hold(self, ids: set[str]) -> None:
+        """Which texts may come again; the others are forgotten."""
+        self.wanted = ids if self.remember else set()
+        self.remembered = {name: hidden for name, hidden in self.remembered.items() if name in self.wanted}
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]) -> Tensor:
+        """Last hidden states `[N, d]` at the `valid` positions of `[B, T]`, row by row."""
+        known = self.stored.index if self.stored is not None else {}
+        new = [i for i, name in enumerate(example_ids) if name not in known and name not in self.remembered]
+        found: dict[int, Tensor] = {}
+        if new:
+            longest = int(attention_mask[new].sum(1).max())
+            ids, mask, there = (x[new, :longest] for x in (input_ids, attention_mask, valid))
+            hidden = self.live(ids, mask, there, [example_ids[i] for i in new])
+            found = dict(zip(new, hidden.split(there.sum(1).tolist()), strict=True))
+        for i, name in enumerate(example_ids):
+            if name in known:
+                assert self.stored is not None
+                row = slice(i, i + 1)
+                found[i] = self.stored(input_ids[row], attention_mask[row], valid[row], [name])
+            elif i not in found:
+                found[i] = self.remembered[name].to(valid.device)
+            elif name in self.wanted:
+                self.remembered[name] = found[i].cpu().clone()
+        return torch.cat([found[i] for i in range(len(example_ids))])
+
+
 def store_bytes(rows: Sequence[Encoded], width: int, itemsize: int) -> int:
     """Size of the store of `rows` for hidden states of `width` numbers."""
     return sum(len(row.response) for row in rows) * width * itemsize

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from distill.config.schema import Config, LoraConfig, LossConfig, StageTrainConfig
+from distill.config.schema import Config, LoraConfig, LossConfig, SamplerConfig, StageTrainConfig
 from distill.console import bar, processes, say
 from distill.data.encode import EncodedSet, Encoder
 from distill.data.examples import Example
@@ -24,10 +24,17 @@ from distill.losses import build
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import Weights, add_lora, check_head, check_positions, load_model, load_tokenizer, output_head
 from distill.models.tokenizers import check_same_tokenizer, pad_id
+from distill.samplers import Sampler
+from distill.samplers import build as build_sampler
+from distill.training.answers import read_answers
 from distill.training.batches import micro_batch_size
+from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
-from distill.training.signal import LiveTeacher, StoredTeacher
-from distill.training.trainer import DIVERGENCE, DistillTrainer, Progress, SaveEvery, StepTime
+from distill.training.encoding import plain_sampling, training_encoder
+from distill.training.sampling import TOLD, Sampling
+from distill.training.signal import LiveTeacher, NewTextTeacher, StoredTeacher
+from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer, Progress, SaveEvery, StepTime
+from distill.training.writer import StudentWriter
 
 CURVE = [
     "step",
@@ -39,6 +46,7 @@ CURVE = [
     "eval_ce",
     "eval_kd",
     "eval_rouge_l",
+    *TOLD,
 ]
 
 
@@ -56,6 +64,9 @@ class TrainingJob:
     seed: int
     train: Sequence[Example]
     valid: Sequence[Example]
+    sampler: SamplerConfig
+    answers: Path | None = None  # the teacher's responses, in place of the training rows' own
+    pretraining: Sequence[str] = ()  # plain texts
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -66,12 +77,6 @@ class TrainingJob:
 def teacher_dtype(config: Config) -> torch.dtype:
     """The dtype that the frozen teacher runs in."""
     return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-
-
-def training_encoder(config: Config, tokenizer: Any) -> Encoder:
-    """The encoder of training rows."""
-    settings = config.train
-    return Encoder(tokenizer, config.data.template, settings.max_prompt_length, settings.overlong_prompt)
 
 
 def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
@@ -88,10 +93,15 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.student)
     settings, encoder = job.config.train, training_encoder(job.config, tokenizer)
     train_rows, valid_rows = _encoded(job, encoder)
-    args = _arguments(job, folder)
-    step_time = StepTime()
+    checkpoints = folder / "checkpoints"
+    last = _last_checkpoint(checkpoints)
+    sampler = build_sampler(job.sampler.name, **job.sampler.parameters)
+    # The first validation is what later ones are compared with; a run that goes on has it already
+    args = _arguments(job, folder, sampler.writes, sampler.needs_reference and last is None)
+    step_time, model = StepTime(), _distiller(job, tokenizer)
+    sampling = _sampling(job, sampler, model, tokenizer) if sampler.writes else None
     trainer = DistillTrainer(
-        model=_distiller(job, tokenizer),
+        model=model,
         args=args,
         train_rows=train_rows.rows,
         valid_rows=valid_rows.rows,
@@ -99,6 +109,8 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         pad_id=pad_id(tokenizer),
         global_batch_size=job.schedule.global_batch_size,
         generate_score=_scorer(job, tokenizer, encoder),
+        sampling=sampling,
+        corpus=Corpus(job.pretraining, tokenizer, settings.max_length) if job.pretraining else None,
         callbacks=[
             Progress(job.label, say),
             step_time,
@@ -107,8 +119,6 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    checkpoints = folder / "checkpoints"
-    last = _last_checkpoint(checkpoints)
     if last:
         say(f"  {job.label}: going on from {Path(last).name}")
     try:
@@ -132,6 +142,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         "rows": {"train": len(train_rows.rows), "valid": len(valid_rows.rows)},
         "micro_batch_size": trainer.args.per_device_train_batch_size,
         "processes": processes(),
+        "written": sampling.written if sampling else None,
         "overlong": {"train": dict(train_rows.counts), "valid": dict(valid_rows.counts)},
         "tokens": {"eos": tokenizer.eos_token_id, "pad": pad_id(tokenizer), "bos": tokenizer.bos_token_id},
     }
@@ -140,7 +151,8 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
 def _encoded(job: TrainingJob, encoder: Encoder) -> tuple[EncodedSet, EncodedSet]:
     """Training and validation rows; what was dropped or cut is said."""
     settings = job.config.train
-    sets = {"training": encoder.pairs(job.train, settings.max_length)}
+    own = read_answers(job.answers) if job.answers else encoder.pairs(job.train, settings.max_length)
+    sets = {"training": own}
     sets["validation"] = encoder.pairs(job.valid, settings.max_length)
     for name, rows in sets.items():
         if rows.said():
@@ -151,16 +163,17 @@ def _encoded(job: TrainingJob, encoder: Encoder) -> tuple[EncodedSet, EncodedSet
 def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
     torch.manual_seed(job.seed)  # new adapters are drawn from the training seed
     settings = job.config.train
-    teacher: LiveTeacher | StoredTeacher | None = None
+    teacher: LiveTeacher | StoredTeacher | NewTextTeacher | None = None
     divergence = None
     if job.teacher is not None:
         check_same_tokenizer(load_tokenizer(job.teacher), tokenizer)
-        dtype = teacher_dtype(job.config)
-        if job.signal is not None:
-            teacher = StoredTeacher(job.signal)
-        else:
-            teacher = LiveTeacher(load_model(job.teacher, dtype))
-            check_head(teacher.model)
+        stored = StoredTeacher(job.signal) if job.signal is not None else None
+        teacher = stored
+        if stored is None or job.sampler.kind.writes:
+            teacher = live = LiveTeacher(load_model(job.teacher, teacher_dtype(job.config)))
+            check_head(live.model)
+            if job.sampler.kind.writes:
+                teacher = NewTextTeacher(live, stored, remember=settings.teacher_signal == "stored")
         divergence = build(job.loss.name, **job.loss.parameters)
     student = load_model(job.student, torch.float32, merge=job.lora is None)
     if job.lora is not None and job.student.adapter is None:
@@ -176,10 +189,30 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
         if isinstance(divergence, TrainableDivergence):
             divergence.prepare(min(theirs, ours), torch.device("cpu"))
     loss, mean = job.loss, job.config.preset.loss_mean
-    return Distiller(student, teacher, divergence, loss.w_ce, loss.w_kd, loss.temperature, mean)
+    return Distiller(student, teacher, divergence, loss.w_ce, loss.w_kd, loss.temperature, mean, loss.w_lm)
 
 
-def _arguments(job: TrainingJob, folder: Path) -> TrainingArguments:
+def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: Any) -> Sampling:
+    """The sampler with the pen that the student writes with."""
+    assert isinstance(model.teacher, NewTextTeacher) and model.divergence is not None
+    eos, pad, quirks = tokenizer.eos_token_id, pad_id(tokenizer), job.sampler.parameters
+    writer = StudentWriter(
+        model.student,
+        model.teacher,
+        model.divergence,
+        plain_sampling(job.config.eval, sampler),
+        job.seed,
+        eos,
+        pad,
+        job.config.train.max_length,
+        late=quirks.get("labels") == "late",
+        erased=eos if quirks.get("eos") == "erased" and eos == pad else None,
+        dtype=teacher_dtype(job.config),
+    )
+    return Sampling(sampler, writer)
+
+
+def _arguments(job: TrainingJob, folder: Path, each_step: bool, validate_first: bool) -> TrainingArguments:
     settings, schedule, world = job.config.train, job.schedule, processes()
     micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
     steps = -(-len(job.train) // schedule.global_batch_size) * schedule.epochs
@@ -199,7 +232,8 @@ def _arguments(job: TrainingJob, folder: Path) -> TrainingArguments:
         save_total_limit=1,
         metric_for_best_model=schedule.select,
         greater_is_better=schedule.select == "rouge_l",
-        logging_steps=max(1, min(10, steps // 50)),
+        eval_on_start=validate_first,
+        logging_steps=1 if each_step else max(1, min(10, steps // 50)),
         logging_nan_inf_filter=False,  # would hide what compute_loss stops on
         remove_unused_columns=False,
         label_names=["labels"],
@@ -224,9 +258,7 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     examples = list(job.valid)[: settings.valid_rows]
     prompts = encoder.prompts(examples).rows
     by_id = {e.id: e for e in examples}
-    plain = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram_size": 0, "num_beams": 1}
-    decode = evaluation.model_copy(update=plain)
-    writing = Writing("valid", [job.seed], decode, tokenizer.eos_token_id, pad_id(tokenizer))
+    writing = Writing("valid", [job.seed], plain_sampling(evaluation), tokenizer.eos_token_id, pad_id(tokenizer))
 
     def score(model: Any) -> float:
         with bar(len(prompts), "  validation ROUGE-L", "row") as shown:
@@ -272,7 +304,7 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
 
 def _keep(best: Path, target: Path) -> None:
     """The model's own files of a checkpoint, without the optimizer's."""
-    drop = {DIVERGENCE, "optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin"}
+    drop = {DIVERGENCE, SAMPLER, "optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin"}
     shutil.rmtree(target, ignore_errors=True)
     ignore = shutil.ignore_patterns("rng_state*", *drop)
     shutil.copytree(best, target, ignore=ignore)

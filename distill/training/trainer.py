@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from distill.data.encode import Collator, Encoded
 from distill.errors import UserError
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import without_adapter
+from distill.samplers import Step
 from distill.training.batches import BucketSampler
+from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
+from distill.training.sampling import OWN, Sampling
 
+SAMPLER = "sampler.pt"  # the sampler's state, in a checkpoint
 DIVERGENCE = "divergence.pt"  # parameters of a divergence that has its own, beside the student's in a checkpoint
 # A row without a target. With several processes it fills the last, smaller batch, where accelerate would repeat rows.
 FILLER = Encoded("filler", [0, 0], [])
@@ -31,6 +36,8 @@ class DistillTrainer(Trainer):
 
     Args:
         generate_score: gives mean ROUGE-L of the student's own responses on the validation set.
+        sampling: where responses come from if not all are the rows' own.
+        corpus: plain text whose cross-entropy is part of each step.
     """
 
     model: Distiller
@@ -45,9 +52,15 @@ class DistillTrainer(Trainer):
         pad_id: int,
         global_batch_size: int,
         generate_score: Callable[[Any], float],
+        sampling: Sampling | None = None,
+        corpus: Corpus | None = None,
         **kwargs: Any,
     ):
         self.global_batch_size, self.generate_score = global_batch_size, generate_score
+        self.sampling, self.corpus = sampling, corpus
+        self.rows = {row.id: row for row in [*train_rows, FILLER]}
+        if sampling is not None:
+            sampling.sampler.prepare(train_rows, global_batch_size)
         self.lengths = [len(row.prompt) + len(row.response) for row in train_rows]
         super().__init__(
             model=model,
@@ -64,13 +77,53 @@ class DistillTrainer(Trainer):
         fill_to = together if self.args.world_size > 1 else 1
         return BucketSampler(self.lengths, self.global_batch_size, self.args.seed, fill_to)
 
-    def get_batch_samples(self, *args: Any) -> Any:
-        """As in Trainer; a divergence that depends on the whole global batch settles on what counts for it."""
-        batches, items = super().get_batch_samples(*args)
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """As in Trainer, with the responses that the sampler chooses; a divergence that depends on the whole global
+        batch settles on what counts for it."""
+        if self.sampling is not None:
+            epoch_iterator = iter(self._sampled(list(islice(epoch_iterator, num_batches)), self.sampling))
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.corpus is not None:
+            self._add_corpus(batches, self.corpus)
         if self.model.settling:
             settling = [self._prepare_inputs(batch) for batch in batches]
             self.model.settle(settling, lambda x: self.accelerator.reduce(x, "sum"))
         return batches, items
+
+    def _sampled(self, batches: list[dict[str, Any]], sampling: Sampling) -> list[dict[str, Any]]:
+        """The step's micro-batches with the sampler's responses, rows of like length together."""
+        rows = [self.rows[name] for batch in batches for name in batch["example_ids"]]
+        if not rows:
+            return batches
+        step = Step(self.state.global_step, self.state.max_steps, self.args.seed)
+        samples = sorted(sampling.next(rows, step), key=lambda s: len(s.row.prompt) + len(s.row.response))
+        sizes = [len(batch["example_ids"]) for batch in batches]
+        cut: list[dict[str, Any]] = []
+        for end in accumulate(sizes):
+            part = samples[end - sizes[len(cut)] : end]
+            figures = [s.figures for s in part if s.figures is not None]
+            cut.append(
+                {
+                    **self.data_collator([s.row for s in part]),  # type: ignore[misc]
+                    "own_text": torch.tensor([s.origin in OWN or not s.row.response for s in part]),
+                    **({"figures": torch.cat(figures)} if figures else {}),
+                }
+            )
+        return cut
+
+    def _add_corpus(self, batches: list[dict[str, Any]], corpus: Corpus) -> None:
+        """Give each micro-batch its share of the step's plain text."""
+        step = Step(self.state.global_step, self.state.max_steps, self.args.seed)
+        blocks = corpus.blocks(self.global_batch_size, step)[self.args.process_index :: self.args.world_size]
+        for i, batch in enumerate(batches):
+            batch["corpus"] = blocks[i :: len(batches)]
+            batch["corpus_tokens"] = self.global_batch_size * (blocks.shape[1] - 1)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in Trainer; a training step's line tells what the sampler did."""
+        if self.sampling is not None and "loss" in logs:
+            logs = {**logs, **self.sampling.told()}
+        super().log(logs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -113,6 +166,8 @@ class DistillTrainer(Trainer):
             )
         metrics["eval_rouge_l"] = self.generate_score(self.model.student)
         metrics["eval_seconds"] = time.perf_counter() - started
+        if self.sampling is not None:
+            self.sampling.observe(metrics)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -137,6 +192,8 @@ class DistillTrainer(Trainer):
         self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
         if isinstance(self.model.divergence, TrainableDivergence):
             torch.save(self.model.divergence.state_dict(), Path(folder) / DIVERGENCE)
+        if self.sampling is not None:
+            torch.save(self.sampling.sampler.state(), Path(folder) / SAMPLER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the student's weights of a checkpoint."""
@@ -144,6 +201,8 @@ class DistillTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         student, folder = self.model.student, Path(resume_from_checkpoint)
+        if self.sampling is not None:
+            self.sampling.sampler.restore(torch.load(folder / SAMPLER, weights_only=True))
         if isinstance(self.model.divergence, TrainableDivergence):
             self.model.divergence.load_state_dict(torch.load(folder / DIVERGENCE, weights_only=True))
         if hasattr(student, "peft_config"):

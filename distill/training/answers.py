@@ -1,0 +1,57 @@
+"""The teacher's responses to the training prompts, written once and kept (SeqKD)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill.config.schema import Config
+from distill.console import is_main_process
+from distill.data.encode import Encoded, EncodedSet, fitted
+from distill.data.examples import Example
+from distill.evaluation.generate import Writing
+from distill.evaluation.stage import GROUPS, Evaluator, written_in
+from distill.models.load import Weights
+from distill.models.tokenizers import pad_id
+from distill.samplers import Sampler
+from distill.training.encoding import plain_sampling, training_encoder
+
+ANSWERS = "answers.jsonl"
+
+
+def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: Sequence[Example], folder: Path) -> Any:
+    """Let the teacher answer every prompt; a run that was stopped goes on behind its last group.
+
+    Returns:
+        What the manifest tells: rows, mean length in tokens, share that EOS ended in percent.
+    """
+    evaluator = Evaluator(config, teacher)
+    tokenizer, limit = evaluator.tokenizer, config.train.max_length
+    prompts = training_encoder(config, tokenizer).prompts(examples)
+    seed, decode = config.train.shared_seed, plain_sampling(config.eval, sampler)
+    writing = Writing("train", [seed], decode, tokenizer.eos_token_id, pad_id(tokenizer))
+    evaluator.write_all(prompts.rows, writing, {seed: folder}, "  the teacher's answers")
+    if not is_main_process():
+        return {}
+    written = written_in(folder, prompts.rows)
+    rows = []
+    for prompt, one in zip(prompts.rows, written, strict=True):
+        tokens = [*one.tokens, *([tokenizer.eos_token_id] if one.ended else [])]
+        rows.append(Encoded(prompt.id, prompt.prompt, fitted(prompt.prompt, tokens, limit)[0]))
+    (folder / ANSWERS).write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    shutil.rmtree(folder / GROUPS)
+    return {
+        "rows": len(rows),
+        "length": sum(len(row.response) for row in rows) / len(rows),
+        "eos_rate": 100 * sum(one.ended for one in written) / len(rows),
+    }
+
+
+def read_answers(folder: Path) -> EncodedSet:
+    """The rows that `write_answers` left; what never ended is counted."""
+    with (folder / ANSWERS).open() as lines:
+        return EncodedSet([Encoded(**json.loads(line)) for line in lines])

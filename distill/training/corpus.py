@@ -1,0 +1,39 @@
+"""Plain text for a language-modelling loss beside distillation (MiniLLM's pre-training loss)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.samplers import Step
+
+
+class Corpus:
+    """Texts, each ended by EOS, one behind the other in blocks of a fixed length.
+
+    Raises:
+        UserError: the texts fill no block.
+    """
+
+    def __init__(self, texts: Iterable[str], tokenizer: Any, length: int):
+        ids: list[int] = []
+        for text in texts:
+            ids += [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        whole = len(ids) // length
+        if not whole:
+            raise UserError(f"data.pretrain: {len(ids)} tokens are less than one block of train.max_length={length}")
+        self._blocks = torch.tensor(ids[: whole * length]).view(whole, length)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def blocks(self, count: int, step: Step) -> Tensor:
+        """The step's blocks `[count, length]`: the corpus in a new random order each time round."""
+        whole, first = len(self), step.number * count
+        turn = range(first, first + count)
+        orders = {r: step.rng("corpus", r).permutation(whole) for r in {i // whole for i in turn}}
+        return self._blocks[[int(orders[i // whole][i % whole]) for i in turn]]

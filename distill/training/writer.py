@@ -1,0 +1,163 @@
+"""The student's pen in training: the engine of evaluation on the model that is being trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.config.schema import EvalConfig
+from distill.console import processes, rank
+from distill.data.encode import IGNORE, Collator, Encoded, fitted
+from distill.evaluation.generate import Generation, Mixture, Writing, generate
+from distill.losses import Divergence, Head
+from distill.losses.fused import chunk_size
+from distill.losses.minillm import Drawn, MiniLLM
+from distill.losses.mixtures import log_mixture
+from distill.models.load import last_hidden, output_head
+from distill.samplers.base import Origin, Sample
+from distill.training.signal import NewTextTeacher
+
+READ = 16  # rows that log-probabilities are read of at once
+
+
+@dataclass
+class StudentWriter:
+    """Lets the student write, with one random stream a row: a text depends on the student's weights, the prompt, the
+    training's seed and the step, not on the batch or the number of processes.
+
+    Attributes:
+        student: in training; it is put into eval mode to write, and back.
+        divergence: what the texts are for; a policy gradient gets its figures.
+        decode: sampling settings and `batch_tokens`, the memory that writing may take.
+        max_length: tokens of prompt and response together, beyond which a text is cut.
+        late: whether targets stand one position too far on (published quirk).
+        erased: token that is taken out of prompts and responses (published quirk: EOS where it is the pad token).
+        dtype: that evaluation runs in; other weights are rounded to it before they write.
+    """
+
+    student: Any
+    teacher: NewTextTeacher
+    divergence: Divergence
+    decode: EvalConfig
+    seed: int
+    eos_id: int
+    pad_id: int
+    max_length: int
+    late: bool = False
+    erased: int | None = None
+    dtype: torch.dtype = torch.float32
+    rank: int = field(default_factory=rank)
+    processes: int = field(default_factory=processes)
+    _fresh: list[Sample] = field(default_factory=list, init=False)
+
+    def write(self, rows: Sequence[Encoded], stream: str, step: int, teacher_share: float = 0.0) -> list[Sample]:
+        """See `distill.samplers.Writer`."""
+        prompts = [Encoded(row.id, row.prompt, []) for row in rows if row.response]
+        writing = Writing(f"train {stream}", [self.seed], self.decode, self.eos_id, self.pad_id)
+        training = self.student.training
+        self.student.eval()
+        model: Any = self._pen()
+        if teacher_share:
+            model = Mixture(model, self.teacher.live.model, teacher_share)
+        written = generate(model, prompts, writing)
+        self.student.train(training)
+        origin: Origin = "mixed" if teacher_share else "student"
+        texts = {one.id: one for one in written}
+        samples = [
+            Sample(*self._row(row, texts[row.id], stream), step, teacher_share, origin)
+            if row.id in texts
+            else Sample(row, step=step)
+            for row in rows
+        ]
+        self._fresh += [sample for sample in samples if sample.origin == origin]
+        return samples
+
+    def taken(self) -> list[Sample]:
+        """What this process has written since the last time."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def _row(self, row: Encoded, one: Generation, stream: str) -> tuple[Encoded, bool]:
+        """What was written as a row to train on, and whether it ended."""
+        tokens = [*one.tokens, *([self.eos_id] if one.ended else [])]
+        prompt, (tokens, cut) = row.prompt, fitted(row.prompt, tokens, self.max_length)
+        if self.erased is not None:
+            prompt, tokens = ([t for t in ids if t != self.erased] for ids in (prompt, tokens))
+        return Encoded(f"{row.id}@{stream}", prompt, tokens, self.late), one.ended and not cut
+
+    def _pen(self) -> Any:
+        """The student, or a copy rounded to the dtype that evaluation runs in, which writes faster."""
+        if self.dtype == torch.float32:
+            return self.student
+        with torch.no_grad():
+            for ours, theirs in zip(self._rounded.parameters(), self.student.parameters(), strict=True):
+                ours.copy_(theirs)
+        return self._rounded
+
+    @cached_property
+    def _rounded(self) -> Any:
+        return copy.deepcopy(self.student).requires_grad_(False).to(self.dtype)
+
+    def figures(self, samples: Sequence[Sample]) -> list[Sample]:
+        """See `distill.samplers.Writer`; the log-probabilities are those of the student as it is now."""
+        if not isinstance(self.divergence, MiniLLM):
+            return list(samples)
+        self.teacher.hold({sample.row.id for sample in samples})
+        mine = list(samples[self.rank :: self.processes])
+        drawn = self._together([self._drawn(mine[i : i + READ]) for i in range(0, len(mine), READ)])
+        found: list[Any] = [None] * len(samples)
+        for part, several in enumerate(drawn):
+            found[part :: self.processes] = [one for batch in several for one in batch]
+        return [replace(s, figures=f) for s, f in zip(samples, self.divergence.figures(found), strict=True)]
+
+    @torch.no_grad()
+    def _drawn(self, samples: Sequence[Sample]) -> list[Drawn]:
+        """Log-probabilities of the samples' tokens, on the CPU."""
+        device, training = self.student.device, self.student.training
+        inputs = Collator(self.pad_id)([sample.row for sample in samples])
+        ids, mask, labels = (inputs[k].to(device) for k in ("input_ids", "attention_mask", "labels"))
+        valid = labels != IGNORE
+        self.student.eval()
+        mixed = self.dtype != torch.float32
+        with torch.autocast(device.type, self.dtype, enabled=mixed):
+            ours = last_hidden(self.student, ids, mask)[valid]
+        self.student.train(training)
+        theirs = self.teacher(ids, mask, valid, inputs["example_ids"])
+        q, p = (
+            _log_probs(head, hidden.to(head.weight.dtype), labels[valid])
+            for head, hidden in ((output_head(self.student), ours), (self.teacher.head, theirs))
+        )
+        share = samples[0].teacher_share
+        m = log_mixture(p, q, share) if share else q
+        lengths = valid.sum(1).tolist()
+        return [Drawn(*one) for one in zip(*(x.cpu().split(lengths) for x in (q, p, m)), strict=True)]
+
+    def gather(self, samples: Sequence[Sample]) -> list[Sample]:
+        """See `distill.samplers.Writer`."""
+        return [sample for several in self._together(list(samples)) for sample in several]
+
+    def _together(self, mine: Any) -> list[Any]:
+        """Every process's object, in the order of the processes."""
+        if self.processes == 1:
+            return [mine]
+        every: list[Any] = [None] * self.processes
+        torch.distributed.all_gather_object(every, mine)
+        return every
+
+
+def _log_probs(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities of tokens `[n]` in fp32, from hidden states `[n, d]`, in chunks."""
+    step = chunk_size(head.weight.shape[0], hidden.device)
+    return torch.cat(
+        [
+            head(hidden[at : at + step]).log_softmax(-1).gather(-1, targets[at : at + step, None]).squeeze(-1)
+            for at in range(0, len(targets), step)
+        ]
+        or [hidden.new_zeros(0, dtype=torch.float32)]
+    )
