@@ -26,8 +26,8 @@ from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.training.batches import BucketSampler
 from distill.training.distiller import Distiller
-from distill.training.signal import LiveTeacher, StoredTeacher, write_store
 from distill.training.encoding import training_encoder
+from distill.training.signal import LiveTeacher, StoredTeacher, write_store
 from distill.training.trainer import DistillTrainer
 
 BATCH, STEPS, ROUNDS = 4, 5, 2  # an epoch is STEPS batches; the first epoch warms up, the second is timed
@@ -42,13 +42,13 @@ SHARED: dict[str, Any] = {
 class Pair:
     """Weights, tokenizer and rows that both sides get."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int = BATCH * STEPS) -> None:
         config = load(WORDS)
         stages = Stages(Plan(config))
         self.teacher, self.student = stages.base("teacher"), stages.base("student")
         self.tokenizer = load_tokenizer(self.student)
         encoder = training_encoder(config, self.tokenizer)
-        self.rows = encoder.pairs(stages.plan.data[0].examples, config.train.max_length).rows[: BATCH * STEPS]
+        self.rows = encoder.pairs(stages.plan.data[0].examples, config.train.max_length).rows[:rows]
 
 
 class Clock(TrainerCallback):

@@ -19,8 +19,8 @@ from distill.models.tokenizers import pad_id
 from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.training.distiller import Distiller
-from distill.training.signal import StoredTeacher, write_store
 from distill.training.encoding import training_encoder
+from distill.training.signal import StoredTeacher, write_store
 
 BATCH = 8
 LIGHT = ("fkl", "rkl", "jsd", "ab")

@@ -115,7 +115,30 @@ def skd(p, q):
     return fkl(p, q)
 
 
+def minillm(p, q):
+    """Where nothing is known of a token but its id."""
+    return entropy(q, p)
+
+
 REFERENCES = {
     f.__name__: f
-    for f in (fkl, rkl, weighted, skl, srkl, jsd, tvd, bdkd, akl, akl_r, ab, alphanet, fixed_clip, top_p_clip, dkd, skd)
+    for f in (
+        fkl,
+        rkl,
+        weighted,
+        skl,
+        srkl,
+        jsd,
+        tvd,
+        bdkd,
+        akl,
+        akl_r,
+        ab,
+        alphanet,
+        fixed_clip,
+        top_p_clip,
+        dkd,
+        skd,
+        minillm,
+    )
 }

@@ -30,7 +30,8 @@ def test_the_number_of_options_is_known():
 @pytest.mark.parametrize(("group", "option"), [*OPTIONS, ("data", "jsonl")])
 @pytest.mark.parametrize("debug", ["none", "smoke"])
 def test_every_option_composes(group, option, debug):
-    config = load([f"{group}={option}", *([f"debug={debug}"] if group != "debug" else [])])
+    partner = ["sampler=rollout"] if option == "minillm" else []
+    config = load([f"{group}={option}", *partner, *([f"debug={debug}"] if group != "debug" else [])])
     assert config.seed == [10]
     if config.debug.smoke:
         assert config.model.source == "scratch" and config.data.generator.train <= 21

@@ -21,16 +21,19 @@ from distill.config.schema import BertScoreConfig
 from distill.errors import UserError
 from distill.evaluation.bertscore import WHEEL
 from distill.losses import build
-from distill.models.load import load_model
+from distill.models.load import load_model, load_tokenizer
 from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.tables import long
 from distill.tables.long import TRAINING
 from distill.tables.measure import Files, measure
 from distill.tables.values import METRICS, Row, _cost
+from distill.training.answers import read_answers
+from distill.training.encoding import training_encoder
 from distill.training.signal import HEAD, HIDDEN, INDEX, StoredTeacher
 from distill.training.trainer import DistillTrainer
 
+METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl"]
 MODELS = ["gpt2", "opt", "llama2", "smollm2"]  # GPT-2, OPT, LLaMA with LoRA, LLaMA pruned
 
 
@@ -64,6 +67,51 @@ def test_every_architecture_end_to_end(smoke, model, loss, tmp_path, capsys):
     again, told = measure(Row("row", config), files)
     assert told is None and again["value"].tolist() == lines["value"].tolist()
     assert "found finished" in capsys.readouterr().out and not Path(config.paths.store).joinpath("train").exists()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_method_trains_on_every_architecture(smoke, model):
+    """The second epoch's rollouts and replays included: eight rows a step, sixteen in a rollout."""
+    for method in METHODS:
+        more = ["sampler.threshold=0.9", "sampler.capacity=8"] if method == "distillm" else []
+        config = smoke(f"model={model}", f"method={method}", *more)
+        twice = config.train.model_copy(update={"student": config.train.student.model_copy(update={"epochs": 2})})
+        plan = Plan(config.model_copy(update={"train": twice, "eval": config.eval}))
+        student = weights_of_model(Stages(plan).student())
+        curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
+        assert curve["loss"].notna().sum() == 6 and curve[["eval_loss", "eval_rouge_l"]].notna().all(1).sum() >= 2
+        shares = curve["student_share"].dropna().tolist()
+        expected = ("imitkd", "minillm", "gkd", "distillm")
+        assert len(shares) == (6 if method in expected else 0), method
+        if method in ("imitkd", "minillm"):
+            assert shares == [1.0] * 6
+        written = plan.store.manifest(plan.student)["written"]
+        assert (written is not None and written["texts"] > 0) == (method in expected), (method, written)
+        assert all(torch.isfinite(w).all() for w in student.values())
+
+
+def weights_of_model(weights):
+    return dict(load_model(weights).named_parameters())
+
+
+def test_the_teacher_answers_once_and_its_text_is_trained_on(smoke, capsys):
+    plan = Plan(smoke("model=gpt2", "method=seqkd"))
+    Stages(plan).student()
+    rows = read_answers(plan.store.folder(plan.answers)).rows
+    told = plan.store.manifest(plan.answers)
+    assert [r.id for r in rows] == [e.id for e in plan.data[0].examples] and told["rows"] == len(rows) == 21
+    assert told["length"] == pytest.approx(sum(len(r.response) for r in rows) / 21) and 0 <= told["eos_rate"] <= 100
+    own = training_encoder(plan.config, load_tokenizer(Stages(plan).teacher())).pairs(plan.data[0].examples, 512).rows
+    assert [r.prompt for r in rows] == [r.prompt for r in own] and any(
+        a.response != b.response for a, b in zip(rows, own, strict=True)
+    )
+    capsys.readouterr()
+    distilled = Plan(smoke("model=gpt2", "loss=fkl", "sampler=teacher"))  # its hidden states over its own text
+    Stages(distilled).student()
+    out = capsys.readouterr().out
+    assert "answers gpt2-teacher: found finished" in out and "signal gpt2-teacher: making it" in out
+    assert distilled.signal.key != Plan(smoke("model=gpt2", "loss=fkl")).signal.key
+    assert distilled.start == plan.start  # SeqKD starts where the distilled students do
 
 
 def test_five_seeds_one_teacher_one_student(smoke, capsys):
@@ -225,11 +273,15 @@ def test_a_run_stopped_in_an_epochs_validation_loses_nothing(tmp_path):
     assert curve["eval_loss"].notna().sum() == 1
 
 
-@pytest.mark.parametrize(("model", "loss"), [("gpt2", "skd"), ("openllama2", "fkl")])
-def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model, loss):
-    """Killed inside an epoch, between two checkpoints; LoRA's dropout shows that random states come back too, and skd
-    that a loss's own parameters do."""
-    words = ["debug=smoke", f"model={model}", f"loss={loss}", "train.save_steps=1", f"paths.results={tmp_path}/results"]
+OWN_TEXT = [["method=distillm", "sampler.threshold=0.9"], ["method=minillm"]]
+
+
+@pytest.mark.parametrize(("model", "row"), [("gpt2", ["loss=skd"]), ("openllama2", ["loss=fkl"]),
+                                            *(("gpt2", row) for row in OWN_TEXT)])  # fmt: skip
+def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model, row):
+    """Killed inside an epoch, between two checkpoints; LoRA's dropout shows that random states come back too, skd that
+    a loss's own parameters do, and the others that a sampler's buffer does."""
+    words = ["debug=smoke", f"model={model}", *row, "train.save_steps=1", f"paths.results={tmp_path}/results"]
 
     def run(store, step):
         command = [sys.executable, "-c", KILL, str(step), *words, f"paths.store={tmp_path}/{store}"]
@@ -448,13 +500,14 @@ def test_long_files_refuse_other_columns(tmp_path):
         long.read(path, long.VALUES)
 
 
-@pytest.mark.parametrize("loss", [["loss=ab"], ["loss=alphanet", "loss.per=batch"]])
-def test_two_processes_train_as_one(tmp_path, loss):
+@pytest.mark.parametrize("row", [["loss=ab"], ["loss=alphanet", "loss.per=batch"], *OWN_TEXT])
+def test_two_processes_train_as_one(tmp_path, row):
     """torchrun over gloo: the global batch, its gradient and the results files are those of one process.
 
-    AlphaNet per batch settles on the alpha whose sum over both processes' tokens is larger.
+    AlphaNet per batch settles on the alpha whose sum over both processes' tokens is larger; what the student writes
+    depends on the prompt and the step alone, and the processes share buffer and rollout.
     """
-    words = ["-m", "distill.run", *loss, "model=gpt2", "debug=smoke"]
+    words = ["-m", "distill.run", *row, "model=gpt2", "debug=smoke"]
 
     def run(name, *launcher):
         folders = [f"paths.store={tmp_path}/{name}", f"paths.results={tmp_path}/{name}-results"]

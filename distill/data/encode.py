@@ -29,6 +29,10 @@ class Encoded:
     late: bool = False
 
 
+# A row without a target. With several processes it fills the last, smaller batch, where accelerate would repeat rows.
+FILLER = Encoded("filler", [0, 0], [])
+
+
 @dataclass
 class EncodedSet:
     """Encoded examples and what became of the over-long ones."""

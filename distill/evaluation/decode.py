@@ -18,6 +18,7 @@ from distill.config.schema import EvalConfig
 # numpy's fp32 exponentials are 0 once in about 2**24 draws, where the true ones are this on average; the logarithm of 0
 # would let its token win whatever its score, in one of two hundred draws from a vocabulary of 50,000
 LEAST = 2.0**-25
+WIDE = 2**13  # classes from which on a row's numbers take longer to draw than to hand to another thread
 TIE = 1e-4  # scores that differ by less may change places with another batch size's rounding in fp32
 
 
@@ -111,7 +112,7 @@ class Chooser:
         scores: Tensor = self.warpers(None, logits)  # type: ignore[arg-type]
         noise = self._room(scores)
         drawn = [(stream, noise[line]) for line, stream in enumerate(streams) if stream is not None]
-        if noise.is_cuda:
+        if noise.is_cuda or noise.shape[1] < WIDE:
             for stream, numbers in drawn:
                 stream.fill(numbers)
         else:  # numpy draws without the interpreter's lock

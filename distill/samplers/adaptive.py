@@ -54,7 +54,7 @@ class Adaptive(Replaying):
             return [Sample(row, step=step.number) for row in rows]
         if drawn < self.current * self.share(step) or len(self.buffer) < self.capacity:
             return self.kept(self.fresh(rows, step, writer), writer)
-        return self.replayed(len(rows), step, writer)
+        return self.replayed(step, writer)
 
     def share(self, step: Step) -> float:
         """The share of the student's batches that is written now."""

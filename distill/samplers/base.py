@@ -48,11 +48,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step: how many were done before, of how many, and the training's seed."""
+    """A training step: how many were done before, of how many, the training's seed, and the rows of its global batch,
+    which are fewer at an epoch's end."""
 
     number: int
     of: int
     seed: int
+    rows: int
 
     def rng(self, purpose: str, part: int | None = None) -> np.random.Generator:
         """Random numbers of this step (or of another `part` of the training) for one purpose, and no state to keep."""
@@ -80,7 +82,7 @@ class Writer(Protocol):
         ...
 
     def gather(self, samples: Sequence[Sample]) -> list[Sample]:
-        """All processes' samples, in the order of the processes."""
+        """All processes' samples, in an order that does not depend on how many there are."""
         ...
 
 
@@ -110,10 +112,11 @@ class Sampler:
         """
 
     def next(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
-        """What this process trains on at a step.
+        """What this process trains on at a step: as many samples as rows, or fewer.
 
         Args:
-            rows: this process's share of the data set's next global batch.
+            rows: this process's share of the data set's next global batch. With several processes some may be there to
+                fill a share: they have no response.
         """
         raise NotImplementedError
 
@@ -193,10 +196,9 @@ class Replaying(StudentText):
         self.buffer = [*self.buffer, *texts][-self.capacity :]
         return written
 
-    def replayed(self, count: int, step: Step, writer: Writer) -> list[Sample]:
-        """This process's `count` of a random draw from the buffer, without repetition where it holds enough."""
-        together = count * writer.processes
-        drawn = step.rng("replay").choice(len(self.buffer), together, replace=together > len(self.buffer))
+    def replayed(self, step: Step, writer: Writer) -> list[Sample]:
+        """This process's share of a random draw from the buffer, without repetition where it holds enough."""
+        drawn = step.rng("replay").choice(len(self.buffer), step.rows, replace=step.rows > len(self.buffer))
         return [replace(self.buffer[i], origin="replay") for i in drawn[writer.rank :: writer.processes]]
 
     def held(self) -> list[Sample]:

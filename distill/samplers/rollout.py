@@ -66,8 +66,8 @@ class Rollout(Sampler):
             self._write(cycle, step, writer)
         number, place = divmod(at, a_pass)
         order = step.rng(f"pass {number}", cycle).permutation(len(self.texts))
-        mine = order[place * self.batch : (place + 1) * self.batch][writer.rank :: writer.processes]
-        return [self.texts[i] for i in mine[: len(rows)]]  # an epoch's last batch may be smaller
+        chosen = order[place * self.batch : (place + 1) * self.batch][: step.rows]
+        return [self.texts[i] for i in chosen[writer.rank :: writer.processes]]
 
     def _write(self, cycle: int, step: Step, writer: Writer) -> None:
         """Write new texts for the prompts whose turn it is, in an order of their own each time round."""

@@ -175,7 +175,12 @@ def _add_curves(row: Row, files: Files) -> None:
     for spec in row.plan.specs(row.role):
         curve = row.plan.store.folder(spec) / "curve.csv"
         if curve.is_file() and (row.run, spec.label) not in known:
-            own: dict[str, Any] = {"row": row.label, "run": row.run, "train_seed": row.plan.stage_seed(spec), "stage": spec.label}
+            own: dict[str, Any] = {
+                "row": row.label,
+                "run": row.run,
+                "train_seed": row.plan.stage_seed(spec),
+                "stage": spec.label,
+            }
             lines += _thinned(pd.read_csv(curve)).assign(**own).to_dict("records")
     long.append(files.curves, lines, long.CURVES, long.CURVE_KEY)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from distill.data.encode import Encoded
+from distill.data.encode import FILLER, Encoded
 from distill.samplers import Sample, Sampler, Step
 from distill.training.writer import StudentWriter
 
@@ -23,13 +24,14 @@ class Sampling:
     def __init__(self, sampler: Sampler, writer: StudentWriter):
         self.sampler, self.writer = sampler, writer
         self.figures: dict[str, float] = {}
-        self.written: dict[str, int] = {"texts": 0, "tokens": 0, "cut": 0}  # since the start, or the last resume
+        self.written: dict[str, int] = {"texts": 0, "tokens": 0, "cut": 0}  # by this process, since the start
         self._learning_since = 0.0
 
     def next(self, rows: Sequence[Encoded], step: Step) -> list[Sample]:
         """What this process trains on at a step."""
         started = time.perf_counter()
         samples = self.sampler.next(rows, step, self.writer)
+        samples += [Sample(FILLER)] * (len(rows) - len(samples))
         self.writer.teacher.hold({sample.row.id for sample in self.sampler.held()})
         now = self._learning_since = time.perf_counter()
         count = len(samples)
@@ -55,3 +57,13 @@ class Sampling:
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Let the sampler take note of a validation."""
         self.sampler.observe(metrics)
+
+    def state(self) -> dict[str, Any]:
+        """The sampler's state, what was written, and what the teacher remembers: read again in other company its hidden
+        states would be rounded otherwise. Of several processes the first one's memory is kept."""
+        return {"sampler": self.sampler.state(), "written": self.written, "teacher": self.writer.teacher.remembered}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know again what `state` gave."""
+        self.sampler.restore(state["sampler"])
+        self.written, self.writer.teacher.remembered = dict(state["written"]), dict(state["teacher"])

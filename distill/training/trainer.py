@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from distill.console import bar
-from distill.data.encode import Collator, Encoded
+from distill.data.encode import FILLER, Collator, Encoded
 from distill.errors import UserError
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import without_adapter
@@ -27,8 +27,6 @@ from distill.training.sampling import OWN, Sampling
 
 SAMPLER = "sampler.pt"  # the sampler's state, in a checkpoint
 DIVERGENCE = "divergence.pt"  # parameters of a divergence that has its own, beside the student's in a checkpoint
-# A row without a target. With several processes it fills the last, smaller batch, where accelerate would repeat rows.
-FILLER = Encoded("filler", [0, 0], [])
 
 
 class DistillTrainer(Trainer):
@@ -95,8 +93,7 @@ class DistillTrainer(Trainer):
         rows = [self.rows[name] for batch in batches for name in batch["example_ids"]]
         if not rows:
             return batches
-        step = Step(self.state.global_step, self.state.max_steps, self.args.seed)
-        samples = sorted(sampling.next(rows, step), key=lambda s: len(s.row.prompt) + len(s.row.response))
+        samples = sorted(sampling.next(rows, self._step()), key=lambda s: len(s.row.prompt) + len(s.row.response))
         sizes = [len(batch["example_ids"]) for batch in batches]
         cut: list[dict[str, Any]] = []
         for end in accumulate(sizes):
@@ -111,10 +108,16 @@ class DistillTrainer(Trainer):
             )
         return cut
 
+    def _step(self) -> Step:
+        """The step that comes now."""
+        count, size = len(self.lengths), self.global_batch_size
+        done = self.state.global_step % -(-count // size) * size  # of this epoch's rows
+        rows = min(size, count - done)
+        return Step(self.state.global_step, self.state.max_steps, self.args.seed, rows)
+
     def _add_corpus(self, batches: list[dict[str, Any]], corpus: Corpus) -> None:
         """Give each micro-batch its share of the step's plain text."""
-        step = Step(self.state.global_step, self.state.max_steps, self.args.seed)
-        blocks = corpus.blocks(self.global_batch_size, step)[self.args.process_index :: self.args.world_size]
+        blocks = corpus.blocks(self.global_batch_size, self._step())[self.args.process_index :: self.args.world_size]
         for i, batch in enumerate(batches):
             batch["corpus"] = blocks[i :: len(batches)]
             batch["corpus_tokens"] = self.global_batch_size * (blocks.shape[1] - 1)
@@ -193,7 +196,7 @@ class DistillTrainer(Trainer):
         if isinstance(self.model.divergence, TrainableDivergence):
             torch.save(self.model.divergence.state_dict(), Path(folder) / DIVERGENCE)
         if self.sampling is not None:
-            torch.save(self.sampling.sampler.state(), Path(folder) / SAMPLER)
+            torch.save(self.sampling.state(), Path(folder) / SAMPLER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the student's weights of a checkpoint."""
@@ -202,7 +205,7 @@ class DistillTrainer(Trainer):
             return
         student, folder = self.model.student, Path(resume_from_checkpoint)
         if self.sampling is not None:
-            self.sampling.sampler.restore(torch.load(folder / SAMPLER, weights_only=True))
+            self.sampling.restore(torch.load(folder / SAMPLER, weights_only=True))
         if isinstance(self.model.divergence, TrainableDivergence):
             self.model.divergence.load_state_dict(torch.load(folder / DIVERGENCE, weights_only=True))
         if hasattr(student, "peft_config"):

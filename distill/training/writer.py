@@ -140,7 +140,8 @@ class StudentWriter:
 
     def gather(self, samples: Sequence[Sample]) -> list[Sample]:
         """See `distill.samplers.Writer`."""
-        return [sample for several in self._together(list(samples)) for sample in several]
+        every = [sample for several in self._together(list(samples)) for sample in several]
+        return sorted(every, key=lambda sample: sample.row.id)
 
     def _together(self, mine: Any) -> list[Any]:
         """Every process's object, in the order of the processes."""
