@@ -343,6 +343,9 @@ class Plan:
     ) -> Spec:
         config = self.config
         train, valid = self.data
+        objective = loss.determining
+        if config.data.pretrain is None:
+            objective.pop("w_lm", None)
         more: dict[str, Any] = {"answers": self._train_text} if sampler.kind.asks_teacher else {}
         if config.data.pretrain is not None and teacher is not None:
             more["pretrain"] = digest(self.pretraining)
@@ -353,7 +356,7 @@ class Plan:
         settings = {
             "start": start.key,
             "teacher": teacher.key if teacher else None,
-            "loss": loss.determining,
+            "loss": objective,
             "sampler": sampler.determining if teacher else None,
             "preset": config.preset.name,
             "schedule": _settings(schedule),

@@ -21,14 +21,16 @@ from distill.models import create
 from distill.models.load import Shape, Weights, load_model, load_tokenizer, quiet_transformers, shape_of, supplied
 from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
 from distill.pipeline import FIXED, SFT, Given, Plan, Role
+from distill.samplers import Sampler
 from distill.samplers import build as build_sampler
 from distill.training.answers import read_answers, write_answers
 from distill.training.batches import micro_batch_size
 from distill.training.encoding import training_encoder
-from distill.training.estimate import Estimate, estimate_signal, estimate_training
+from distill.training.estimate import Estimate, estimate_answers, estimate_signal, estimate_training
 from distill.training.signal import damage, write_store
 from distill.training.stage import TrainingJob, teacher_dtype, train
 
+LASTING = ("train", "signal", "answers")  # stages that tell before they start what they will need
 CALIBRATION_ROWS = 32  # training rows that block influence is measured on
 
 
@@ -72,9 +74,9 @@ class Stages:
         """The teacher's stored hidden states, or None for a live teacher."""
         if not self.plan.stores_signal:
             return None
+        answers = self.answers(teacher)  # not within `build`, which the first process runs alone
 
         def build(folder: Path) -> dict[str, Any]:
-            answers = self.answers(teacher)
             tokenizer = load_tokenizer(teacher)
             encoder = training_encoder(self.config, tokenizer)
             train, valid = (encoder.pairs(d.examples, self.config.train.max_length).rows for d in self.plan.data)
@@ -95,8 +97,7 @@ class Stages:
             return None
 
         def build(folder: Path) -> dict[str, Any]:
-            own = build_sampler(sampler.name, **sampler.parameters)
-            return write_answers(self.config, own, teacher, self.plan.data[0].examples, folder)
+            return write_answers(self.config, self._sampler(), teacher, self.plan.data[0].examples, folder)
 
         return self.store.make(self.plan.answers, build, together=True)
 
@@ -129,15 +130,17 @@ class Stages:
         stages: list[tuple[Spec | Given, Callable[[], Estimate]]] = []
         if role == "teacher" or plan.distils:
             stages.append((plan.teacher, lambda: self._needs("teacher", SFT, train.teacher)))
+        if role == "student" and plan.config.sampler.kind.asks_teacher:
+            stages.append((plan.answers, self._answers_need))
         if role == "student" and plan.stores_signal:
             stages.append((plan.signal, self._signal_needs))
         if role == "student":
             stages.append((plan.start, lambda: self._needs("student", SFT, train.start)))
             stages.append((plan.student, lambda: self._needs("student", loss, train.student)))
         return {
-            f"{node.label}{' signal' if node.stage == 'signal' else ''}": needs()
+            f"{node.label}{'' if node.stage == 'train' else f' {node.stage}'}": needs()
             for node, needs in stages
-            if isinstance(node, Spec) and node.stage in ("train", "signal") and not self.store.agreed(node)
+            if isinstance(node, Spec) and node.stage in LASTING and not self.store.agreed(node)
         }
 
     def _needs(self, role: Role, loss: LossConfig, schedule: StageTrainConfig) -> Estimate:
@@ -150,13 +153,22 @@ class Stages:
             micro_batch_size(schedule.global_batch_size, train.micro_batch_size, processes()),
             train.precision,
             self._shape("teacher") if loss.w_kd else None,
-            role == "student" and not (self.plan.stores_signal and not self.config.sampler.kind.writes),
+            train.teacher_signal == "live",
             build(loss.name, **loss.parameters) if loss.w_kd else None,
+            self._sampler() if loss.w_kd else None,
         )
 
     def _signal_needs(self) -> Estimate:
         train, valid = self._rows("teacher")
         return estimate_signal(self._shape("teacher"), [*train, *valid], self.config.train.precision)
+
+    def _answers_need(self) -> Estimate:
+        decode, (train, _) = self.config.eval, self._rows("teacher")
+        new, columns = self._sampler().max_new_tokens, decode.batch_tokens
+        return estimate_answers(self._shape("teacher"), train, new, columns, self.config.train.precision)
+
+    def _sampler(self) -> Sampler:
+        return build_sampler(self.config.sampler.name, **self.config.sampler.parameters)
 
     def _shape(self, role: Role) -> Shape:
         """A role's sizes, from a config file alone."""
@@ -175,7 +187,7 @@ class Stages:
         """The teacher if it is at hand: trained before, or supplied for a distillation. Nothing is made."""
         node = self.plan.teacher
         if isinstance(node, Given):
-            return self._given("teacher") if self.config.loss.w_kd else None
+            return self._given("teacher") if self.plan.distils else None
         if not self.store.agreed(node):
             return None
         # Its inputs may be gone

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from distill import errors
+from distill.config import load
+from distill.run import _label
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -205,3 +207,17 @@ def test_only_a_command_that_went_well_waits_for_the_other_processes(monkeypatch
 
     assert errors.command(lambda words: 2) == 2 and errors.command(fails) == 2 and not left
     assert errors.command(lambda words: 0) == 0 and left
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        (["loss=akl"], "akl(mu=0.5)"),
+        (["method=gkd", "loss=ab"], "ab(alpha=0.2, beta=0.7) mixed"),
+        (["method=gkd", "loss=rkl", "sampler.probability=0.25"], "rkl mixed(probability=0.25)"),
+        (["method=imitkd", "preset.student_draw=buffer"], "fkl on_policy(draw=buffer)"),
+        (["method=seqkd", "sampler.temperature=0.5"], "sft teacher(temperature=0.5)"),
+    ],
+)
+def test_a_runs_label_tells_loss_and_sampler(words, label):
+    assert _label(load(["model=micro", *words])) == label

@@ -7,6 +7,7 @@ import zlib
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from distill.config import load
@@ -343,3 +344,38 @@ def test_filters_and_counts_of_the_papers_sets(tmp_path, capsys):
     with pytest.raises(UserError, match="of 0 rows that min_words=11 keeps"):
         sets.evaluation(load(["data=dolly", "model=gpt2", f"data.root={tmp_path}", "data.eval.sni.file=short.jsonl",
                          "eval.sets=[sni]"]))  # fmt: skip
+
+
+def test_plain_text_for_pretraining(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\n\n three \n")
+    write(tmp_path / "b.jsonl", {"text": "x"}, {"text": "y\n\nz", "more": 1})
+
+    def texts(*words):
+        return sets.pretraining(load(["model=micro", *words]).data)
+
+    assert texts() == [] and texts(f"data.pretrain.file={tmp_path}/a.txt") == ["one\ntwo", "three"]
+    assert texts(f"data.pretrain.file={tmp_path}/b.jsonl") == ["x", "y\n\nz"]
+    assert texts(f"data.pretrain.file={tmp_path}/b.jsonl", "data.pretrain.limit=1") == ["x"]
+    for content, message in [
+        ("{}\n", r"b\.jsonl:1: .*text is NoneType"),
+        ("x\n", r"b\.jsonl:1: not JSON"),
+        ('{"text": 3}\n', "text is int"),
+        ("", "no text"),
+    ]:
+        (tmp_path / "b.jsonl").write_text(content)
+        with pytest.raises(UserError, match=message):
+            texts(f"data.pretrain.file={tmp_path}/b.jsonl")
+    with pytest.raises(UserError, match="there is no file"):
+        texts(f"data.pretrain.file={tmp_path}/c.jsonl")
+    pd.DataFrame({"text": ["p", "q"], "url": ["", ""]}).to_parquet(tmp_path / "c.parquet")
+    assert texts(f"data.pretrain.file={tmp_path}/c.parquet") == ["p", "q"]
+    (tmp_path / "d.csv").write_text("text")
+    with pytest.raises(UserError, match=r"a corpus is \.jsonl, \.parquet or \.txt, not \.csv"):
+        texts(f"data.pretrain.file={tmp_path}/d.csv")
+    with pytest.raises(UserError, match="needs either file, or hub and hub_file"):
+        texts("data.pretrain.hub=openwebtext")
+
+
+def test_late_targets_are_not_shifted():
+    assert shift([5, 6], [7, 8]) == ([5, 6, 7], [IGNORE, 7, 8])
+    assert shift([5, 6], [7, 8], late=True) == ([5, 6, 7, 8], [IGNORE, IGNORE, 7, 8])

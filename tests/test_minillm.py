@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.losses import build, fused
-from distill.losses.minillm import Drawn
+from distill.losses import Drawn, build, fused
 
 
 def drawn(student, teacher, mixed):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB, tiny_gpt2
+from conftest import VOCAB, tiny_gpt2, tiny_llama
 from transformers import TrainerCallback, TrainingArguments
 
 from distill.config import load
@@ -148,7 +148,7 @@ def test_rollouts_are_written_once_and_read_in_passes():
         orders = {tuple(s.row.id for step in of_cycle[2 * i : 2 * i + 2] for s in step) for i in range(3)}
         assert len(orders) == 3 and all(s.figures is not None for s in of_cycle[0])
     assert len(sampler.next(ROWS[:3], Step(18, 100, 1, 3), pen)) == 3  # an epoch's last batch may be smaller
-    with pytest.raises(UserError, match=r"rollouts=8 is no multiple of the global batch of 5"):
+    with pytest.raises(ValueError, match="8 rollouts are no whole number of batches of 5"):
         sampler.prepare(ROWS, 5)
 
 
@@ -220,6 +220,37 @@ def test_the_published_labels_are_late_and_lack_eos():
         ids, targets = shift(s.row.prompt, s.row.response, s.row.late)
         assert ids == [*s.row.prompt, *s.row.response] and targets[: len(s.row.prompt)] == [IGNORE] * len(s.row.prompt)
         assert targets[len(s.row.prompt) :] == s.row.response  # each at its own position, so the first is not predicted
+
+
+def test_rounded_weights_write_as_loaded_ones_do(tmp_path):
+    """Rotary positions' frequencies stay fp32, as they do when a model is loaded in bf16."""
+    student = tiny_llama(scale=0.2)
+    student.save_pretrained(tmp_path)
+    loaded = type(student).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    rounded = writer(student, dtype=torch.bfloat16)._pen()
+    ours, theirs = dict(rounded.named_buffers()), dict(loaded.named_buffers())
+    assert ours.keys() == theirs.keys() and ours
+    assert all(torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours)
+    ids = torch.arange(1, 60)[None]
+    assert torch.equal(rounded(ids).logits, loaded(ids).logits)
+
+
+def test_a_policy_gradients_ratios_have_no_dropout():
+    """On the first pass they are the importance weights, also where the student has dropout."""
+    student = tiny_gpt2()
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    loss = build("minillm", whiten=False)
+    model = Distiller(student, LiveTeacher(tiny_gpt2(hidden=24, seed=9)), loss, w_ce=0.0, w_kd=1.0).train()
+    assert not student.training
+    samples = (pen := writer(student, divergence=loss)).figures(pen.write(ROWS, "s", 1, 0.3))
+    batch, figures = Collator(EOS)([s.row for s in samples]), torch.cat([s.figures for s in samples])
+    valid = batch["labels"] != IGNORE
+    logits = student(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[valid].log_softmax(-1)
+    own = logits.gather(-1, batch["labels"][valid][:, None])[:, 0]
+    torch.testing.assert_close((own - figures[:, 0]).exp(), figures[:, 1], rtol=1e-4, atol=1e-5)
+    assert Distiller(student, model.teacher, build("rkl"), w_ce=0.0, w_kd=1.0).train().student.training
 
 
 def test_a_students_mode_comes_back():
@@ -382,17 +413,18 @@ def test_cross_entropy_leaves_out_what_the_student_wrote(tmp_path):
     torch.testing.assert_close(mixed, sum(parts))
 
 
-def test_plain_text_joins_the_loss(tmp_path):
+@pytest.mark.parametrize(("mean", "micro"), [("tokens", 4), ("tokens", 12), ("micro_batches", 4)])
+def test_plain_text_joins_the_loss(tmp_path, mean, micro):
     texts = ["the quick brown fox", "jumps over the lazy dog " * 3]
     corpus = Corpus(texts, Tokenizer(), 6)
     assert len(corpus) == (len("".join(texts)) + 2) // 6
-    blocks = torch.cat([corpus.blocks(5, Step(n, 9, 1, 5)) for n in range(3)])
+    blocks = torch.cat([corpus.blocks(Step(n, 9, 1, 5), 5) for n in range(3)])
     assert {tuple(b.tolist()) for b in blocks[: len(corpus)]} == {tuple(b.tolist()) for b in corpus._blocks}
     assert not torch.equal(blocks[:1], blocks[len(corpus) : len(corpus) + 1]) or len(blocks) < len(corpus)
-    without, _, _ = first_step(tmp_path, ROWS)
-    joined, _, _ = first_step(tmp_path, ROWS, corpus=corpus, w_lm=0.5)
+    without, _, _ = first_step(tmp_path, ROWS, micro=micro, mean=mean)
+    joined, _, _ = first_step(tmp_path, ROWS, corpus=corpus, w_lm=0.5, micro=micro, mean=mean)
     student = tiny_gpt2()
-    chosen = corpus.blocks(len(ROWS), Step(0, 1, 7, len(ROWS)))
+    chosen = corpus.blocks(Step(0, 1, 7, len(ROWS)), len(ROWS))
     logits = student(chosen[:, :-1]).logits
     ce = torch.nn.functional.cross_entropy(logits.flatten(0, 1), chosen[:, 1:].flatten())
     (0.5 * ce).backward()
@@ -412,6 +444,8 @@ def test_plain_text_joins_the_loss(tmp_path):
         (["method=minillm", "loss.temperature=2"], "plain samples"),
         (["sampler=rollout", "sampler.temperature=2"], "no such key"),
         (["sampler=mixed", "sampler.probability=0"], "sampler=fixed"),
+        (["sampler=on_policy", "loss=ab", "loss.w_ce=0.5"], "trains on none; set it to 0"),
+        (["method=minillm", "train.student.global_batch_size=60"], "take 300 or 240"),
         (["sampler=adaptive", "sampler.fresh_share=up"], "none of decreasing, constant, increasing"),
         (["sampler=adaptive", "sampler.capacity=0"], "must be at least 1"),
         (["sampler=on_policy", "sampler.top_p=1.5"], "top_p=1.5"),

@@ -273,11 +273,8 @@ def test_a_run_stopped_in_an_epochs_validation_loses_nothing(tmp_path):
     assert curve["eval_loss"].notna().sum() == 1
 
 
-OWN_TEXT = [["method=distillm", "sampler.threshold=0.9"], ["method=minillm"]]
-
-
-@pytest.mark.parametrize(("model", "row"), [("gpt2", ["loss=skd"]), ("openllama2", ["loss=fkl"]),
-                                            *(("gpt2", row) for row in OWN_TEXT)])  # fmt: skip
+@pytest.mark.parametrize(("model", "row"), [("gpt2", ["loss=skd", "sampler=adaptive", "sampler.threshold=0.9"]),
+                                            ("openllama2", ["loss=fkl"]), ("gpt2", ["method=minillm"])])  # fmt: skip
 def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model, row):
     """Killed inside an epoch, between two checkpoints; LoRA's dropout shows that random states come back too, skd that
     a loss's own parameters do, and the others that a sampler's buffer does."""
@@ -493,6 +490,15 @@ def test_wandb_goes_offline_one_run_a_stage(smoke, tmp_path, monkeypatch):
     assert len(runs) == 3  # teacher, start, student
 
 
+def test_columns_that_came_later_are_filled(tmp_path):
+    path, few = tmp_path / "long.csv", ["row", "run", "stage", "step"]
+    long.append(path, [{"row": "a", "run": "1", "stage": "s, t", "step": 3}], few, long.CURVE_KEY)
+    wide = [*few, "threshold", "eos_rate"]
+    assert long.read(path, wide)["eos_rate"].isna().all()
+    long.append(path, [{"row": "b", "run": "2", "stage": "s", "step": 4, "eos_rate": 5.5}], wide, long.CURVE_KEY)
+    assert path.read_text() == 'row,run,stage,step,threshold,eos_rate\na,1,"s, t",3,,\nb,2,s,4,,5.5\n'
+
+
 def test_long_files_refuse_other_columns(tmp_path):
     path = tmp_path / "long.csv"
     path.write_text("a,b\n1,2\n")
@@ -500,7 +506,11 @@ def test_long_files_refuse_other_columns(tmp_path):
         long.read(path, long.VALUES)
 
 
-@pytest.mark.parametrize("row", [["loss=ab"], ["loss=alphanet", "loss.per=batch"], *OWN_TEXT])
+TOGETHER = [["loss=ab", "sampler=teacher"], ["method=minillm"],
+            ["loss=alphanet", "loss.per=batch", "sampler=adaptive", "sampler.threshold=0.9"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", TOGETHER)
 def test_two_processes_train_as_one(tmp_path, row):
     """torchrun over gloo: the global batch, its gradient and the results files are those of one process.
 

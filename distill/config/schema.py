@@ -13,6 +13,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Schedule = Literal["cosine", "linear", "constant"]
 Overlong = Literal["drop", "cut", "cut_right"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 TrainSeed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
@@ -144,12 +145,17 @@ class DataConfig(Section):
 
 
 class StageTrainConfig(Section):
-    """Schedule of one training stage; `epochs: 0` leaves it out (student start only)."""
+    """Schedule of one training stage; `epochs: 0` leaves it out (student start only).
+
+    `schedule` and `warmup_steps` are those of `train` if not given.
+    """
 
     lr: Positive
     epochs: Annotated[int, Field(ge=0)]
     global_batch_size: Count
     select: Literal["rouge_l", "loss"]
+    schedule: Schedule | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
 
 
 class TrainConfig(Section):
@@ -164,7 +170,7 @@ class TrainConfig(Section):
     micro_batch_size: Count
     weight_decay: NotNegative
     max_grad_norm: Positive
-    schedule: Literal["cosine", "linear", "constant"]
+    schedule: Schedule
     warmup_steps: Annotated[int, Field(ge=0)]
     max_length: Count
     max_prompt_length: Count
@@ -328,7 +334,11 @@ class SamplerConfig(RegisteredConfig):
     @property
     def determining(self) -> Any:
         """All that a result depends on."""
-        return {"name": self.name, **self.chosen} if self.chosen else self.name
+        from distill.samplers import build
+
+        idle = build(self.name, **self.parameters).idle()
+        acting = {k: v for k, v in self.chosen.items() if k not in idle}
+        return {"name": self.name, **acting} if acting else self.name
 
     @model_validator(mode="after")
     def _known(self) -> SamplerConfig:
@@ -415,6 +425,18 @@ class Config(Section):
             )
         if loss.name == "minillm" and sampler != "rollout":
             raise ValueError(f"loss=minillm reads the rewards of a rollout, which sampler={sampler} does not bring")
+        if self.sampler.kind.writes and not self.sampler.kind.reads_data and loss.w_ce:
+            raise ValueError(
+                f"loss.w_ce={loss.w_ce}: cross-entropy counts on the data set's text, of which sampler={sampler} trains"
+                " on none; set it to 0"
+            )
+        batch, rollouts = self.train.student.global_batch_size, self.sampler.parameters.get("rollouts", 0)
+        if rollouts % batch and not self.debug.smoke:
+            near = rollouts // batch * batch
+            raise ValueError(
+                f"sampler.rollouts={rollouts} is no multiple of train.student.global_batch_size={batch}; take"
+                f" {near + batch}{f' or {near}' if near else ''}"
+            )
         if loss.name == "minillm" and loss.temperature != 1:
             raise ValueError(f"loss.temperature={loss.temperature}: minillm's ratios are those of plain samples, at 1")
         return self

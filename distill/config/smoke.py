@@ -38,7 +38,7 @@ def apply_smoke(config: Config) -> Config:
             "student": WeightsConfig(keep_layers=2) if pruned else WeightsConfig(hidden=32, layers=2, heads=2),
         }
     )
-    stage = {"epochs": 1, "global_batch_size": 8}
+    stage = {"epochs": 1, "global_batch_size": 8, "warmup_steps": None}
     train = config.train.model_copy(
         update={
             "teacher": config.train.teacher.model_copy(update=stage),
@@ -50,7 +50,7 @@ def apply_smoke(config: Config) -> Config:
             "max_prompt_length": 384,
         }
     )
-    sizes = {"max_new_tokens": 8, "rollouts": 16, "capacity": 16}
+    sizes = {"max_new_tokens": 8, "rollouts": 16, "passes": 1, "capacity": 16}
     fewer = {k: v for k, v in sizes.items() if k in config.sampler.parameters}
     sampler = config.sampler.model_copy(update=fewer)
     small = {"max_new_tokens": 8, "batch_tokens": 16384, "sets": sets}

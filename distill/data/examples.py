@@ -174,23 +174,43 @@ def _parse(row: dict[str, Any]) -> list[Row]:
     return [(row["instruction"], text, references, str(row.get("topic") or row.get("category") or ""))]
 
 
-def read_texts(path: Path) -> list[str]:
-    """Plain texts: of JSONL the field `text` of each line, of any other file what blank lines part.
+def read_texts(path: Path, limit: int | None = None) -> list[str]:
+    """The first plain texts of a file.
+
+    Of JSONL the field `text` of each line, of parquet the column `text`, of `.txt` what blank lines part.
 
     Raises:
-        UserError: a line of JSONL is no object with a text; names file and line.
+        UserError: it is of another kind, or a line of JSONL is no object with a text; names file and line.
     """
-    content = path.read_text(encoding="utf-8")
-    if path.suffix != ".jsonl":
-        return [text.strip() for text in content.split("\n\n") if text.strip()]
-    texts = []
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
+    if path.suffix == ".parquet":
+        import pandas as pd
+
         try:
-            texts.append(json.loads(line)["text"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: not a line {{'text': str}}") from None
-        if not isinstance(texts[-1], str):
-            raise UserError(f"{path}:{number}: text is {type(texts[-1]).__name__}, not str")
+            return [str(text) for text in pd.read_parquet(path, columns=["text"])["text"][:limit]]
+        except ImportError:
+            raise UserError(f"{path}: reading parquet needs pyarrow (pip install pyarrow)") from None
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path}: no parquet file with a column text ({error})") from None
+    if path.suffix == ".txt":
+        parts = path.read_text(encoding="utf-8").split("\n\n")
+        return [text.strip() for text in parts if text.strip()][:limit]
+    if path.suffix != ".jsonl":
+        raise UserError(f"{path}: a corpus is .jsonl, .parquet or .txt, not {path.suffix or 'without a suffix'}")
+    texts: list[str] = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if limit is not None and len(texts) == limit:
+                break
+            if line.strip():
+                texts.append(_text(line, f"{path}:{number}"))
     return texts
+
+
+def _text(line: bytes, place: str) -> str:
+    try:
+        text = _object(line).get("text")
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+    if not isinstance(text, str):
+        raise UserError(f"{place}: a line of a corpus is {{'text': str}}, and text is {type(text).__name__}")
+    return text

@@ -74,7 +74,7 @@ def pretraining(data: DataConfig) -> list[str]:
         path = Path(data.root or ".") / Path(wanted.file).expanduser()
     if not path.is_file():
         raise UserError(f"data.pretrain: there is no file {path}")
-    texts = read_texts(path)[: wanted.limit]
+    texts = read_texts(path, wanted.limit)
     if not texts:
         raise UserError(f"data.pretrain: {path} holds no text")
     return texts

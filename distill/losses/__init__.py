@@ -3,7 +3,7 @@
 To add one: a file in this folder with a registered `Divergence`, and `conf/loss/<name>.yaml`.
 """
 
-from distill.losses.base import Divergence, build, describe, names, switches
+from distill.losses.base import Divergence, Drawn, build, describe, names, switches
 from distill.losses.fused import Head, fused
 
-__all__ = ["Divergence", "Head", "build", "describe", "fused", "names", "switches"]
+__all__ = ["Divergence", "Drawn", "Head", "build", "describe", "fused", "names", "switches"]

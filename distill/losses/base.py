@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,16 @@ from torch.autograd.function import once_differentiable
 from distill.registry import Registry
 
 OUTSIDE = -1e30  # log-probability of classes outside both supports: no mass, and finite
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Log-probabilities `[n]` of a response's tokens, when they were drawn: the student's, the teacher's, and that of
+    the mixture of both that they were drawn from."""
+
+    student: Tensor
+    teacher: Tensor
+    mixed: Tensor
 
 
 class Divergence:
@@ -58,6 +69,10 @@ class Divergence:
             value = self.from_log_probs(free, teacher, targets)
             (slope,) = torch.autograd.grad(value.sum(), free)
         return value.detach(), slope.contiguous()
+
+    def figures(self, responses: Sequence[Drawn]) -> list[Tensor]:
+        """What one that reads figures wants to know of each response's tokens `[n, k]`, from a whole rollout."""
+        raise TypeError(f"{type(self).__name__} reads nothing of a token but its id")
 
     def with_figures(self, figures: Tensor) -> Divergence:
         """Itself with what is known of each token `[N, k]` besides its id, for one that reads it (`reads_figures`)."""

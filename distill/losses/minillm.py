@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from distill.losses.base import Divergence, register
+from distill.losses.base import Divergence, Drawn, register
 from distill.losses.kl import reverse_kl
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Log-probabilities `[n]` of a response's tokens, when they were drawn: the student's, the teacher's, and that of
-    the mixture of both that they were drawn from."""
-
-    student: Tensor
-    teacher: Tensor
-    mixed: Tensor
 
 
 @register("minillm")
@@ -64,7 +55,7 @@ class MiniLLM(Divergence):
         """The objective of drawn tokens; `figures` `[N, 3]` are their log m, w and A."""
         return _Drawn(self.clip, figures)
 
-    def figures(self, responses: list[Drawn]) -> list[Tensor]:
+    def figures(self, responses: Sequence[Drawn]) -> list[Tensor]:
         """What the objective reads of each response's tokens, `[n, 3]`: log m, w and A, in fp32.
 
         Args:
@@ -96,13 +87,13 @@ class _Drawn(Divergence):
     """MiniLLM's objective with the figures of its tokens; `source` and the rest stand with `MiniLLM`."""
 
     clip: float
-    figures: Tensor
+    known: Tensor
     reads_targets = True
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
         assert targets is not None
-        mixed, weight, advantage = self.figures.to(student.dtype).unbind(1)
+        mixed, weight, advantage = self.known.to(student.dtype).unbind(1)
         value, slope = reverse_kl(student, teacher)
         at = targets.unsqueeze(-1)
         ratio = (student.gather(-1, at).squeeze(-1) - mixed).exp()

@@ -51,7 +51,7 @@ class Adaptive(Replaying):
         self.now = step.number
         drawn = step.rng("adaptive").random()
         if drawn >= self.current:
-            return [Sample(row, step=step.number) for row in rows]
+            return super().next(rows, step, writer)
         if drawn < self.current * self.share(step) or len(self.buffer) < self.capacity:
             return self.kept(self.fresh(rows, step, writer), writer)
         return self.replayed(step, writer)

@@ -93,13 +93,16 @@ class Sampler:
     its `state`, which is saved with each checkpoint.
 
     Attributes:
-        writes: whether the student writes during training.
+        origin: where the rows of its data come from.
+        writes: whether the student writes during training, at most `max_new_tokens` a text.
         reads_data: whether the data set's own responses are trained on.
         asks_teacher: whether the teacher answers the training prompts first (`distill.stages`).
         needs_reference: whether the validation before the first step counts.
     """
 
+    origin: Origin = "dataset"
     writes = False
+    max_new_tokens: int = 0
     reads_data = True
     asks_teacher = False
     needs_reference = False
@@ -108,8 +111,17 @@ class Sampler:
         """Take note of the training rows before the first step.
 
         Raises:
-            UserError: the batch does not suit the sampler.
+            ValueError: the batch does not suit the sampler.
         """
+
+    @property
+    def holds(self) -> int:
+        """The most texts that may come again."""
+        return 0
+
+    def idle(self) -> set[str]:
+        """Its parameters that change nothing, given the others."""
+        return set()
 
     def next(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
         """What this process trains on at a step: as many samples as rows, or fewer.
@@ -117,8 +129,11 @@ class Sampler:
         Args:
             rows: this process's share of the data set's next global batch. With several processes some may be there to
                 fill a share: they have no response.
+
+        Returns:
+            The rows as they are, unless a sampler does otherwise.
         """
-        raise NotImplementedError
+        return [Sample(row, step=step.number, origin=self.origin) for row in rows]
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Take note of a validation: `eval_loss` (the objective), `eval_ce`."""
@@ -189,6 +204,11 @@ class Replaying(StudentText):
         super().__post_init__()
         if self.capacity < 1:
             raise ValueError(f"capacity={self.capacity} must be at least 1")
+
+    @property
+    def holds(self) -> int:
+        """See the base class."""
+        return self.capacity
 
     def kept(self, written: list[Sample], writer: Writer) -> list[Sample]:
         """The samples, which go into the buffer with those of the other processes."""

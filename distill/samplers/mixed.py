@@ -31,11 +31,20 @@ class Mixed(Replaying):
         if not 0 < self.probability <= 1:
             raise ValueError(f"probability={self.probability} must be in (0, 1]; at 0 it is sampler=fixed")
 
+    @property
+    def holds(self) -> int:
+        """See the base class."""
+        return 0 if self.draw == "fresh" else self.capacity
+
+    def idle(self) -> set[str]:
+        """See the base class."""
+        return {"capacity"} if self.draw == "fresh" else set()
+
     def next(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
         """See the base class."""
         self.now = step.number
         if step.rng("mixed").random() >= self.probability:
-            return [Sample(row, step=step.number) for row in rows]
+            return super().next(rows, step, writer)
         written = self.fresh(rows, step, writer)
         if self.draw == "fresh":
             return written

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill.data.encode import Encoded
-from distill.errors import UserError
 from distill.samplers.base import Sample, Sampler, Step, Writer, register
 
 
@@ -48,13 +47,15 @@ class Rollout(Sampler):
                 f" least 1, and teacher_share={self.teacher_share} in [0, 1)"
             )
 
+    @property
+    def holds(self) -> int:
+        """See the base class."""
+        return self.rollouts
+
     def prepare(self, rows: Sequence[Encoded], global_batch_size: int) -> None:
         """See the base class."""
         if self.rollouts % global_batch_size:
-            raise UserError(
-                f"sampler.rollouts={self.rollouts} is no multiple of the global batch of {global_batch_size} rows"
-                " (train.student.global_batch_size)"
-            )
+            raise ValueError(f"{self.rollouts} rollouts are no whole number of batches of {global_batch_size}")
         self.prompts, self.batch = list(rows), global_batch_size
 
     def next(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distill.data.encode import Encoded
-from distill.samplers.base import Sample, Sampler, Step, Writer, register
+from distill.samplers.base import Sampler, register
 
 
 @register("teacher")
@@ -25,9 +23,6 @@ class TeacherText(Sampler):
     top_p: float = 1.0
     top_k: int = 0
 
+    origin = "teacher"
     asks_teacher = True
     reads_data = False
-
-    def next(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
-        """See the base class."""
-        return [Sample(row, origin="teacher") for row in rows]

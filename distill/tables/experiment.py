@@ -112,6 +112,11 @@ def load(name: str) -> Experiment:
         experiment = Experiment.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
     except (ValidationError, OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"experiments/{name}.yaml: {error}") from None
+    pairs = {file.stem for file in (ROOT / "conf" / "model").glob("*.yaml")}
+    if unknown := sorted({pair for row in experiment.rows.values() for pair in row.pairs} - pairs):
+        raise UserError(
+            f"experiments/{name}.yaml: pairs names {', '.join(unknown)}; there are {', '.join(sorted(pairs))}"
+        )
     if experiment.against not in experiment.rows:
         raise UserError(f"experiments/{name}.yaml: against={experiment.against} is no row")
     return experiment

@@ -33,7 +33,7 @@ CURVE_KEY = ("row", "run", "stage")  # a stage's curve is added whole
 
 
 def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """The file's lines, or none if it does not exist.
+    """The file's lines, or none if it does not exist. The last columns, which came later, may be missing.
 
     Raises:
         UserError: its columns are other ones.
@@ -41,6 +41,8 @@ def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(columns))
     frame = pd.read_csv(path, dtype={key: str for key in KEYS if key in columns})
+    if list(frame.columns) == list(columns)[: len(frame.columns)]:
+        frame = frame.reindex(columns=list(columns))
     if list(frame.columns) != list(columns):
         raise UserError(f"{path}: has columns {', '.join(frame.columns)}, needs {', '.join(columns)}; move it away")
     return frame
@@ -64,7 +66,7 @@ def append(
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path):
         present = read(path, columns)
-        before = path.read_bytes() if path.is_file() else b""
+        before = _widened(path.read_bytes(), columns) if path.is_file() else b""
         if instead:
             stale = (present[list(instead)] == pd.Series(instead)).all(axis=1).to_numpy()
             kept = [line for line, out in zip(before.splitlines(keepends=True)[1:], stale, strict=True) if not out]
@@ -73,6 +75,15 @@ def append(
         fresh = [k not in known for k in frame[list(key)].astype(str).itertuples(index=False, name=None)]
         text = frame[fresh].to_csv(index=False, header=not before, lineterminator="\n").encode()
         replace(path, before + text)
+
+
+def _widened(content: bytes, columns: Sequence[str]) -> bytes:
+    """A file's lines with empty values in the columns that came later."""
+    header, *lines = content.splitlines()
+    missing = len(columns) - len(header.split(b","))
+    if not missing:
+        return content
+    return b"\n".join([",".join(columns).encode(), *(line + b"," * missing for line in lines), b""])
 
 
 def file_lock(path: Path) -> FileLock:

@@ -29,10 +29,11 @@ def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: 
     Returns:
         What the manifest tells: rows, mean length in tokens, share that EOS ended in percent.
     """
-    evaluator = Evaluator(config, teacher)
+    decode = plain_sampling(config.eval, sampler)
+    evaluator = Evaluator(config.model_copy(update={"eval": decode}), teacher)
     tokenizer, limit = evaluator.tokenizer, config.train.max_length
     prompts = training_encoder(config, tokenizer).prompts(examples)
-    seed, decode = config.train.shared_seed, plain_sampling(config.eval, sampler)
+    seed = config.train.shared_seed
     writing = Writing("train", [seed], decode, tokenizer.eos_token_id, pad_id(tokenizer))
     evaluator.write_all(prompts.rows, writing, {seed: folder}, "  the teacher's answers")
     if not is_main_process():

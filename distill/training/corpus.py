@@ -31,9 +31,9 @@ class Corpus:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def blocks(self, count: int, step: Step) -> Tensor:
-        """The step's blocks `[count, length]`: the corpus in a new random order each time round."""
-        whole, first = len(self), step.number * count
-        turn = range(first, first + count)
+    def blocks(self, step: Step, global_batch_size: int) -> Tensor:
+        """The step's blocks `[rows, length]`, one a row of its batch: the corpus in a new order each time round."""
+        whole, first = len(self), step.number * global_batch_size
+        turn = range(first, first + step.rows)
         orders = {r: step.rng("corpus", r).permutation(whole) for r in {i // whole for i in turn}}
         return self._blocks[[int(orders[i // whole][i % whole]) for i in turn]]

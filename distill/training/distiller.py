@@ -59,6 +59,14 @@ class Distiller(nn.Module):
         self.w_ce, self.w_kd, self.temperature, self.w_lm = w_ce, w_kd, temperature, w_lm
         self.settled: Divergence | None = None  # what a divergence that reads the whole batch came to, by `settle`
 
+    def train(self, mode: bool = True) -> Distiller:
+        """As in torch; a policy gradient's student stays in eval mode, since dropout would spoil the ratios of its
+        probabilities to those that its tokens were drawn by."""
+        super().train(mode)
+        if self.divergence is not None and self.divergence.reads_figures:
+            self.student.eval()
+        return self
+
     @property
     def settling(self) -> bool:
         """Whether the divergence depends on all tokens of a batch."""
@@ -126,8 +134,11 @@ class Distiller(nn.Module):
             if not bool(own.all()):
                 total = total + self._objective(inputs[~own], head, self.w_ce, parts)
         tokens = valid.sum()  # none in a micro-batch of fillers alone: its loss is 0
-        loss = total / (tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        counted = torch.as_tensor(tokens if num_items_in_batch is None else num_items_in_batch)
+        loss = total / counted.clamp(min=1)
         if corpus is not None:
+            if not self.accepts_loss_kwargs:  # Trainer takes the mean of the micro-batches' losses
+                corpus_tokens = corpus[:, 1:].numel()
             loss = loss + self.w_lm * self._corpus(corpus) / corpus_tokens
         return {"loss": loss, "tokens": tokens, **parts}
 

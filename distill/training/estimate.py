@@ -18,6 +18,7 @@ from distill.losses import Divergence
 from distill.losses.fused import CHUNK_COST, chunk_size
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import Shape
+from distill.samplers import Sampler
 from distill.training.signal import STORE_BATCH, store_bytes
 
 EFFICIENCY = 0.6  # of plain matrix products that a training is taken to reach
@@ -67,6 +68,7 @@ def estimate_training(
     teacher: Shape | None,
     live: bool,
     divergence: Divergence | None = None,
+    sampler: Sampler | None = None,
 ) -> Estimate:
     """Memory and time of one training on one device.
 
@@ -75,6 +77,8 @@ def estimate_training(
         teacher: None for fine-tuning.
         live: whether the teacher runs on every batch, or its hidden states are stored.
         divergence: not built yet, or with parameters that hold no memory.
+        sampler: one whose student writes adds the copy that writes and the teacher's memory of texts that come again;
+            how long writing takes depends on texts that are not there yet, and is left out.
     """
     wide = 2 if precision == "bf16" else 4
     trained = ours.lora_parameters(lora.r, lora.targets) if lora else ours.parameters
@@ -83,9 +87,9 @@ def estimate_training(
     if isinstance(divergence, TrainableDivergence) and teacher is not None:
         divergence.prepare(min(ours.classes, teacher.classes), torch.device("meta"))
         own = sum(p.numel() for p in divergence.parameters())
-    longest = max(len(r.prompt) + len(r.response) for r in rows)
+    device, longest = _device(), max(len(r.prompt) + len(r.response) for r in rows)
     held = min(micro_batch_size, len(rows)) * longest
-    chunk = min(chunk_size(widest, _device(), own), held)
+    chunk = min(chunk_size(widest, device, own), held)
     parts = {
         "weights": (4.0 if wide == 4 else 6.0) * ours.parameters,  # under bf16 the products take rounded copies
         "gradients": 4.0 * trained,
@@ -94,13 +98,18 @@ def estimate_training(
         "activations": _activations(ours, held, wide),
         "loss head": float(chunk * widest * CHUNK_COST) + (0 if lora else 4.0 * ours.classes * ours.hidden),
     }
+    if sampler is not None and sampler.writes and teacher is not None:
+        parts["student that writes"] = float(0 if wide == 4 else wide * ours.parameters)
+        if not live and device.type == "cpu":
+            parts["texts that come again"] = float(sampler.holds * sampler.max_new_tokens * teacher.hidden * wide)
     answers = sum(len(r.response) for r in rows)
     every = answers + sum(len(r.prompt) for r in rows)
     passes = 4.0 if lora else 6.0  # frozen weights need no gradient product
     flops = passes * (ours.body * every + ours.classes * ours.hidden * answers)
     if teacher is not None:
-        parts["teacher"] = float(wide * (teacher.parameters if live else teacher.classes * teacher.hidden))
-        flops += 2.0 * teacher.classes * teacher.hidden * answers + (2.0 * teacher.body * every if live else 0.0)
+        reads = live or (sampler is not None and sampler.writes)
+        parts["teacher"] = float(wide * (teacher.parameters if reads else teacher.classes * teacher.hidden))
+        flops += 2.0 * teacher.classes * teacher.hidden * answers + (2.0 * teacher.body * every if reads else 0.0)
     speed = processes() * EFFICIENCY * _throughput(ours.hidden, ours.inner, precision)
     return Estimate(parts, epochs * flops / speed)
 
@@ -117,6 +126,24 @@ def estimate_signal(teacher: Shape, rows: Sequence[Encoded], precision: str) -> 
     flops = 2.0 * teacher.body * sum(len(r.prompt) + len(r.response) for r in rows)
     disk = store_bytes(rows, teacher.hidden, wide) + wide * teacher.classes * teacher.hidden
     return Estimate(parts, flops / (EFFICIENCY * _throughput(teacher.hidden, teacher.inner, precision)), disk)
+
+
+def estimate_answers(
+    teacher: Shape, rows: Sequence[Encoded], new_tokens: int, columns: int, precision: str
+) -> Estimate:
+    """Memory and time of the teacher's answers, of at most `new_tokens` each, to the prompts of `rows`.
+
+    Args:
+        columns: `batch_tokens`, each of which holds a layer's keys and values, at most two hidden widths.
+    """
+    wide = 2 if precision == "bf16" else 4
+    parts = {
+        "teacher": float(wide * teacher.parameters),
+        "keys and values": float(columns * teacher.layers * 2 * teacher.hidden * wide),
+    }
+    tokens = sum(len(r.prompt) + new_tokens for r in rows)
+    flops = 2.0 * (teacher.body + teacher.classes * teacher.hidden) * tokens
+    return Estimate(parts, flops / (EFFICIENCY * _throughput(teacher.hidden, teacher.inner, precision)))
 
 
 def _activations(ours: Shape, held: int, wide: int) -> float:

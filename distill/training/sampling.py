@@ -6,14 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from distill.data.encode import FILLER, Encoded
 from distill.samplers import Sample, Sampler, Step
 from distill.training.writer import StudentWriter
 
 OWN = ("student", "replay", "mixed")  # origins of text that the student wrote, alone or with the teacher
-# Columns of a curve: shares of the step's rows that the student wrote and that come again from a buffer, the buffer's
-# texts and their mean age in steps, the adaptive threshold; of what was written in this step the mean length in tokens
-# and the share that EOS ended; seconds of writing and of learning
+# Columns of a curve: shares of the step's rows that the student wrote, and that it wrote at an earlier step; the
+# buffer's texts and their mean age in steps; the adaptive threshold; of what this process wrote in this step the mean
+# length in tokens and the share that EOS ended; seconds of writing and of learning
 TOLD = ("student_share", "replay_share", "buffer", "buffer_age", "threshold", "response_length", "eos_rate",
         "seconds_writing", "seconds_learning")  # fmt: skip
 
@@ -55,8 +57,11 @@ class Sampling:
         return {**self.figures, "seconds_learning": time.perf_counter() - self._learning_since}
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Let the sampler take note of a validation."""
-        self.sampler.observe(metrics)
+        """Let the sampler take note of a validation, as the first process saw it: the others must decide alike."""
+        seen = [{name: metrics[name] for name in ("eval_loss", "eval_ce")}]
+        if self.writer.processes > 1:
+            broadcast_object_list(seen, from_process=0)
+        self.sampler.observe(seen[0])
 
     def state(self) -> dict[str, Any]:
         """The sampler's state, what was written, and what the teacher remembers: read again in other company its hidden

@@ -33,7 +33,7 @@ from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling, training_encoder
 from distill.training.sampling import TOLD, Sampling
 from distill.training.signal import LiveTeacher, NewTextTeacher, StoredTeacher
-from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer, Progress, SaveEvery, StepTime
+from distill.training.trainer import DIVERGENCE, SAMPLER, STEP_TIME, DistillTrainer, Progress, SaveEvery, StepTime
 from distill.training.writer import StudentWriter
 
 CURVE = [
@@ -99,6 +99,8 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     # The first validation is what later ones are compared with; a run that goes on has it already
     args = _arguments(job, folder, sampler.writes, sampler.needs_reference and last is None)
     step_time, model = StepTime(), _distiller(job, tokenizer)
+    if last:
+        step_time.restore(Path(last))
     sampling = _sampling(job, sampler, model, tokenizer) if sampler.writes else None
     trainer = DistillTrainer(
         model=model,
@@ -137,7 +139,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
             "step": trainer.state.best_global_step,
         },
         "steps": trainer.state.global_step,
-        "seconds_per_step": step_time.seconds / step_time.steps if step_time.steps else None,  # since the last resume
+        "seconds_per_step": step_time.seconds / step_time.steps if step_time.steps else None,
         "samples": len(train_rows.rows) * job.schedule.epochs,
         "rows": {"train": len(train_rows.rows), "valid": len(valid_rows.rows)},
         "micro_batch_size": trainer.args.per_device_train_batch_size,
@@ -195,12 +197,16 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
 def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: Any) -> Sampling:
     """The sampler with the pen that the student writes with."""
     assert isinstance(model.teacher, NewTextTeacher) and model.divergence is not None
+    limit = "train.max_prompt_length and sampler.max_new_tokens"
+    decode = plain_sampling(job.config.eval, sampler)
+    for one in (model.student, model.teacher.live.model):
+        check_positions(one, job.config.train.max_prompt_length + decode.max_new_tokens, limit)
     eos, pad, quirks = tokenizer.eos_token_id, pad_id(tokenizer), job.sampler.parameters
     writer = StudentWriter(
         model.student,
         model.teacher,
         model.divergence,
-        plain_sampling(job.config.eval, sampler),
+        decode,
         job.seed,
         eos,
         pad,
@@ -215,6 +221,8 @@ def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: A
 def _arguments(job: TrainingJob, folder: Path, each_step: bool, validate_first: bool) -> TrainingArguments:
     settings, schedule, world = job.config.train, job.schedule, processes()
     micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
+    shape = schedule.schedule or settings.schedule
+    warmup = settings.warmup_steps if schedule.warmup_steps is None else schedule.warmup_steps
     steps = -(-len(job.train) // schedule.global_batch_size) * schedule.epochs
     args = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -223,8 +231,8 @@ def _arguments(job: TrainingJob, folder: Path, each_step: bool, validate_first: 
         gradient_accumulation_steps=schedule.global_batch_size // (micro * world),
         num_train_epochs=schedule.epochs,
         learning_rate=schedule.lr,
-        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
-        warmup_steps=settings.warmup_steps,
+        lr_scheduler_type="constant_with_warmup" if shape == "constant" else shape,
+        warmup_steps=warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         eval_strategy="epoch",
@@ -304,7 +312,16 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
 
 def _keep(best: Path, target: Path) -> None:
     """The model's own files of a checkpoint, without the optimizer's."""
-    drop = {DIVERGENCE, SAMPLER, "optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin"}
+    drop = {
+        DIVERGENCE,
+        SAMPLER,
+        STEP_TIME,
+        "optimizer.pt",
+        "scheduler.pt",
+        "scaler.pt",
+        "trainer_state.json",
+        "training_args.bin",
+    }
     shutil.rmtree(target, ignore_errors=True)
     ignore = shutil.ignore_patterns("rng_state*", *drop)
     shutil.copytree(best, target, ignore=ignore)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
 from distill.training.sampling import OWN, Sampling
 
+STEP_TIME = "step_time.json"
 SAMPLER = "sampler.pt"  # the sampler's state, in a checkpoint
 DIVERGENCE = "divergence.pt"  # parameters of a divergence that has its own, beside the student's in a checkpoint
 
@@ -59,6 +61,12 @@ class DistillTrainer(Trainer):
         self.rows = {row.id: row for row in [*train_rows, FILLER]}
         if sampling is not None:
             sampling.sampler.prepare(train_rows, global_batch_size)
+        sharded = args.fsdp or args.deepspeed
+        if sharded and sampling is not None:
+            raise UserError(
+                "FSDP and DeepSpeed: the student that writes in training is whole; use sampler=fixed or teacher, or"
+                " several processes without sharding (torchrun)"
+            )
         self.lengths = [len(row.prompt) + len(row.response) for row in train_rows]
         super().__init__(
             model=model,
@@ -117,10 +125,11 @@ class DistillTrainer(Trainer):
 
     def _add_corpus(self, batches: list[dict[str, Any]], corpus: Corpus) -> None:
         """Give each micro-batch its share of the step's plain text."""
-        blocks = corpus.blocks(self.global_batch_size, self._step())[self.args.process_index :: self.args.world_size]
+        blocks = corpus.blocks(self._step(), self.global_batch_size)
+        mine = blocks[self.args.process_index :: self.args.world_size]
         for i, batch in enumerate(batches):
-            batch["corpus"] = blocks[i :: len(batches)]
-            batch["corpus_tokens"] = self.global_batch_size * (blocks.shape[1] - 1)
+            if len(part := mine[i :: len(batches)]):
+                batch["corpus"], batch["corpus_tokens"] = part, blocks[:, 1:].numel()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in Trainer; a training step's line tells what the sampler did."""
@@ -255,17 +264,30 @@ class Progress(TrainerCallback):
 
 
 class StepTime(TrainerCallback):
-    """Seconds that the steps take, their batches and the optimizer's part included, validation and saving not."""
+    """Seconds that the steps take, their batches and the optimizer's part included, validation and saving not; a run
+    that goes on counts on from its checkpoint."""
 
     def __init__(self) -> None:
         self.seconds, self.steps = 0.0, 0
         self._mark = 0.0
 
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from what a checkpoint tells; one of an earlier version tells nothing."""
+        if (checkpoint / STEP_TIME).is_file():
+            self.seconds, self.steps = json.loads((checkpoint / STEP_TIME).read_text())
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Time runs from here."""
         self._mark = time.perf_counter()
 
-    on_evaluate = on_save = on_train_begin  # and again from behind each validation and checkpoint
+    on_evaluate = on_train_begin  # and again from behind each validation and checkpoint
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the count in the checkpoint."""
+        if state.is_world_process_zero:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (checkpoint / STEP_TIME).write_text(json.dumps([self.seconds, self.steps]))
+        self._mark = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step's time ends here, and the next one's begins."""

@@ -9,15 +9,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.config.schema import EvalConfig
 from distill.console import processes, rank
 from distill.data.encode import IGNORE, Collator, Encoded, fitted
 from distill.evaluation.generate import Generation, Mixture, Writing, generate
-from distill.losses import Divergence, Head
+from distill.losses import Divergence, Drawn, Head
 from distill.losses.fused import chunk_size
-from distill.losses.minillm import Drawn, MiniLLM
 from distill.losses.mixtures import log_mixture
 from distill.models.load import last_hidden, output_head
 from distill.samplers.base import Origin, Sample
@@ -65,6 +64,8 @@ class StudentWriter:
         model: Any = self._pen()
         if teacher_share:
             model = Mixture(model, self.teacher.live.model, teacher_share)
+            halved = max(1, self.decode.batch_tokens // 2)  # each of the two holds a cache
+            writing = replace(writing, decode=self.decode.model_copy(update={"batch_tokens": halved}))
         written = generate(model, prompts, writing)
         self.student.train(training)
         origin: Origin = "mixed" if teacher_share else "student"
@@ -97,16 +98,19 @@ class StudentWriter:
             return self.student
         with torch.no_grad():
             for ours, theirs in zip(self._rounded.parameters(), self.student.parameters(), strict=True):
-                ours.copy_(theirs)
+                if theirs.requires_grad:
+                    ours.copy_(theirs)
         return self._rounded
 
     @cached_property
     def _rounded(self) -> Any:
-        return copy.deepcopy(self.student).requires_grad_(False).to(self.dtype)
+        """Parameters alone are rounded: buffers, such as rotary positions' frequencies, stay as loading has them."""
+        rounded = {id(p): nn.Parameter(p.detach().to(self.dtype), False) for p in self.student.parameters()}
+        return copy.deepcopy(self.student, rounded)
 
     def figures(self, samples: Sequence[Sample]) -> list[Sample]:
         """See `distill.samplers.Writer`; the log-probabilities are those of the student as it is now."""
-        if not isinstance(self.divergence, MiniLLM):
+        if not self.divergence.reads_figures:
             return list(samples)
         self.teacher.hold({sample.row.id for sample in samples})
         mine = list(samples[self.rank :: self.processes])
@@ -124,14 +128,15 @@ class StudentWriter:
         ids, mask, labels = (inputs[k].to(device) for k in ("input_ids", "attention_mask", "labels"))
         valid = labels != IGNORE
         self.student.eval()
-        mixed = self.dtype != torch.float32
-        with torch.autocast(device.type, self.dtype, enabled=mixed):
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):  # as it will be trained
             ours = last_hidden(self.student, ids, mask)[valid]
         self.student.train(training)
         theirs = self.teacher(ids, mask, valid, inputs["example_ids"])
+        heads = output_head(self.student).to(self.dtype), self.teacher.head
+        width = min(head.weight.shape[0] for head in heads)  # as the divergence cuts them
         q, p = (
-            _log_probs(head, hidden.to(head.weight.dtype), labels[valid])
-            for head, hidden in ((output_head(self.student), ours), (self.teacher.head, theirs))
+            _log_probs(head, hidden.to(head.weight.dtype), labels[valid], width)
+            for head, hidden in zip(heads, (ours, theirs), strict=True)
         )
         share = samples[0].teacher_share
         m = log_mixture(p, q, share) if share else q
@@ -152,13 +157,11 @@ class StudentWriter:
         return every
 
 
-def _log_probs(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Log-probabilities of tokens `[n]` in fp32, from hidden states `[n, d]`, in chunks."""
+def _log_probs(head: Head, hidden: Tensor, targets: Tensor, width: int) -> Tensor:
+    """Log-probabilities of tokens `[n]` over the first `width` classes, in fp32, from hidden states `[n, d]`."""
+    found = [hidden.new_zeros(0, dtype=torch.float32)]
     step = chunk_size(head.weight.shape[0], hidden.device)
-    return torch.cat(
-        [
-            head(hidden[at : at + step]).log_softmax(-1).gather(-1, targets[at : at + step, None]).squeeze(-1)
-            for at in range(0, len(targets), step)
-        ]
-        or [hidden.new_zeros(0, dtype=torch.float32)]
-    )
+    for at in range(0, len(targets), step):
+        logits = head(hidden[at : at + step])[:, :width]
+        found.append(logits.log_softmax(-1).gather(-1, targets[at : at + step, None]).squeeze(-1))
+    return torch.cat(found)
