@@ -6,13 +6,14 @@ BERTScore reads the kept texts; agreement and exposure bias read student and tea
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distill.artifacts import Spec
 from distill.config.schema import EvalConfig
 from distill.console import bar, say
 from distill.data.encode import Encoded, Encoder
@@ -23,10 +24,11 @@ from distill.evaluation.benchmarks import Benchmark, Harness
 from distill.evaluation.bertscore import BertScorer
 from distill.evaluation.exposure import LENGTHS, excess_error
 from distill.evaluation.stage import Scored, read_generations
-from distill.models.load import load_model, load_tokenizer
+from distill.models.load import Weights, load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline import Plan, Role
 from distill.training.encoding import training_encoder
+from distill.training.signal import StoredTeacher
 from distill.training.stage import teacher_dtype
 
 if TYPE_CHECKING:
@@ -98,51 +100,72 @@ def compare_with_teacher(stages: Stages) -> None:
     theirs = stages.finished_teacher()
     if theirs is None:
         return
-    own = stages.student()
-    tokenizer = load_tokenizer(own)
-
-    @cache  # the first process alone loads them, and once for all sets
-    def models() -> tuple[Any, Any]:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = teacher_dtype(plan.config)
-        student, teacher = (load_model(weights, dtype).to(device).eval() for weights in (own, theirs))
-        return student, teacher
-
+    both = _Both(stages, stages.student(), theirs)
     for dataset in apart:
-        _agree(plan, dataset, tokenizer, models)
+        _agree(plan, dataset, both)
     for dataset in exposed:
-        _expose(plan, dataset, tokenizer, models)
+        _expose(plan, dataset, both)
 
 
-def _agree(plan: Plan, dataset: Dataset, tokenizer: Any, models: Callable[[], tuple[Any, Any]]) -> None:
-    encoder = training_encoder(plan.config, tokenizer)
+class _Both:
+    """A student and its teacher, loaded when they are first asked for: the first process of several alone asks."""
+
+    def __init__(self, stages: Stages, own: Weights, theirs: Weights):
+        self.stages, self.own, self.theirs = stages, own, theirs
+        self.tokenizer = load_tokenizer(own)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _load(self, weights: Weights) -> Any:
+        return load_model(weights, teacher_dtype(self.stages.config)).to(self.device).eval()
+
+    @cached_property
+    def student(self) -> Any:
+        """The student's model."""
+        return self._load(self.own)
+
+    @cached_property
+    def teacher(self) -> Any:
+        """The teacher's model."""
+        return self._load(self.theirs)
+
+    def reading(self, node: Spec, rows: Sequence[Encoded]) -> StoredTeacher:
+        """The teacher's hidden states over rows that all of its students are measured on."""
+        folder = self.stages.read_by_teacher(node, self.theirs, lambda: rows, lambda: self.teacher)
+        return StoredTeacher(folder).to(self.device)
+
+
+def _agree(plan: Plan, dataset: Dataset, both: _Both) -> None:
+    encoder = training_encoder(plan.config, both.tokenizer)
     try:
         rows = encoder.pairs(dataset.examples[:ROWS], plan.config.train.max_length).rows
     except UserError as error:  # no row is short enough; what was written stands without it
         say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
         return
-    plan.store.make(plan.agreement(dataset), lambda _: agreement(*models(), rows, pad_id(tokenizer)), quiet=True)
+    teacher, pad = both.reading(plan.reading(dataset, own=False), rows), pad_id(both.tokenizer)
+    plan.store.make(plan.agreement(dataset), lambda _: agreement(both.student, teacher, rows, pad), quiet=True)
     told = plan.store.manifest(plan.agreement(dataset))
     kls = f"KL forward {told['fkl']:.3f}, reverse {told['rkl']:.3f} nats"
     say(f"agreement with the teacher on {dataset.title}: top-1 {told['top1']:.1f} %, {kls}")
 
 
-def _expose(plan: Plan, dataset: Dataset, tokenizer: Any, models: Callable[[], tuple[Any, Any]]) -> None:
-    decode = plan.config.eval
-    encoder = Encoder(tokenizer, plan.config.data.template, plan.config.train.max_prompt_length, decode.overlong_prompt)
+def _expose(plan: Plan, dataset: Dataset, both: _Both) -> None:
+    decode, eos, pad = plan.config.eval, both.tokenizer.eos_token_id, pad_id(both.tokenizer)
+    limit = plan.config.train.max_prompt_length
+    encoder = Encoder(both.tokenizer, plan.config.data.template, limit, decode.overlong_prompt)
     prompts = {row.id: row.prompt for row in encoder.prompts(dataset.examples[:ROWS]).rows}
     by_student, by_teacher = (
         [
-            Encoded(row.id, prompts[row.id], [*(row.token_ids or []), *([tokenizer.eos_token_id] if row.ended else [])])
+            Encoded(row.id, prompts[row.id], [*(row.token_ids or []), *([eos] if row.ended else [])])
             for row in rows
             if row.id in prompts
         ]
         for rows in _texts(plan, dataset)
     )
     lengths = [n for n in LENGTHS if n <= decode.max_new_tokens] or [decode.max_new_tokens]
+    read = both.reading(plan.reading(dataset, own=True), by_teacher)
 
     def build(_: Path) -> dict[str, Any]:
-        found = excess_error(*models(), by_student, by_teacher, lengths, pad_id(tokenizer))
+        found = excess_error(both.student, both.teacher, by_student, by_teacher, lengths, pad, read)
         return {"exaccerr": {str(length): value for length, value in found.items()}, "rows": len(by_student)}
 
     plan.store.make(plan.exposure(dataset), build, quiet=True)

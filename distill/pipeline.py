@@ -34,6 +34,7 @@ VERSIONS = {
     "agree": 1,
     "bertscore": 1,
     "exposure": 1,
+    "reading": 1,
     "benchmark": 1,
 }
 # Keys of `train` that change no result, and those that the stage hashes by itself.
@@ -295,6 +296,19 @@ class Plan:
     def _encoder(self) -> str:
         return _identity(locate(self.config.eval.bertscore), "main")
 
+    def reading(self, dataset: Dataset, own: bool) -> Spec:
+        """The teacher's hidden states over a set's references or over its own texts of the first seed, which all of its
+        students are measured on."""
+        texts = self.evaluation("teacher", dataset, self.config.seed[0]).key if own else dataset.fingerprint
+        settings = {
+            "teacher": self.teacher.key,
+            "texts": texts,
+            "text": self.template_hash(),
+            "train": {**self._lengths(), "precision": self.config.train.precision},
+        }
+        what = "own" if own else "references"
+        return self._spec("reading", f"{self.config.model.name}-teacher-{dataset.name}-{what}", settings)
+
     def exposure(self, dataset: Dataset) -> Spec:
         """The student's exposure bias, on its own and the teacher's responses of the first seed."""
         own, theirs = (self.evaluation(role, dataset, self.config.seed[0]) for role in ("student", "teacher"))
@@ -329,6 +343,7 @@ class Plan:
             evaluations += [self.bertscore(spec) for spec in evaluations]
         if role == "student":
             evaluations += [one(d) for d in self.sets.values() for one in (self.agreement, self.exposure)]
+            evaluations += [self.reading(d, own) for d in self.sets.values() for own in (False, True)]
         return [x for x in dict.fromkeys([*chain, *evaluations]) if isinstance(x, Spec)]
 
     def _training(

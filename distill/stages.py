@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +76,36 @@ class Stages:
             return None
         answers = self.answers(teacher)  # not within `build`, which the first process runs alone
 
-        def build(folder: Path) -> dict[str, Any]:
-            tokenizer = load_tokenizer(teacher)
-            encoder = training_encoder(self.config, tokenizer)
+        def rows() -> list[Encoded]:
+            encoder = training_encoder(self.config, load_tokenizer(teacher))
             train, valid = (encoder.pairs(d.examples, self.config.train.max_length).rows for d in self.plan.data)
-            rows = [*(read_answers(answers).rows if answers else train), *valid]
-            return write_store(teacher, rows, pad_id(tokenizer), teacher_dtype(self.config), folder, identity)
+            return [*(read_answers(answers).rows if answers else train), *valid]
 
-        node, made = self.plan.signal, self.plan.teacher
+        return self.read_by_teacher(self.plan.signal, teacher, rows)
+
+    def read_by_teacher(
+        self,
+        node: Spec,
+        teacher: Weights,
+        rows: Callable[[], Sequence[Encoded]],
+        loaded: Callable[[], Any] | None = None,
+    ) -> Path:
+        """The teacher's stored hidden states over rows; those of another copy of it are made again.
+
+        Args:
+            loaded: gives the teacher's model where it is at hand; then nothing is said.
+        """
+
+        def build(folder: Path) -> dict[str, Any]:
+            pad, dtype = pad_id(load_tokenizer(teacher)), teacher_dtype(self.config)
+            return write_store(teacher, rows(), pad, dtype, folder, identity, loaded)
+
+        made = self.plan.teacher
         # A teacher that was removed and trained again has the old key and, on another machine, other weights.
         identity = self._copy(made) if isinstance(made, Spec) else made.key
         if is_main_process() and self.store.has(node) and (problem := damage(self.store.folder(node), identity)):
             self.store.discard(node, problem)
-        return self.store.make(node, build)
+        return self.store.make(node, build, quiet=loaded is not None)
 
     def answers(self, teacher: Weights) -> Path | None:
         """The teacher's responses to the training prompts, or None where no sampler asks for them."""

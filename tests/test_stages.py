@@ -19,9 +19,11 @@ from distill.artifacts import MANIFEST, Store
 from distill.config import load
 from distill.config.schema import BertScoreConfig
 from distill.errors import UserError
+from distill.evaluation.agreement import agreement
 from distill.evaluation.bertscore import WHEEL
 from distill.losses import build
 from distill.models.load import load_model, load_tokenizer
+from distill.models.tokenizers import pad_id
 from distill.pipeline import Plan
 from distill.stages import Stages
 from distill.tables import long
@@ -30,7 +32,7 @@ from distill.tables.measure import Files, measure
 from distill.tables.values import METRICS, Row, _cost
 from distill.training.answers import read_answers
 from distill.training.encoding import training_encoder
-from distill.training.signal import HEAD, HIDDEN, INDEX, StoredTeacher
+from distill.training.signal import HEAD, HIDDEN, INDEX, StoredTeacher, write_store
 from distill.training.trainer import DistillTrainer
 
 METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl"]
@@ -436,6 +438,28 @@ def test_bertscore_and_exposure_bias_stand_beside_a_row(smoke, tmp_path):
     files.scores.unlink()  # a stop between values and scores, or the file moved away
     measure(Row("FKL", scored), files)
     assert len(long.read(files.scores, long.SCORES)) == 4
+
+
+def test_students_of_one_teacher_share_what_it_read(smoke, tmp_path, monkeypatch):
+    """References and the teacher's own texts are read by it once; the figures are those of a live teacher."""
+    files, read = Files(tmp_path / "out", "t"), []
+    original = write_store
+    monkeypatch.setattr("distill.stages.write_store", lambda *a: read.append(len(a[1])) or original(*a))
+    measure(Row("Teacher", smoke("model=gpt2", "loss=fkl", "eval.sets=[dolly]"), "teacher"), files)
+    for loss in ("fkl", "rkl"):
+        row = Row(loss, smoke("model=gpt2", f"loss={loss}", "eval.sets=[dolly]"))
+        measure(row, files)
+    assert read == [27, 4, 4]  # training and validation rows, references, own texts
+    plan, stages = row.plan, Stages(row.plan)
+    student, teacher = (load_model(w).eval() for w in (stages.student(), stages.teacher()))
+    tokenizer = load_tokenizer(stages.student())
+    rows = training_encoder(plan.config, tokenizer).pairs(plan.sets["dolly"].examples, 512).rows
+    live, told = (
+        agreement(student, teacher, rows, pad_id(tokenizer)),
+        plan.store.manifest(plan.agreement(plan.sets["dolly"])),
+    )
+    for name, value in live.items():
+        assert told[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_a_metric_that_came_later_writes_no_text_again(smoke, tmp_path, capsys):

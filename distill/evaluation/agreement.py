@@ -12,6 +12,7 @@ from distill.data.encode import IGNORE, Collator, Encoded
 from distill.losses import build
 from distill.losses.fused import chunk_size
 from distill.models.load import last_hidden, output_head
+from distill.training.signal import LiveTeacher, StoredTeacher
 
 ROWS = 500  # of a set, from its start: its first response each
 BATCH = 16
@@ -22,7 +23,8 @@ def agreement(student: Any, teacher: Any, rows: Sequence[Encoded], pad_id: int) 
     """Both models over the same rows, each position given the reference up to it.
 
     Args:
-        student, teacher: causal language models in eval mode, on one device, with one tokenizer.
+        student, teacher: causal language models in eval mode, on one device, with one tokenizer; the teacher may be a
+            store of its hidden states over the rows.
 
     Returns:
         `top1`: positions at which both put the same token first, 0 to 100; `fkl`, `rkl`: mean KL(p || q) and KL(q || p)
@@ -44,8 +46,9 @@ def paired_logits(
 
     A vocabulary's padding that only one of the two has is cut.
     """
+    reader = teacher if isinstance(teacher, StoredTeacher) else LiveTeacher(teacher)
     ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.response))
-    heads = output_head(student), output_head(teacher)
+    heads = output_head(student), reader.head
     width = min(head.weight.shape[0] for head in heads)
     step = chunk_size(max(head.weight.shape[0] for head in heads), student.device)
     for begin in range(0, len(ordered), BATCH):
@@ -53,9 +56,10 @@ def paired_logits(
         ids, mask, labels = (batch[k].to(student.device) for k in ("input_ids", "attention_mask", "labels"))
         valid = labels != IGNORE
         index = (valid.cumsum(1) - 1)[valid]
-        hidden = [last_hidden(model, ids, mask)[valid] for model in (student, teacher)]
+        hidden = last_hidden(student, ids, mask)[valid], reader(ids, mask, valid, batch["example_ids"])
         for at in range(0, len(index), step):
-            q, p = (head(x[at : at + step])[:, :width] for head, x in zip(heads, hidden, strict=True))
+            parts = (x[at : at + step].to(head.weight.dtype) for head, x in zip(heads, hidden, strict=True))
+            q, p = (head(part)[:, :width] for head, part in zip(heads, parts, strict=True))
             yield index[at : at + step], q, p
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from distill.data.encode import Encoded
 from distill.evaluation.agreement import paired_logits
 from distill.losses import build
+from distill.training.signal import StoredTeacher
 
 LENGTHS = (50, 100, 200)  # as MGSR's table prints them
 
@@ -22,6 +23,7 @@ def excess_error(
     by_teacher: Sequence[Encoded],
     lengths: Sequence[int],
     pad_id: int,
+    stored: StoredTeacher | None = None,
 ) -> dict[int, float]:
     """`(R(l) - l e(l)) / (l e(l))` in percent, for each length l; none where the two models are the same.
 
@@ -32,13 +34,15 @@ def excess_error(
     Args:
         student, teacher: causal language models in eval mode, on one device, with one tokenizer.
         by_student, by_teacher: prompts with sampled responses, EOS included where one ended a response.
+        stored: the teacher's hidden states over its own texts, where it has read them.
 
     Raises:
         ValueError: no text.
     """
     longest = max(lengths)
     own, theirs = (
-        _at_positions(student, teacher, rows, longest, pad_id).cumsum(0) for rows in (by_student, by_teacher)
+        _at_positions(student, reader, rows, longest, pad_id).cumsum(0)
+        for reader, rows in ((teacher, by_student), (stored or teacher, by_teacher))
     )
     found = {}
     for length in lengths:

@@ -203,7 +203,7 @@ def told(row: Row, benchmarks: Sequence[Benchmark] = ()) -> dict[str, Any]:
     train, valid = plan.data
     stages = {}
     for spec in plan.specs(row.role):
-        if plan.store.has(spec) and spec.stage not in ("evaluate", "bertscore", "agree", "exposure"):
+        if plan.store.has(spec) and spec.stage not in ("evaluate", "bertscore", "agree", "exposure", "reading"):
             manifest = plan.store.manifest(spec)
             stages[spec.name] = {k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")}
     seconds = sum(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +164,19 @@ def damage(folder: Path, teacher: str) -> str | None:
 
 
 def write_store(
-    weights: Weights, rows: Sequence[Encoded], pad_id: int, dtype: torch.dtype, folder: Path, teacher: str = ""
+    weights: Weights,
+    rows: Sequence[Encoded],
+    pad_id: int,
+    dtype: torch.dtype,
+    folder: Path,
+    teacher: str = "",
+    loaded: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """Run the teacher's body once over `rows` and keep its last hidden states at response positions, and its head.
 
     Args:
         teacher: identity of the weights, for `damage`.
+        loaded: gives the model of these weights in `dtype` where it is at hand, in eval mode.
 
     Raises:
         UserError: the disk has no room for them; nothing was loaded yet.
@@ -184,9 +191,10 @@ def write_store(
             " train.teacher_signal=live, or paths.store to another disk"
         )
     total = sum(len(row.response) for row in rows)
-    say(f"  hidden states of {total} positions: {decimal(size)} on disk")
+    if loaded is None:
+        say(f"  hidden states of {total} positions: {decimal(size)} on disk")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(weights, dtype).to(device).eval()
+    model = loaded() if loaded is not None else load_model(weights, dtype).to(device).eval()
     check_head(model)
     head = output_head(model)
     hidden = np.lib.format.open_memmap(folder / HIDDEN, "w+", dtype=raw, shape=(total, head.weight.shape[1]))
