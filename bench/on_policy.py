@@ -2,9 +2,9 @@
 
 `methods` runs the pipeline's own training stage, a process each, and reads the time of its steps, writing included,
 from the manifest; what is done once (the teacher's stored hidden states) is not in it. The teacher is the pair's own
-base weights, so that nothing is trained first. `loops` sets the training loop against TRL's GKDTrainer (lmbda=1) and
-DistillationTrainer on the same pair, prompts, lengths, batches and precision: all train on what the student has just
-written.
+base weights, and the student starts from a short fine-tuning, as in the papers, so that its texts end. `loops` sets the
+training loop against TRL's GKDTrainer (lmbda=1) and DistillationTrainer on the same pair, prompts, lengths, batches and
+precision: all train on what the student has just written.
 `python -m bench.on_policy method NAME` prints one method's figures, `python -m bench.on_policy ours|gkd|distillation`
 one loop's.
 """
@@ -39,15 +39,17 @@ from distill.training.signal import LiveTeacher, NewTextTeacher
 from distill.training.trainer import DistillTrainer
 from distill.training.writer import StudentWriter
 
-# An epoch is 2 batches of 16; MiniLLM's rollouts are one epoch's texts and are read four times, as published (256 texts
+# An epoch is 2 batches of 16; MiniLLM's rollouts are one batch's texts and are read four times, as published (256 texts
 # there). The seeds are the first whose draws come out as the method's probabilities say: half of GKD's batches the
 # student's, half of DistiLLM's at a threshold of 0.5, half of those written now and half replayed.
-BATCH, EPOCHS, NEW, ROUNDS = 16, 4, 128, 2
+BATCH, EPOCHS, NEW, ROUNDS, LOOP_ROUNDS = 16, 2, 128, 2, 1
 PIPELINE = [
     "model=smollm2", f"data.train.limit={2 * BATCH}", "data.valid.limit=2", f"train.student.epochs={EPOCHS}",
     f"train.student.global_batch_size={BATCH}", "train.start.epochs=0", "train.student.select=loss",
     f"eval.max_new_tokens={NEW}", "train.valid_rows=1",
 ]  # fmt: skip
+START = ["model=smollm2", "loss=sft", "data.train.limit=256", "data.valid.limit=8", "train.valid_rows=1",
+         "train.student.epochs=1", "train.student.select=loss"]  # fmt: skip
 LOOP_STEPS = 3
 LOOP = SHARED | {"max_steps": LOOP_STEPS, "gradient_accumulation_steps": BATCH // SHARED["per_device_train_batch_size"]}
 METHODS: dict[str, tuple[list[str], float | None, float | None]] = {  # overrides, asked and published ratio over KD
@@ -57,16 +59,18 @@ METHODS: dict[str, tuple[list[str], float | None, float | None]] = {  # override
                   f"sampler.capacity={BATCH}"], 1.4, 1.331 / 0.649),
     "gkd": (["method=gkd"], 2.0, 2.078 / 0.649),
     "imitkd": (["method=imitkd"], 3.0, None),
-    "minillm": (["method=minillm", f"sampler.rollouts={2 * BATCH}"], 4.5, 4.452 / 0.649),
+    "minillm": (["method=minillm", f"sampler.rollouts={BATCH}"], 4.5, 4.452 / 0.649),
 }  # fmt: skip
 
 
 def method(name: str) -> tuple[float, float, float]:
     """Seconds a sample, the share of rows that the student wrote, and tokens a written text."""
     words = [*PIPELINE, *METHODS[name][0]]
+    stages = Stages(Plan(load(START)))  # in the store that stays
+    given = [f"model.teacher.path={stages.base('teacher').base}"]
+    given += [f"model.student.path={stages.student().base}"] if name != "sft" else []
     with tempfile.TemporaryDirectory() as folder:
-        base = Stages(Plan(load(PIPELINE))).base("teacher").base  # in the store that stays
-        plan = Plan(load([*words, f"model.teacher.path={base}", f"paths.store={folder}", f"train.seed={seed(name)}"]))
+        plan = Plan(load([*words, *given, f"paths.store={folder}", f"train.seed={seed(name)}"]))
         Stages(plan).student()
         told = json.loads((plan.store.folder(plan.student) / MANIFEST).read_text())
         curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
@@ -95,8 +99,7 @@ def seed(name: str) -> int:
 
 
 def methods() -> None:
-    Plan(load(PIPELINE)).check_data()
-    Stages(Plan(load(PIPELINE))).base("student")
+    Stages(Plan(load(START))).student()
     figures: dict[str, list[list[float]]] = {name: [] for name in METHODS}
     for _ in range(ROUNDS):
         for name in METHODS:
@@ -113,6 +116,13 @@ def methods() -> None:
             "student's rows": share, "tokens a text": tokens, "peak MiB": peak,
         })  # fmt: skip
     report("on_policy_methods", f"Methods, smollm2, Dolly, batch {BATCH}, {NEW} new tokens, bf16", rows)
+
+
+def started() -> Pair:
+    """The pair with the student that has been fine-tuned for a while."""
+    pair = Pair(BATCH * LOOP_STEPS)
+    pair.student = Stages(Plan(load(START))).student()
+    return pair
 
 
 def ours(pair: Pair) -> float:
@@ -191,9 +201,9 @@ RUNS = {"ours": ours, "gkd": gkd, "distillation": distillation}
 
 
 def loops() -> None:
-    Pair()  # makes the base weights, so that no run is timed with them
+    started()  # so that no run is timed with it
     figures: dict[str, list[list[float]]] = {name: [] for name in RUNS}
-    for _ in range(ROUNDS):
+    for _ in range(LOOP_ROUNDS):  # of minutes each
         for name in RUNS:
             figures[name].append(in_own_process("bench.on_policy", name))
             print(name, *(f"{x:.3g}" for x in figures[name][-1]), flush=True)
@@ -214,7 +224,7 @@ def main(words: list[str]) -> None:
     if words[:1] == ["method"]:
         print(*method(words[1]), peak_mb())
     elif words:
-        print(RUNS[words[0]](Pair(BATCH * LOOP_STEPS)), peak_mb())
+        print(RUNS[words[0]](started()), peak_mb())
     else:
         methods()
         loops()
