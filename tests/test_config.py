@@ -42,14 +42,29 @@ def test_every_option_composes(group, option, debug):
 def test_every_row_of_every_table_composes(name):
     found = experiment.load(name)
     assert found.rows
+    shared = set()
     for row in found.rows.values():
-        load([*found.overrides, *row.overrides, f"model={found.model}"])
+        for pair, more in {found.model: [], **row.pairs}.items():
+            config = load([*found.overrides, *row.overrides, *more, f"model={pair}"])
+            if pair == found.model:  # rows compare over one teacher and one start
+                settings = config.train.model_dump(exclude={"student", "micro_batch_size"})
+                shared.add(str([settings, config.data, config.model]))
+    assert len(shared) == 1
     numbers, _ = experiment.printed(found, found.model)
     if not found.sources:  # a table of our own
         assert not numbers
         return
     assert {row for row, _ in numbers} - set(experiment.CONTEXT) == set(found.rows)
     assert {column for _, column in numbers} == set(found.columns)
+
+
+def test_a_row_for_a_pair_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "abkd").mkdir()
+    text = (experiment.EXPERIMENTS / "abkd" / "samplers_gpt2.yaml").read_text()
+    (tmp_path / "abkd" / "x.yaml").write_text(text.replace("pairs: {micro:", "pairs: {mikro:"))
+    monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
+    with pytest.raises(UserError, match="pairs names mikro; there are gpt2, "):
+        experiment.load("abkd/x")
 
 
 def test_data_follows_the_model_unless_chosen():

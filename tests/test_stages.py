@@ -92,6 +92,22 @@ def test_every_method_trains_on_every_architecture(smoke, model):
         assert all(torch.isfinite(w).all() for w in student.values())
 
 
+@pytest.mark.parametrize("method", ["imitkd", "minillm"])
+def test_published_quirks_bf16_and_plain_text_go_together(smoke, tmp_path, method):
+    """On LLaMA, whose rotary positions must not be rounded; the corpus raises the loss by its cross-entropy."""
+    (tmp_path / "corpus.txt").write_text("\n\n".join(f"The river runs to the sea, number {n}." for n in range(80)))
+    curves = {}
+    for corpus in ([], [f"data.pretrain.file={tmp_path}/corpus.txt"]):
+        words = ["model=smollm2", f"method={method}", "preset=reference", "train.precision=bf16", *corpus]
+        plan = Plan(smoke(*words))
+        stages = Stages(plan)
+        stages.student()
+        curves[bool(corpus)] = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")["loss"].dropna()
+    assert (curves[True] - curves[False]).between(4, 8).all()  # log 400 = 6.0 nats for a random model
+    if method == "imitkd":
+        assert plan.config.sampler.parameters["draw"] == "buffer" and plan.config.sampler.switches["draw"] == "fresh"
+
+
 def weights_of_model(weights):
     return dict(load_model(weights).named_parameters())
 
