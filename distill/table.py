@@ -210,7 +210,7 @@ class Table:
             self.config.model.name,
             scores[scores["seeds"] == seeds_name(self.config.seed)],
             self.header,
-            varied(train_seeds, list(self.config.seed)),
+            varied(train_seeds, list(self.config.seed) if self.texts else []),
         )
         long.replace(self.folder / f"{self.table}.md", text.encode())
         return shaped

@@ -214,9 +214,22 @@ def test_the_papers_numbers_follow_the_pair():
 
 def test_a_cost_has_no_spread_over_generation_seeds():
     found = cell(lines([3.5, 3.5], metric="minutes", dataset="training"), Column("", "training", "minutes"))
-    assert found == Cell(3.5, None)
+    assert found == Cell(3.5, None, any_size=True)
     both = pd.concat([lines([3.0, 3.0], 1, metric="minutes"), lines([5.0, 5.0], 2, metric="minutes", run="r2")])
-    assert str(cell(both, Column("", "dolly", "minutes"))) == "4.00 (1.41)"
+    assert str(cell(both, Column("", "dolly", "minutes"))) == "4 (1.41)"
+
+
+def test_costs_are_compared_by_their_ratios():
+    found, none = experiment.load("abkd/training_time"), pd.DataFrame(columns=[*long.SCORES, "topic"])
+    cost = {"metric": "seconds_per_sample", "dataset": "training"}
+    measured = [
+        report.Measured("KD", lines([0.000669], row="KD", **cost), ["k"]),
+        report.Measured("GKD", lines([0.00231], row="GKD", **cost), ["g"]),
+    ]
+    text = report.markdown(measured, found, "micro", none, [], report.varied([1], []))
+    assert "Training seed 1; one teacher" in text and "generation" not in text
+    assert "| row | measured | paper | over KD | paper's over KD |" in text
+    assert "| GKD | 0.00231 | 2.078 | 3.45 | 3.20 |" in text and "| KD | 0.000669 | 0.649 | 1.00 | 1.00 |" in text
 
 
 def test_the_papers_own_p_values():

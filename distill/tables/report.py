@@ -16,7 +16,7 @@ from distill.config.schema import Config
 from distill.console import console
 from distill.tables import long
 from distill.tables.experiment import CONTEXT, Experiment, Printed, printed
-from distill.tables.long import BENCHMARKS, TRAINING
+from distill.tables.long import BENCHMARKS, COSTS, TRAINING
 from distill.tables.shape import Cell, Column, Comparison, cell, compare, printed_p, table
 from distill.tables.values import OF_TOPIC
 
@@ -114,7 +114,10 @@ def _epochs(count: int) -> str:
 
 
 def varied(train_seeds: list[int], seeds: list[int]) -> str:
-    """Which seed varied behind a spread."""
+    """Which seed varied behind a spread; without generation seeds nothing was written."""
+    if not seeds:
+        several = "s" if len(train_seeds) > 1 else ""
+        return f"Training seed{several} {', '.join(map(str, train_seeds))}; one teacher, one student start."
     generation = f"generation seeds {', '.join(map(str, seeds))}"
     trained = ", ".join(map(str, train_seeds))
     if len(train_seeds) == 1:
@@ -150,11 +153,17 @@ def markdown(
             if metric in ("rouge_l", "bertscore") and against is not None and row is not against:
                 test = compare(tested, row.runs, against.runs, column.dataset, metric)
                 tested_any = tested_any or test is not None
-            lines.append(_line(row, column, value, number, paper.get((experiment.against, column.title)), test))
+            theirs = paper.get((experiment.against, column.title))
+            line = _line(row, column, value, number, theirs, test)
+            if metric in COSTS and against is not None:
+                line |= _ratios(value, cell(against.lines, column), number, theirs)
+            lines.append(line)
         section = pd.DataFrame(lines)
         any_printed = any_printed or bool(section["paper's p"].any())
-        section = section.drop(columns=[c for c in OPTIONAL if not section[c].any()])
-        section = section.rename(columns={"against": f"against {experiment.against} (95 %)"})
+        section = section.fillna("").drop(columns=[c for c in OPTIONAL if c in section and not section[c].any()])
+        other = experiment.against
+        names = {"against": f"against {other} (95 %)", "over": f"over {other}", "paper's over": f"paper's over {other}"}
+        section = section.rename(columns=names)
         text += [f"## {column.title}", "", plain(section), ""]
     if any_printed:
         text += [
@@ -197,6 +206,15 @@ def _line(
         "paper's p": p,
         "tokens": f"{length.mean:.1f}" if length else "",
         "ended %": f"{ended.mean:.1f}" if ended else "",
+    }
+
+
+def _ratios(value: Cell | None, base: Cell | None, number: Printed | None, theirs: Printed | None) -> dict[str, str]:
+    """What a row costs over another: machines differ, and ratios less."""
+    return {
+        "difference": "",
+        "over": f"{value.mean / base.mean:.2f}" if value and base else "",
+        "paper's over": f"{float(number.mean) / float(theirs.mean):.2f}" if number and theirs else "",
     }
 
 

@@ -25,13 +25,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and sample standard deviation, and over what: generation seeds, or training seeds if there are several."""
+    """Mean and sample standard deviation over generation seeds, or over training seeds if there are several.
+
+    Two decimals are shown, as the papers print scores, or three digits of what may be of any size.
+    """
 
     mean: float
     std: float | None
+    any_size: bool = False
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ({self.std:.2f})"
+        digits = ".3g" if self.any_size else ".2f"
+        return f"{self.mean:{digits}}" if self.std is None else f"{self.mean:{digits}} ({self.std:{digits}})"
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
     values = chosen["value"].astype(float)
     by_training = values.groupby(chosen["train_seed"]).mean()
     spread = by_training if len(by_training) > 1 else values
-    return Cell(float(by_training.mean()), float(spread.std(ddof=1)) if len(spread) > 1 else None)
+    std = float(spread.std(ddof=1)) if len(spread) > 1 else None
+    return Cell(float(by_training.mean()), std, any_size=column.metric in COSTS)
 
 
 def table(rows: Sequence[tuple[str, pd.DataFrame]], columns: Sequence[Column]) -> pd.DataFrame:
