@@ -100,7 +100,7 @@ class SplitConfig(Section):
 
 
 class PretrainConfig(Section):
-    """A plain-text corpus: a hub file, or a local one (JSONL with `text`, or text with blank lines between texts)."""
+    """A plain-text corpus, on the hub or local: JSONL or parquet with `text`, or `.txt` with blank lines between."""
 
     hub: str | None = None
     hub_file: str | None = None
@@ -416,15 +416,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _loss_and_sampler(self) -> Config:
+        from distill.losses.base import find
+
         loss, sampler = self.loss, self.sampler.name
+        rewarded = loss.name != "sft" and find(loss.name).reads_figures
         if self.sampler.kind.writes and not loss.w_kd:
             why = "mixes in the teacher's" if sampler == "rollout" else "trains on the student's own"
             raise ValueError(
                 f"sampler={sampler} {why} text, and loss={loss.name} with w_kd=0 has no teacher to learn from; choose a"
                 " divergence, or sampler=fixed"
             )
-        if loss.name == "minillm" and sampler != "rollout":
-            raise ValueError(f"loss=minillm reads the rewards of a rollout, which sampler={sampler} does not bring")
+        if rewarded and sampler != "rollout":
+            raise ValueError(f"loss={loss.name} reads the rewards of a rollout, which sampler={sampler} does not bring")
         if self.sampler.kind.writes and not self.sampler.kind.reads_data and loss.w_ce:
             raise ValueError(
                 f"loss.w_ce={loss.w_ce}: cross-entropy counts on the data set's text, of which sampler={sampler} trains"
@@ -437,8 +440,10 @@ class Config(Section):
                 f"sampler.rollouts={rollouts} is no multiple of train.student.global_batch_size={batch}; take"
                 f" {near + batch}{f' or {near}' if near else ''}"
             )
-        if loss.name == "minillm" and loss.temperature != 1:
-            raise ValueError(f"loss.temperature={loss.temperature}: minillm's ratios are those of plain samples, at 1")
+        if rewarded and loss.temperature != 1:
+            raise ValueError(
+                f"loss.temperature={loss.temperature}: {loss.name}'s ratios are those of plain samples, at 1"
+            )
         return self
 
     @model_validator(mode="after")

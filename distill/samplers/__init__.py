@@ -3,6 +3,6 @@
 To add one: a file in this folder with a registered `Sampler`, and `conf/sampler/<name>.yaml`.
 """
 
-from distill.samplers.base import Sample, Sampler, Step, Writer, build, defaults, find, line, names, switches
+from distill.samplers.base import Sample, Sampler, Step, Writer, build, defaults, find, names, switches
 
-__all__ = ["Sample", "Sampler", "Step", "Writer", "build", "defaults", "find", "line", "names", "switches"]
+__all__ = ["Sample", "Sampler", "Step", "Writer", "build", "defaults", "find", "names", "switches"]

@@ -251,5 +251,5 @@ def one_of(settings: object, **allowed: Sequence[str]) -> None:
 
 
 _REGISTRY: Registry[Sampler] = Registry("sampler", "distill.samplers")
-register, names, find, line = _REGISTRY.register, _REGISTRY.names, _REGISTRY.find, _REGISTRY.line
+register, names, find = _REGISTRY.register, _REGISTRY.names, _REGISTRY.find
 build, defaults, switches = _REGISTRY.build, _REGISTRY.defaults, _REGISTRY.switches
