@@ -109,6 +109,7 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self._found: set[str] = set()
 
     def folder(self, spec: Spec) -> Path:
         """Where the artifact lies or will lie."""
@@ -147,7 +148,9 @@ class Store:
         folders = [self.folder(spec) for spec in specs]
         if self._all_agreed(specs):
             for spec, folder in zip(specs, folders, strict=True):
-                tell(f"{spec.stage} {spec.label}: found finished in {folder}")
+                if spec.name not in self._found:  # said once, however often it is asked for
+                    tell(f"{spec.stage} {spec.label}: found finished in {folder}")
+                self._found.add(spec.name)
             return folders
         partials = [folder.with_name(f"{PARTIAL}-{folder.name}") for folder in folders]
         with ExitStack() as locks:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill.artifacts import Spec
-from distill.config.schema import EvalConfig
+from distill.config.evaluation import EvalConfig
 from distill.console import bar, say
 from distill.data.encode import Encoded, Encoder
 from distill.data.sets import Dataset
@@ -26,8 +26,9 @@ from distill.evaluation.exposure import LENGTHS, excess_error
 from distill.evaluation.stage import Scored, read_generations
 from distill.models.load import Weights, load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
-from distill.pipeline import Plan, Role
+from distill.pipeline import Plan
 from distill.training.encoding import training_encoder
+from distill.training.plan import Role
 from distill.training.signal import StoredTeacher
 from distill.training.stage import teacher_dtype
 

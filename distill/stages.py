@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from distill.artifacts import Spec, digest
-from distill.config.schema import LossConfig, SamplerConfig, StageTrainConfig
+from distill.config.objective import LossConfig, SamplerConfig
+from distill.config.train import StageTrainConfig
 from distill.console import is_main_process, processes, say
 from distill.data.encode import Collator, Encoded
 from distill.data.sets import Dataset
 from distill.data.templates import render
 from distill.errors import UserError
 from distill.evaluation.stage import Evaluator, Scored, read_generations
+from distill.keys import Given
 from distill.losses import build
 from distill.measures import compare_with_teacher, score_meaning
 from distill.models import create
 from distill.models.load import Shape, Weights, load_model, load_tokenizer, quiet_transformers, shape_of, supplied
 from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
-from distill.pipeline import FIXED, SFT, Given, Plan, Role
+from distill.pipeline import Plan
 from distill.samplers import Sampler
 from distill.samplers import build as build_sampler
 from distill.training.answers import read_answers, write_answers
 from distill.training.batches import micro_batch_size
 from distill.training.encoding import training_encoder
 from distill.training.estimate import Estimate, estimate_answers, estimate_signal, estimate_training
+from distill.training.plan import FIXED, SFT, Role
 from distill.training.signal import damage, write_store
 from distill.training.stage import TrainingJob, teacher_dtype, train
 

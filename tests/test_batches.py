@@ -195,7 +195,7 @@ def test_a_global_batch_that_does_not_split_over_processes():
 @pytest.mark.parametrize("build_model", [tiny_gpt2, tiny_llama])
 def test_the_estimate_of_memory_and_sizes(build_model, tmp_path):
     """Sizes from the config alone are the model's, and activations are within a factor of what autograd keeps."""
-    from distill.config.schema import LoraConfig
+    from distill.config.model import LoraConfig
     from distill.models.load import Weights, add_lora, shape_of
     from distill.training.estimate import estimate_training
 

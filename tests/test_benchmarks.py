@@ -9,7 +9,7 @@ import torch
 
 from distill import table
 from distill.config import load
-from distill.config.schema import BenchmarksConfig
+from distill.config.evaluation import BenchmarksConfig
 from distill.errors import UserError
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.models.load import load_model, load_tokenizer

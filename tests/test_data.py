@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from distill.config import load
-from distill.config.schema import GeneratorConfig, SplitConfig
+from distill.config.data import GeneratorConfig, SplitConfig
 from distill.data import sets
 from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
 from distill.data.examples import fingerprint, make_examples, read

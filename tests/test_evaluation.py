@@ -13,7 +13,7 @@ import torch
 from conftest import tiny_gpt2
 
 from distill.config import load
-from distill.config.schema import BertScoreConfig
+from distill.config.evaluation import BertScoreConfig
 from distill.data.encode import Encoded
 from distill.errors import UserError
 from distill.evaluation.agreement import agreement

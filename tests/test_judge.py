@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.config import load
-from distill.config.schema import JudgeConfig
+from distill.config.evaluation import JudgeConfig
 from distill.errors import UserError
 from distill.judging.judge import ASKED, Judge
 from distill.judging.questions import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_gpt2, tiny_llama, tiny_opt
 
-from distill.config.schema import LoraConfig
+from distill.config.model import LoraConfig
 from distill.errors import UserError
 from distill.models import create
 from distill.models.load import Weights, add_lora, check_positions, last_hidden, load_model, supplied, without_adapter

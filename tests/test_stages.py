@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from distill.artifacts import MANIFEST, Store
 from distill.config import load
-from distill.config.schema import BertScoreConfig
+from distill.config.evaluation import BertScoreConfig
 from distill.errors import UserError
 from distill.evaluation.agreement import agreement
 from distill.evaluation.bertscore import WHEEL

@@ -14,7 +14,9 @@ def apply_smoke(config: Config) -> Config:
     Kept from the user's choices: architecture, tokenizer convention, LoRA, loss, sampler, preset, tracker, precision,
     decoding and seeds. Replaced: weights, data sets, and every size that costs time.
     """
-    from distill.config.schema import BertScoreConfig, DataConfig, GeneratorConfig, SplitConfig, WeightsConfig
+    from distill.config.data import DataConfig, GeneratorConfig, SplitConfig
+    from distill.config.evaluation import BertScoreConfig
+    from distill.config.model import WeightsConfig
     from distill.evaluation.bertscore import WHEEL
 
     sets = list(config.eval.sets or config.data.eval)

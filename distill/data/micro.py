@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill.config.schema import GeneratorConfig
+from distill.config.data import GeneratorConfig
 from distill.data import tasks
 from distill.data.examples import Example, make_examples
 from distill.data.world import World, build_world

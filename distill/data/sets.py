@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill import hub
-from distill.config.schema import Config, DataConfig, SplitConfig
+from distill.config.data import DataConfig, SplitConfig
+from distill.config.schema import Config
 from distill.console import say
 from distill.data.examples import Example, fingerprint, read, read_texts
 from distill.errors import UserError

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from distill import hub
-from distill.config.schema import BenchmarksConfig, Config
+from distill.config.evaluation import BenchmarksConfig
+from distill.config.schema import Config
 from distill.data.examples import folder_hash
 from distill.errors import UserError
 

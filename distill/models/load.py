@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import hub
-from distill.config.schema import LoraConfig
+from distill.config.model import LoraConfig
 from distill.errors import UserError
 from distill.losses import Head
 

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from yaml import YAMLError
 
-from distill.config.schema import EvalConfig, Section
+from distill.config.evaluation import EvalConfig
+from distill.config.section import Section
 from distill.errors import UserError
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import WHEEL, metric_name

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from distill import hub
-from distill.config.schema import EvalConfig
+from distill.config.evaluation import EvalConfig
 from distill.console import is_main_process, say
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import metric_name

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from distill.artifacts import Spec
-from distill.config.schema import Config, EvalConfig
+from distill.config.evaluation import EvalConfig
+from distill.config.schema import Config
 from distill.console import say
 from distill.errors import UserError
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import metric_name
 from distill.evaluation.text import distinct
-from distill.pipeline import Plan, Role
+from distill.pipeline import Plan
 from distill.provenance import commit
 from distill.tables import long
 from distill.tables.long import BENCHMARKS, TRAINING
+from distill.training.plan import Role
 
 if TYPE_CHECKING:
     from distill.evaluation.stage import Scored

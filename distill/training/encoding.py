@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.config.schema import Config, EvalConfig
+from distill.config.evaluation import EvalConfig
+from distill.config.schema import Config
 from distill.data.encode import Encoder
 from distill.samplers import Sampler
 

@@ -11,7 +11,7 @@ import psutil
 import torch
 from rich.filesize import decimal
 
-from distill.config.schema import LoraConfig
+from distill.config.model import LoraConfig
 from distill.console import processes
 from distill.data.encode import Encoded
 from distill.losses import Divergence

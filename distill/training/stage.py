@@ -14,7 +14,10 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from distill.config.schema import Config, LoraConfig, LossConfig, SamplerConfig, StageTrainConfig
+from distill.config.model import LoraConfig
+from distill.config.objective import LossConfig, SamplerConfig
+from distill.config.schema import Config
+from distill.config.train import StageTrainConfig
 from distill.console import bar, processes, say
 from distill.data.encode import EncodedSet, Encoder
 from distill.data.examples import Example

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.config.schema import EvalConfig
+from distill.config.evaluation import EvalConfig
 from distill.console import processes, rank
 from distill.data.encode import IGNORE, Collator, Encoded, fitted
 from distill.evaluation.generate import Generation, Mixture, Writing, generate

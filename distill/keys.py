@@ -1,0 +1,70 @@
+"""What an artifact's key is made of: the parts of a config that matter, and the identity of what is not made here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.artifacts import Spec, digest
+from distill.config.section import Section
+from distill.data.examples import folder_hash
+
+# Raised when a stage's code changes what it makes from the same settings.
+VERSIONS = {
+    "base": 1,
+    "signal": 2,
+    "train": 2,
+    "evaluate": 2,
+    "answers": 1,
+    "agree": 1,
+    "bertscore": 1,
+    "exposure": 1,
+    "reading": 1,
+    "benchmark": 1,
+}
+# Keys of `train` that change no result, and those that the stage hashes by itself.
+NOT_DETERMINING = {
+    "teacher",
+    "start",
+    "student",
+    "micro_batch_size",
+    "save_steps",
+    "seed",
+    "shared_seed",
+    "teacher_signal",
+}
+# Keys of `eval` that change no text, or (engine) are named apart
+NO_DECODING = {"sets", "engine", "batch_tokens", "bertscore", "judge", "benchmarks"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Weights that are not made here: a supplied or pretrained checkpoint with its identity."""
+
+    name: str
+    identity: str
+
+    @property
+    def key(self) -> str:
+        """Hash of the identity."""
+        return digest(self.identity)
+
+
+def spec(stage: str, label: str, settings: dict[str, Any]) -> Spec:
+    """The artifact that a stage makes from some settings."""
+    return Spec(stage, label, {**settings, "version": VERSIONS[stage]})
+
+
+def settings_of(section: Section, **which: set[str]) -> dict[str, Any]:
+    """A section's values for hashing. Those at the schema's own defaults are left out, so that a key added later with
+    the old behaviour as its default keeps all hashes, and with them the results that stand under them."""
+    return section.model_dump(exclude_defaults=True, **which)  # type: ignore[arg-type]
+
+
+def identity(text: str, revision: str) -> str:
+    """A hub id with its revision, or the content hash of a folder."""
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        return text if "@" in text else f"{text}@{revision}"
+    return folder_hash(folder)
