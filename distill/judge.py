@@ -24,7 +24,7 @@ from distill.errors import UserError, command
 from distill.table import Table, option, prepare
 
 WHAT = ("diversity", "quality", "criteria", "preference")
-JUDGED = ["row", "run", "against", "dataset", "id", "what", "seed", "value", "judge"]
+JUDGED = ["row", "run", "against", "against_run", "dataset", "id", "what", "seed", "seeds", "value", "judge"]
 
 
 @dataclass
@@ -124,9 +124,11 @@ def _scores(
     table: Table, label: str, name: str, tasks: dict[str, str], texts: dict[str, list[str]], what: Sequence[str]
 ) -> Iterator[Wish]:
     from distill.judging import questions as ask
+    from distill.tables.measure import seeds_name
 
     row = table.rows[label][0]
-    common = {"row": label, "run": row.run, "against": "", "dataset": name}
+    common = {"row": label, "run": row.run, "against": "", "against_run": "", "dataset": name}
+    common["seeds"] = seeds_name(row.config.seed)
     for i, several in texts.items():
         if "diversity" in what and len(several) > 1:
             yield Wish({**common, "id": i, "what": "diversity", "seed": ""}, [ask.diversity(tasks[i], several)])
@@ -144,13 +146,16 @@ def _preferences(
 ) -> Iterator[Wish]:
     """One row's answers against another's, in both orders; equal answers are left out, as in the paper."""
     from distill.judging.questions import preference, verdict
+    from distill.tables.measure import seeds_name
 
-    row = table.rows[of][0]
+    row, other = table.rows[of][0], table.rows[label][0]
+    common = {"row": of, "run": row.run, "against": label, "against_run": other.run, "dataset": name}
+    common["seeds"] = seeds_name(row.config.seed)
     for i, ours in texts[of].items():
         theirs = texts[label].get(i)
         if theirs is None:
             continue
-        line = {"row": of, "run": row.run, "against": label, "dataset": name, "id": i, "seed": ""}
+        line = {**common, "id": i, "seed": ""}
         pairs = {"prefer quality": (ours[:1], theirs[:1])}
         if len(ours) > 1:
             pairs["prefer diversity"] = (ours, theirs)
@@ -166,17 +171,21 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
 
     from distill.console import say
     from distill.tables import long
+    from distill.tables.measure import seeds_name
     from distill.tables.report import plain, show
 
     path, judge = table.folder / f"{table.table}_judge_long.csv", table.config.eval.judge.model
     frame = pd.DataFrame(lines, columns=JUDGED).astype(str)
-    if path.is_file():  # earlier judgements stand beside these
-        earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
-        frame = pd.concat([earlier, frame]).drop_duplicates([c for c in JUDGED if c != "value"], keep="last")
-    long.replace(path, frame.to_csv(index=False, lineterminator="\n").encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with long.file_lock(path):
+        if path.is_file():  # earlier judgements stand beside these
+            earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
+            frame = pd.concat([earlier, frame]).drop_duplicates([c for c in JUDGED if c != "value"], keep="last")
+        long.replace(path, frame.to_csv(index=False, lineterminator="\n").encode())
     runs = {row.run for rows in table.rows.values() for row in rows}
-    frame = frame[(frame["judge"] == judge) & frame["run"].isin(runs)]
-    frame = frame.assign(value=pd.to_numeric(frame["value"]))
+    current = frame["run"].isin(runs) & frame["against_run"].isin({"", *runs})
+    current &= (frame["judge"] == judge) & (frame["seeds"] == seeds_name(table.config.seed))
+    frame = frame[current].assign(value=pd.to_numeric(frame[current]["value"]))
     text = [
         f"# {table.experiment.title}: {judge} as a judge",
         "",
@@ -185,9 +194,12 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
     ]
     for name, judged in frame.groupby("dataset", sort=False):
         alone, paired = judged[judged["against"] == ""], judged[judged["against"] != ""]
-        for kind, shaped in (("scores", _means(alone)), ("preference in percent of the pairs", _ratios(paired))):
+        for kind, shaped in (
+            ("scores, with the number of prompts", _means(alone)),
+            ("preference in percent of the pairs", _ratios(paired)),
+        ):
             if not shaped.empty:
-                title = f"{name}: {kind}, {judged['id'].nunique()} prompts"
+                title = f"{name}: {kind}"
                 show(shaped, f"{title}, by {judge}")
                 text += [f"## {title}", "", plain(shaped), ""]
     missing = int(frame["value"].isna().sum())
@@ -200,12 +212,22 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
 
 
 def _means(frame: Any) -> Any:
-    """Rows by what was scored: each a mean over prompts of a prompt's mean over its answers."""
+    """Rows by what was scored: each a mean over prompts of a prompt's mean over its answers, with the prompts' number.
+
+    The prompts of a column are those that every row which was scored has, so that rows compare.
+    """
     if frame.empty:
         return frame
-    by_prompt = frame.groupby(["row", "what", "id"], sort=False)["value"].mean()
-    shaped = by_prompt.groupby(["row", "what"], sort=False).mean().unstack("what", sort=False)
-    return shaped.map(lambda x: "" if x != x else f"{x:.2f}").rename_axis(None, axis=1).reset_index()
+    columns = []
+    for what, several in frame.dropna(subset="value").groupby("what", sort=False):
+        by_prompt = several.pivot_table("value", "id", "row", aggfunc="mean", sort=False).dropna()
+        shown = f"{{:.2f}} ({len(by_prompt)})".format
+        columns.append(by_prompt.mean().map(shown, na_action="ignore").rename(what))
+    import pandas as pd
+
+    shaped = pd.concat(columns, axis=1) if columns else pd.DataFrame()
+    order = [row for row in frame["row"].unique() if row in shaped.index]
+    return shaped.loc[order].fillna("").rename_axis("row").reset_index()
 
 
 def _ratios(frame: Any) -> Any:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill.artifacts import Spec
+from distill.config.data import SplitConfig
 from distill.config.evaluation import EvalConfig
 from distill.console import bar, say
 from distill.data.encode import Encoded, Encoder
-from distill.data.sets import Dataset
+from distill.data.examples import Example
+from distill.data.sets import Dataset, choose
 from distill.errors import UserError
 from distill.evaluation.agreement import ROWS, agreement
 from distill.evaluation.benchmarks import Benchmark, Harness
@@ -135,10 +137,15 @@ class _Both:
         return StoredTeacher(folder).to(self.device)
 
 
+def _sample(dataset: Dataset) -> list[Example]:
+    """The examples that both models read."""
+    return choose(dataset.examples, SplitConfig(sample=ROWS))
+
+
 def _agree(plan: Plan, dataset: Dataset, both: _Both) -> None:
     encoder = training_encoder(plan.config, both.tokenizer)
     try:
-        rows = encoder.pairs(dataset.examples[:ROWS], plan.config.train.max_length).rows
+        rows = encoder.pairs(_sample(dataset), plan.config.train.max_length).rows
     except UserError as error:  # no row is short enough; what was written stands without it
         say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
         return
@@ -153,7 +160,7 @@ def _expose(plan: Plan, dataset: Dataset, both: _Both) -> None:
     decode, eos, pad = plan.config.eval, both.tokenizer.eos_token_id, pad_id(both.tokenizer)
     limit = plan.config.train.max_prompt_length
     encoder = Encoder(both.tokenizer, plan.config.data.template, limit, decode.overlong_prompt)
-    prompts = {row.id: row.prompt for row in encoder.prompts(dataset.examples[:ROWS]).rows}
+    prompts = {row.id: row.prompt for row in encoder.prompts(_sample(dataset)).rows}
     by_student, by_teacher = (
         [
             Encoded(row.id, prompts[row.id], [*(row.token_ids or []), *([eos] if row.ended else [])])

@@ -34,7 +34,7 @@ def prepare(words: list[str]) -> tuple[Table, list[str]]:
     experiment = experiments.load(name)
     rows, overrides = option(overrides, "rows")
     train_seeds, overrides = option(overrides, "train_seeds")
-    _refuse_row_settings(overrides, train_seeds)
+    _refuse_row_settings(experiment, overrides, train_seeds)
     chosen = _chosen(experiment, rows)
     if not any(o.split("=")[0] == "seed" for o in overrides):
         overrides = [SEEDS, *overrides]
@@ -60,10 +60,12 @@ def option(words: list[str], name: str) -> tuple[list[Any] | None, list[str]]:
     return [v if isinstance(v, (int, bool)) else str(v) for v in values], rest
 
 
-def _refuse_row_settings(overrides: list[str], train_seeds: list[Any] | None) -> None:
+def _refuse_row_settings(experiment: Any, overrides: list[str], train_seeds: list[Any] | None) -> None:
     """What makes a row that row cannot be set for all of them: they would keep their labels and lie."""
-    keys = {o: o.lstrip("+~").split("=")[0] for o in overrides}
-    own = [o for o, key in keys.items() if key.split(".")[0] in ("loss", "method", "sampler")]
+    keys = {o: _key(o) for o in overrides}
+    model = next((o.split("=")[1] for o in reversed(overrides) if _key(o) == "model"), experiment.model)
+    rows = {_key(word) for row in experiment.rows.values() for word in [*row.overrides, *row.pairs.get(model, [])]}
+    own = [o for o, key in keys.items() if key.split(".")[0] in ("loss", "method", "sampler") or key in rows]
     problems = [f"{o}: each row of a table has its own; python -m distill.run takes it" for o in own]
     if train_seeds is not None:
         problems += [
@@ -71,6 +73,10 @@ def _refuse_row_settings(overrides: list[str], train_seeds: list[Any] | None) ->
         ]
     if problems:
         raise UserError(problems)
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=")[0]
 
 
 def _chosen(experiment: Any, rows: list[Any] | None) -> list[str]:

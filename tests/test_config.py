@@ -171,6 +171,27 @@ def test_what_makes_a_row_is_not_set_for_a_whole_table():
     assert len(caught.value.problems) == 3 and "each row of a table has its own" in caught.value.problems[0]
 
 
+@pytest.mark.parametrize(
+    "word", ["preset=reference", "eval=reference", "eval.do_sample=false", "eval.no_repeat_ngram_size=6"]
+)
+def test_a_rows_own_decoding_is_not_set_for_a_whole_table(word):
+    with pytest.raises(UserError, match=f"{word}: each row of a table has its own"):
+        table.prepare(["abkd/decoding", "model=micro", word])
+
+
+def test_the_rows_of_the_decoding_table_differ():
+    made, labels = table.prepare(["abkd/decoding", "model=micro"])
+    assert len({made.rows[label][0].run for label in labels}) == len(labels)
+    assert len({made.rows[label][0].plan.student.key for label in ("clean", "reference", "greedy")}) == 1
+
+
+def test_a_table_has_one_engine():
+    found = experiment.load("abkd/decoding")
+    rows = {**found.rows, "clean": experiment.RowConfig(overrides=["loss=ab", "eval.engine=vllm"])}
+    with pytest.raises(UserError, match="rows by transformers and vllm; a table has one engine"):
+        table.Table("abkd/decoding", found.model_copy(update={"rows": rows}), [], ["model=micro"], None)
+
+
 def test_a_sweep_word_for_a_table_is_named_as_typed():
     with pytest.raises(UserError, match=r"model=micro,opt: no such option"):
         load(["model=micro,opt"])

@@ -341,9 +341,22 @@ def test_filters_and_counts_of_the_papers_sets(tmp_path, capsys):
     (sni,) = sets.evaluation(config).values()
     assert len(sni.examples) == 5 and "5 rows, where the papers have 1694" in capsys.readouterr().out
     write(tmp_path / "short.jsonl", {"instruction": "q", "output": short})
-    with pytest.raises(UserError, match="of 0 rows that min_words=11 keeps"):
+    with pytest.raises(UserError, match=r"data\.eval\.sni\.min_words=11 keeps none of its rows"):
         sets.evaluation(load(["data=dolly", "model=gpt2", f"data.root={tmp_path}", "data.eval.sni.file=short.jsonl",
                          "eval.sets=[sni]"]))  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [5, 12])
+def test_counts_of_a_hub_file_are_told_too(tmp_path, capsys, monkeypatch, rows):
+    """Of a hub's file the first `sample` rows are taken; fewer than the papers' number are told."""
+    long = " ".join(["word"] * 11)
+    path = write(tmp_path / "u.jsonl", *({"instruction": f"q{n}", "output": long} for n in range(rows)))
+    monkeypatch.setattr(sets, "_from_hub", lambda name, split: path)
+    small = ["data.eval.unni.sample=10", "data.eval.unni.expected=10"]
+    config = load(["data=dolly", "model=gpt2", "eval.sets=[unni]", *small])
+    (found,) = sets.evaluation(config).values()
+    assert len(found.examples) == min(rows, 10) and found.examples[0].instruction == "q0"
+    assert ("5 rows, where the papers have 10" in capsys.readouterr().out) == (rows == 5)
 
 
 def test_plain_text_for_pretraining(tmp_path):

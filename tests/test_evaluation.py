@@ -119,6 +119,7 @@ def test_words_and_distinct_n_grams():
 
 def test_exact_match_folds_case_punctuation_and_white_space():
     assert exact_match(["The  cat.", "cat", ""], [["the cat"], ["the cat", "Cat!"], ["x"]]) == [100, 100, 0]
+    assert exact_match(["+", "<=", "", " "], [["-"], ["<="], ["..."], [""]]) == [0, 100, 0, 100]
 
 
 def test_agreement_by_hand():
@@ -194,9 +195,14 @@ def test_an_encoder_that_is_not_there_is_refused_before_anything_runs(monkeypatc
         check(BertScoreConfig(encoder=WHEEL))
 
 
-def test_encoders_are_different_metrics():
+def test_encoders_are_different_metrics(tmp_path):
     names = {
         metric_name(BertScoreConfig(encoder=e, layers=n))
         for e, n in (("roberta-large", None), ("roberta-large", 9), (WHEEL, None))
     }
     assert names == {"bertscore:roberta-large", "bertscore:roberta-large@9", f"bertscore:{WHEEL}"}
+    for name in "ab":  # folders of one name
+        (tmp_path / name / "enc").mkdir(parents=True)
+        (tmp_path / name / "enc" / "config.json").write_text(name)
+    one, other = (metric_name(BertScoreConfig(encoder=str(tmp_path / name / "enc"))) for name in "ab")
+    assert one.startswith("bertscore:enc-") and one != other

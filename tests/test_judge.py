@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from distill.config import load
 from distill.config.evaluation import JudgeConfig
 from distill.errors import UserError
+from distill.judge import _means, _preferences, _ratios
 from distill.judging.judge import ASKED, Judge
 from distill.judging.questions import (
     FIRST,
@@ -43,6 +45,8 @@ from distill.stages import Stages
         ("**4**/10", 4), ("4 (out of 10)", 4),
         ("", None), ("good", None), ("0", None), ("11", None), ("-3", None), ("7-8", None), ("7 or 8", None),
         ("80%", None), ("Answer 1: 5, answer 2: 6", None), ("eight", None), ("v2.0", None), ("8e1", None),
+        ("There are 5 answers, all the same", None), ("The 5 answers are diverse", None), ("Answer 1 is best", None),
+        ("5/5", None), ("8 because it is right", 8), ("4 points", 4),
     ],
 )  # fmt: skip
 def test_scores_are_read_or_missing(answer, score):
@@ -63,7 +67,11 @@ def test_no_answer_breaks_the_reading(text):
         ("A better answer is B", SECOND),
         ("A is better than B.", FIRST), ("**B** is better than A", SECOND),
         ("They are equal", TIE), ("", None), ("A or B", None), ("neither", None),
-        ("A tie", None), ("Bad", None), ("B's", None),
+        ("A tie", TIE), ("Bad", None), ("B's", None), ("It is a tie.", TIE), ("Answer: A", FIRST),
+        ("A, since it is right", FIRST),
+        ("Neither A", None), ("not A", None), ("A close call; hard to say", None), ("It is not a tie", None),
+        ("A careful comparison of the two", None), ("I would draw on the first", None), ("The answer is not B", None),
+        ("A is not better than B", None), ("Set B is more diverse", SECOND), ("a", None),
     ],
 )  # fmt: skip
 def test_verdicts_are_read_or_missing(answer, found):
@@ -223,3 +231,39 @@ def test_a_table_is_judged_by_a_real_server(server, tmp_path):
     assert wrong.returncode == 2 and "limit=few: give a number" in wrong.stderr
     bad = run("judge", *asked, "what=[charm]")
     assert bad.returncode == 2 and "diversity, quality, criteria, preference" in bad.stderr
+
+
+def judged(row, against, what, values, ids=None):
+    return pd.DataFrame(
+        {"row": row, "against": against, "what": what, "id": ids or list("abcd")[: len(values)], "value": values}
+    )
+
+
+def test_win_tie_and_loss_are_of_the_pairs_that_could_be_read():
+    """A row that wins two of four, with one answer missing besides."""
+    better = judged("A", "B", "prefer quality", [1.0, 1.0, 0.5, 0.0, float("nan")], list("abcde"))
+    (line,) = _ratios(better).to_dict("records")
+    assert line == {"row": "A vs B", "quality win": "50.0", "quality tie": "25.0", "quality loss": "25.0",
+                    "quality pairs": "4"}  # fmt: skip
+
+
+def test_scores_compare_rows_over_the_prompts_that_all_have():
+    """Seeds are averaged within a prompt first; a prompt that one row lacks, or that could not be read, is out."""
+    first = judged("A", "", "quality", [2.0, 4.0, 8.0, 9.0], ["a", "a", "b", "c"])
+    second = judged("B", "", "quality", [5.0, 7.0, float("nan")], ["a", "b", "c"])
+    shaped = _means(pd.concat([first, second])).set_index("row")
+    assert shaped.loc["A", "quality"] == "5.50 (2)" and shaped.loc["B", "quality"] == "6.00 (2)"
+    assert _means(first.iloc[:0]).empty
+
+
+def test_preferences_pair_rows_in_both_orders_and_skip_equal_answers():
+    spec = SimpleNamespace(run="r", config=SimpleNamespace(seed=[10, 20]))
+    table = SimpleNamespace(rows={"A": [spec], "B": [spec]})
+    texts = {"A": {"1": ["x", "y"], "2": ["same", "z"]}, "B": {"1": ["v", "w"], "2": ["same", "u"]}}
+    wishes = list(_preferences(table, "A", "B", "dolly", {"1": "t", "2": "t"}, texts))
+    assert [(w.line["id"], w.line["what"]) for w in wishes] == [
+        ("1", "prefer quality"), ("1", "prefer diversity"), ("2", "prefer diversity")]  # fmt: skip
+    ours_first, theirs_first = wishes[0].questions
+    assert "A:\nx" in ours_first.text and "B:\nv" in ours_first.text
+    assert "A:\nv" in theirs_first.text and "B:\nx" in theirs_first.text
+    assert wishes[0].combine([FIRST, SECOND]) == 1.0 and wishes[0].combine([SECOND, FIRST]) == 0.0

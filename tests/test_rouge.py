@@ -33,3 +33,13 @@ def test_known_value():
 def test_refuses_what_it_cannot_score(references):
     with pytest.raises(ValueError):
         rouge_l(["a"], references)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_score_as_one(processes):
+    """Uneven shares, and fewer texts than processes."""
+    predictions = [f"the cats sat {n} times" for n in range(7)]
+    references = [["the cat sat three times", f"{n}"] for n in range(7)]
+    assert rouge_l(predictions, references, processes) == rouge_l(predictions, references)
+    assert rouge_l(predictions[:1], references[:1], processes) == rouge_l(predictions[:1], references[:1])
+    assert rouge_l([], [], processes) == []

@@ -374,11 +374,18 @@ def test_teacher_rows_name_the_teachers_seed(smoke, tmp_path):
 def test_keys_follow_what_determines_and_nothing_else(smoke):
     base = Plan(smoke("model=gpt2", "loss=ab"))
     same = ["train.micro_batch_size=2", "eval.batch_tokens=99", "train.save_steps=1", "tracker=wandb", "seed=[1,2]",
-            "paths.store=/elsewhere", "train.teacher_signal=live"]  # fmt: skip
+            "paths.store=/elsewhere"]  # fmt: skip
     for override in same:
         plan = Plan(smoke("model=gpt2", "loss=ab", override))
         assert plan.run_key("student") == base.run_key("student"), override
-    for override in ["loss.alpha=0.3", "train.seed=1", "train.student.lr=1e-3", "train.precision=bf16", "model=opt"]:
+    for override in [
+        "loss.alpha=0.3",
+        "train.teacher_signal=live",
+        "train.seed=1",
+        "train.student.lr=1e-3",
+        "train.precision=bf16",
+        "model=opt",
+    ]:
         assert Plan(smoke("model=gpt2", "loss=ab", override)).student.key != base.student.key, override
     other = Plan(smoke("model=gpt2", "loss=ab", "train.seed=1"))
     assert (other.teacher.key, other.start.key) == (base.teacher.key, base.start.key)  # training seeds share both
@@ -440,14 +447,18 @@ def test_bertscore_and_exposure_bias_stand_beside_a_row(smoke, tmp_path):
     assert told is not None and sorted(mine["seed"]) == [10, 20]
     scores = long.read(files.scores, long.SCORES)
     scores = scores[scores["row"] == "FKL"]
-    assert len(scores) == 4 and scores["bertscore"].notna().all()
+    assert len(scores) == 4 and scores["bertscore"].notna().all() and set(scores["encoder"]) == {WHEEL}
     assert scores["bertscore"].mean() == pytest.approx(mine["value"].astype(float).mean(), abs=1e-3)
     assert measure(Row("FKL", scored), files)[1] is None  # found finished
     shallow = scored.eval.model_copy(update={"bertscore": BertScoreConfig(encoder=WHEEL, layers=2)})
     measure(Row("FKL", scored.model_copy(update={"eval": shallow})), files)
     other = long.read(files.scores, long.SCORES)
     other = other[other["row"] == "FKL"]  # another encoder's take the place of the first's
-    assert len(other) == 4 and (other["bertscore"].to_numpy() != scores["bertscore"].to_numpy()).all()
+    assert (
+        len(other) == 4
+        and set(other["encoder"]) == {f"{WHEEL}@2"}
+        and (other["bertscore"].to_numpy() != scores["bertscore"].to_numpy()).all()
+    )
     before = files.scores.read_bytes()
     measure(Row("FKL", scored.model_copy(update={"eval": shallow})), files)
     assert files.scores.read_bytes() == before

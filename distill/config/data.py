@@ -12,6 +12,7 @@ from distill.config.section import Count, Natural, Section, Seed
 class SplitConfig(Section):
     """One set of examples: a hub file (dataset id, revision, rows `a:b`) or a local one, and which of its rows.
 
+    `topics`: whether its rows' topics are few enough to be measured apart.
     First those with references of `min_words` words and more, then a fixed choice of `sample`, then skip and limit.
     """
 
@@ -26,6 +27,7 @@ class SplitConfig(Section):
     skip: Natural = 0
     limit: Count | None = None
     expected: Count | None = None
+    topics: bool = True
 
 
 class PretrainConfig(Section):

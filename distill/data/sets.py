@@ -21,6 +21,7 @@ class Dataset:
     title: str
     examples: list[Example]
     note: str = ""
+    topics: bool = True
 
     @property
     def fingerprint(self) -> str:
@@ -96,7 +97,7 @@ def _all(data: DataConfig, splits: dict[str, SplitConfig]) -> list[Dataset]:
 def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
     if data.root is not None:
         if split.file is None:
-            raise UserError(f"data.{name}: no file given; set data.{name}.file or data.eval.{name}.file")
+            raise UserError(f"{_key(name)}: no file given; set {_key(name)}.file")
         path, rows = Path(data.root) / split.file, slice(None)
     else:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
@@ -104,8 +105,9 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
     first = {"limit": split.limit or split.sample, "sample": None}
     wanted = split if data.root is not None else split.model_copy(update=first)
     whole = choose(read(path, rows, empty=split.min_words is not None), wanted)
-    if split.expected is not None and len(whole) != split.expected and wanted.limit != split.expected:
-        say(f"{split.title or name}: {len(whole)} rows, where the papers have {split.expected}")
+    counted = len(whole) if split.sample is None else min(len(whole), split.sample)  # before skip and limit
+    if split.expected is not None and counted != split.expected:
+        say(f"{split.title or name}: {counted} rows, where the papers have {split.expected}")
     return _cut(name, wanted, whole, str(path))
 
 
@@ -129,10 +131,16 @@ def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Da
     end = None if split.limit is None else split.skip + split.limit
     examples = whole[split.skip : end]
     if not examples:
-        kept = f" that min_words={split.min_words} keeps" if split.min_words else ""
-        raise UserError(f"{source}: data.{name}.skip={split.skip} leaves nothing of {len(whole)} rows{kept}")
+        if not whole and split.min_words:
+            raise UserError(f"{source}: {_key(name)}.min_words={split.min_words} keeps none of its rows")
+        raise UserError(f"{source}: {_key(name)}.skip={split.skip} leaves nothing of {len(whole)} rows")
     note = f"{len(examples)} of {len(whole)}" if len(examples) < len(whole) else ""
-    return Dataset(name, split.title or name, examples, note)
+    return Dataset(name, split.title or name, examples, note, split.topics)
+
+
+def _key(name: str) -> str:
+    """Where a set stands in the config."""
+    return f"data.{name}" if name in ("train", "valid", "pretrain") else f"data.eval.{name}"
 
 
 def _rows(text: str) -> slice:
@@ -145,7 +153,7 @@ def _from_hub(name: str, split: SplitConfig) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if split.hub is None or split.hub_file is None:
-        raise UserError(f"data.{name} names no hub data set; set its hub and hub_file, or data.root=DIR and its file")
+        raise UserError(f"{_key(name)} names no hub data set; set its hub and hub_file, or data.root=DIR and its file")
     try:
         return Path(hf_hub_download(split.hub, split.hub_file, repo_type="dataset", revision=split.revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

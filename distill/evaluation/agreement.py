@@ -14,7 +14,7 @@ from distill.losses.fused import chunk_size
 from distill.models.load import last_hidden, output_head
 from distill.training.signal import LiveTeacher, StoredTeacher
 
-ROWS = 500  # of a set, from its start: its first response each
+ROWS = 500  # of a set at most, those whose content hashes come first: its first response each
 BATCH = 16
 
 

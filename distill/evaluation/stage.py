@@ -106,7 +106,9 @@ class Evaluator:
     def write_all(self, prompts: Sequence[Encoded], writing: Writing, folders: dict[int, Path], label: str) -> None:
         """Write this process's share of the groups that are not kept yet, each seed's in its folder (`written_in`)."""
         cut = groups(prompts, writing)
-        plan = digest([[[prompts[i].id for i in group] for group in cut], list(writing.seeds)])
+        plan = digest(
+            [[[prompts[i].id for i in group] for group in cut], list(writing.seeds), writing.decode.batch_tokens]
+        )
         kept = [folder / GROUPS for folder in folders.values()]
         if is_main_process():
             for folder in kept:  # of a run that cut its groups otherwise

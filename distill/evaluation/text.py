@@ -14,7 +14,9 @@ def words(text: str) -> list[str]:
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """100 where a prediction equals one of its references but for case, punctuation and white space, else 0."""
+    """100 where a prediction equals one of its references but for case, punctuation and white space, else 0.
+
+    Of a text that is nothing but signs they count."""
     return [
         100.0 * any(_normal(prediction) == _normal(one) for one in several)
         for prediction, several in zip(predictions, references, strict=True)
@@ -23,7 +25,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
 
 def _normal(text: str) -> str:
     kept = "".join(c for c in text.lower() if c.isalnum() or c.isspace())
-    return " ".join(kept.split())
+    return " ".join((kept if kept.strip() else text).split())  # signs alone are the answer
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

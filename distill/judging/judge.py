@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from distill.config.evaluation import JudgeConfig
 from distill.errors import UserError
 from distill.judging.questions import Question
@@ -73,9 +75,9 @@ class Judge:
         self._lock, self._next = threading.Lock(), 0.0
         self._kept: dict[str, str] = {}
         if self._file.is_file():
-            whole, _, cut_off = self._file.read_bytes().rpartition(b"\n")  # a stopped run may have left half a line
-            if cut_off:
-                self._file.write_bytes(whole + b"\n" if whole else b"")
+            with self._shared(), self._file.open("r+b") as file:
+                whole, end, _ = file.read().rpartition(b"\n")
+                file.truncate(len(whole) + len(end))  # a stopped run may have left half a line
             for line in whole.decode().splitlines():
                 kept = json.loads(line)
                 self._kept[kept["key"]] = kept["answer"]
@@ -148,9 +150,13 @@ class Judge:
         with self._lock:
             self._kept[key] = answer
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
+            with self._shared(), self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         return answer
+
+    def _shared(self) -> FileLock:
+        """Holds the file of answers against other processes."""
+        return FileLock(self._file.with_name(f".{self._file.name}.lock"))
 
     def _wait(self) -> None:
         """Keep to the requests a minute that are allowed."""

@@ -81,13 +81,35 @@ def preference(task: str, first: Sequence[str], second: Sequence[str]) -> Questi
     )
 
 
+_LABELS = re.compile(r"\b(?:answers?|option|set|number|no\.?)\s*#?\s*\d+", re.IGNORECASE)
+_COUNTS = re.compile(r"\d+(?:\.\d+)?\s+(?!out\b|points?\b|because\b|since\b|as\b|for\b|overall\b)[A-Za-z]\w*")
+_NAMED = r"(?:(?:the\s+)?(?:final\s+)?(?:answer|set|option|winner|verdict|choice)\s*(?:is\b)?\s*:?\s*)?"
+_VERDICTS = [
+    re.compile(rf"^{_NAMED}(A|B)\s*(?:$|[.,;:!\n(–—-])"),
+    re.compile(
+        r"^(?:the\s+)?(?:(?:answer|set|option)\s+)?(A|B)\s+(?:is|was|looks|seems)\s+(?:(?!not\b)\w+\s+)?"
+        r"(?:better|best|more\s+diverse|the\s+(?:better|winner|more\s+diverse))\b",
+        re.IGNORECASE,
+    ),
+    re.compile(r"^(?!.*\b(?:not|nor|neither|or)\b).*(?:\bis|:)\s+(?:(?:answer|set|option)\s+)?(A|B)\W*$", re.DOTALL),
+]
+_TIES = re.compile(
+    rf"^(?:{_NAMED}|(?:it\s+is|it's|this\s+is)\s+)(?:a\s+)?(?:tie|draw)\s*(?:$|[.,;:!\n(])"
+    r"|^(?:they|both(?:\s+\w+)?|the\s+(?:answers|sets))\s+are\s+(?:\w+\s+)?(?:equal|tied|equally\s+\w+)\b",
+    re.IGNORECASE,
+)
+
+
 def read_score(answer: str, low: int, high: int) -> float | None:
     """The one number from `low` to `high` that an answer states; None if it states none, another, or several.
 
-    The scale itself may be repeated (`8/10`, `8 out of 10`, `on a scale of 1 to 10: 8`).
+    The scale itself may be repeated (`8/10`, `8 out of 10`, `on a scale of 1 to 10: 8`). A number that names an answer
+    (`answer 1 is best`), counts something (`the 5 answers differ`) or is of another scale (`5/5`) is no score.
     """
     text = re.sub(rf"\b{low}\s*(?:-|–|to)\s*{high}\b", " ", re.sub(r"[*_`]", "", answer))
-    text = re.sub(rf"(?<=\d)\s*\(?(?:/|out of)\s*{high}\b(?!\.\d)", " ", text)
+    text = re.sub(rf"(?<=\d)\s*\(?(?:/|out of)\s*{high}\b(?!\.\d)", ".", text)
+    if _LABELS.search(text) or _COUNTS.search(text) or re.search(r"\d\s*/\s*\d", text):
+        return None
     found = {float(number) for number in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w%])", text)}
     if len(found) != 1:
         return None
@@ -96,17 +118,10 @@ def read_score(answer: str, low: int, high: int) -> float | None:
 
 
 def read_verdict(answer: str) -> str | None:
-    """`first`, `second` or `tie`; None where an answer names none or more than one."""
-    found = set()
-    compared = re.search(r"\b([AB])\b\W+(?:is|was|looks)\s+(?:much\s+|slightly\s+)?better\s+than\W+(?:[AB])\b", answer)
-    if compared:
-        return FIRST if compared[1] == "A" else SECOND
-    if re.search(r"(?<![\w'])A(?![\w'])(?!\s+(?:\w+\s+)?(?:answer|set|response)\b)", answer):
-        found.add(FIRST)
-    if re.search(r"(?<![\w'])B(?![\w'])", answer):
-        found.add(SECOND)
-    if re.search(r"\b(?:tie|tied|equal|equally|draw)\b", answer, re.IGNORECASE):
-        found.add(TIE)
+    """`first`, `second` or `tie`; None where an answer does not plainly name one, or names more than one."""
+    text = re.sub(r"[*_`\"]", "", answer).strip()
+    named = {match[1].upper() for pattern in _VERDICTS if (match := pattern.search(text))}
+    found = {FIRST if letter == "A" else SECOND for letter in named} | ({TIE} if _TIES.search(text) else set())
     return found.pop() if len(found) == 1 else None
 
 

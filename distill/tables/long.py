@@ -12,8 +12,8 @@ from filelock import FileLock
 from distill.errors import UserError
 
 VALUES = "table,row,column,dataset,metric,seed,value,n,preset,run,train_seed,decode,engine,commit".split(",")
-# A prompt's ROUGE-L and BERTScore (empty where it was not measured), means over its generation seeds
-SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds", "bertscore"]
+# A prompt's ROUGE-L and BERTScore (empty where it was not measured), means over its generation seeds; whose BERTScore
+SCORES = ["row", "run", "dataset", "id", "rouge_l", "seeds", "bertscore", "encoder"]
 CURVES = ["row", "run", "train_seed", "stage", "step", "epoch", "loss", "learning_rate", "grad_norm",
           "eval_loss", "eval_ce", "eval_kd", "eval_rouge_l",
           # of a sampler that lets the student write (distill.training.sampling tells what they are)
@@ -25,7 +25,7 @@ AGREEMENTS = ("agreement_top1", "agreement_fkl", "agreement_rkl")
 TRAINING = "training"  # stands for the data set of what a row's training cost
 BENCHMARKS = "benchmarks"  # stands for the data set of lm-eval's tasks
 EXPOSURE = "exaccerr:"  # with a length behind it
-KEYS = tuple("row run seeds dataset id stage commit preset decode engine metric table column".split())
+KEYS = tuple("row run seeds dataset id stage commit preset decode engine metric table column encoder".split())
 
 VALUE_KEY = ("row", "run", "dataset", "metric", "seed")
 SCORE_KEY = ("row", "run", "dataset", "id", "seeds")

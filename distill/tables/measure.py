@@ -15,13 +15,14 @@ from distill import hub
 from distill.config.evaluation import EvalConfig
 from distill.console import is_main_process, say
 from distill.evaluation.benchmarks import Benchmark
-from distill.evaluation.bertscore import metric_name
+from distill.evaluation.bertscore import encoder_name, metric_name
 from distill.provenance import commit, hardware, versions
 from distill.tables import long
 from distill.tables.long import BENCHMARKS, TRAINING
 from distill.tables.values import Row, value_lines
 
 CURVE_LINES = 300  # training lines of a curve at most; the artifact's own file has them all
+WRITTEN = ("label", "rows", "seconds", "peak_bytes", "ties", "overlong")  # what a manifest tells of written texts
 KEPT_FIRST = ("rouge_l", "length", "eos_rate", "truncation_rate")
 
 
@@ -161,9 +162,10 @@ def _add_scores(row: Row, files: Files) -> None:
         lines += [(name, one.id, one.rouge_l, value) for one, value in zip(rows, values, strict=True)]
     frame = pd.DataFrame(lines, columns=["dataset", "id", "rouge_l", "bertscore"]).astype({"bertscore": float})
     means = frame.groupby(["dataset", "id"], sort=False).mean().round(4).reset_index()
-    if len(present) == len(means) and np.allclose(present["bertscore"], means["bertscore"], atol=1e-3):
+    encoder = encoder_name(row.config.eval.bertscore) if meaning else ""
+    if len(present) == len(means) and (present["encoder"].fillna("") == encoder).all():
         return  # else they are not there, or another encoder's
-    new = means.assign(row=row.label, **mine).to_dict("records")
+    new = means.assign(row=row.label, encoder=encoder, **mine).to_dict("records")
     long.append(files.scores, new, long.SCORES, long.SCORE_KEY, {"row": row.label, **mine})  # type: ignore[arg-type]
 
 
@@ -206,9 +208,8 @@ def told(row: Row, benchmarks: Sequence[Benchmark] = ()) -> dict[str, Any]:
         if plan.store.has(spec) and spec.stage not in ("evaluate", "bertscore", "agree", "exposure", "reading"):
             manifest = plan.store.manifest(spec)
             stages[spec.name] = {k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")}
-    seconds = sum(
-        plan.store.manifest(s)["seconds"] for s in plan.specs(row.role) if s.stage == "evaluate" and plan.store.has(s)
-    )
+    written = [plan.store.manifest(s) for s in plan.specs(row.role) if s.stage == "evaluate" and plan.store.has(s)]
+    texts = [{k: one[k] for k in WRITTEN if k in one} for one in written]
     return {
         "label": row.label,
         "role": row.role,
@@ -224,7 +225,8 @@ def told(row: Row, benchmarks: Sequence[Benchmark] = ()) -> dict[str, Any]:
         "decoding": plan.decoding(),
         "hub": _hub_commits(row),
         "stages": stages,
-        "evaluation_seconds": round(seconds, 1),
+        "evaluations": texts,
+        "evaluation_seconds": round(sum(one["seconds"] for one in written), 1),
         "artifacts": [*(spec.name for spec in plan.specs(row.role)), *tried],
         "versions": versions(),
         "hardware": hardware(),

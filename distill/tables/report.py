@@ -21,7 +21,7 @@ from distill.tables.shape import Cell, Column, Comparison, cell, compare, printe
 from distill.tables.values import OF_TOPIC
 
 # Columns of a section that not every metric has
-OPTIONAL = ("paper", "difference", "against", "p", "paper's p", "tokens", "ended %")
+OPTIONAL = ("paper", "difference", "against", "p", "p from printed", "tokens", "ended %")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def varied(train_seeds: list[int], seeds: list[int]) -> str:
     if len(train_seeds) == 1:
         over = f"{generation}; one training (seed {trained})"
     else:
-        over = f"student training seeds {trained}, each the mean over {generation}"
+        over = f"student training seeds {trained}, each the mean over {generation} (of a row with one training, such as"
+        over += " the Teacher, over generation seeds)"
     return f"Mean (sample standard deviation) over {over}; one teacher, one student start."
 
 
@@ -145,7 +146,8 @@ def markdown(
         if all(cell(r.lines, column) is None for r in rows):
             continue
         lines, (metric, _, topic) = [], column.metric.partition(OF_TOPIC)
-        tested = scores[scores["topic"] == topic] if metric == "rouge_l" and topic else scores
+        which = {"rouge_l": "topic", "bertscore": "encoder"}.get(metric) if topic else None
+        tested = scores[scores[which] == topic] if which else scores
         for row in rows:
             value = cell(row.lines, column)
             number = paper.get((row.label, column.title))
@@ -159,7 +161,7 @@ def markdown(
                 line |= _ratios(value, cell(against.lines, column), number, theirs)
             lines.append(line)
         section = pd.DataFrame(lines)
-        any_printed = any_printed or bool(section["paper's p"].any())
+        any_printed = any_printed or bool(section["p from printed"].any())
         section = section.fillna("").drop(columns=[c for c in OPTIONAL if c in section and not section[c].any()])
         other = experiment.against
         names = {"against": f"against {other} (95 %)", "over": f"over {other}", "paper's over": f"paper's over {other}"}
@@ -167,8 +169,9 @@ def markdown(
         text += [f"## {column.title}", "", plain(section), ""]
     if any_printed:
         text += [
-            f"paper's p: two-sided pooled t-test against {experiment.against}, from the means and standard deviations"
-            " that the paper prints, taken as over five generation seeds.",
+            f"p from printed: two-sided pooled t-test against {experiment.against} from the means and standard"
+            " deviations that the paper prints, taken as over five generation seeds. It is not the p that a paper"
+            " prints, which may be of a one-sided test.",
             "",
         ]
     if tested_any:
@@ -203,7 +206,7 @@ def _line(
         "difference": difference,
         "against": f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]" if test else "",
         "p": f"{test.p:.2g}" if test else "",
-        "paper's p": p,
+        "p from printed": p,
         "tokens": f"{length.mean:.1f}" if length else "",
         "ended %": f"{ended.mean:.1f}" if ended else "",
     }

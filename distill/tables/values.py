@@ -97,7 +97,7 @@ def value_lines(
     found = [(column, dataset, metric, seed, value, n) for column, dataset, metric, value, n in once for seed in seeds]
     for (name, seed), rows in scored.items():
         dataset = row.plan.sets[name]
-        topics = {e.id: e.topic for e in dataset.examples}
+        topics = {e.id: e.topic if dataset.topics else "" for e in dataset.examples}
         for metric, value, n in [*_values(rows, topics), *_meaning(row, name, seed)]:
             found.append((dataset.title, name, metric, seed, value, n))
     names = ("column", "dataset", "metric", "seed", "value", "n")

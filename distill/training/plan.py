@@ -115,9 +115,12 @@ class TrainingPlan:
     @property
     def stores_signal(self) -> bool:
         """Whether the teacher's hidden states are stored for the student's training: it may read rows that stay."""
-        config = self.config
-        stays = config.sampler.kind.reads_data or not config.sampler.kind.writes
-        return bool(config.loss.w_kd) and config.train.teacher_signal == "stored" and stays
+        return self._could_store and self.config.train.teacher_signal == "stored"
+
+    @property
+    def _could_store(self) -> bool:
+        kind = self.config.sampler.kind
+        return bool(self.config.loss.w_kd) and (kind.reads_data or not kind.writes)
 
     @cached_property
     def student(self) -> Spec:
@@ -180,6 +183,8 @@ class TrainingPlan:
         by_split = config.preset.loss_mean == "micro_batches"
         left_out = NOT_DETERMINING - {"micro_batch_size"} if by_split else NOT_DETERMINING
         split = {"loss_mean": config.preset.loss_mean, "processes": processes()} if by_split else {}
+        if teacher is not None and self._could_store and not self.stores_signal:
+            more["teacher_signal"] = "live"  # the same student at another cost, which stands under its key
         settings = {
             "start": start.key,
             "teacher": teacher.key if teacher else None,
