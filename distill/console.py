@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from tqdm import tqdm
 
-console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)
+console = Console(width=None if sys.stdout.isatty() else 240, highlight=False, soft_wrap=True)
 
 
 def is_main_process() -> bool:

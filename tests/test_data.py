@@ -139,7 +139,7 @@ def test_generated_sets_are_cut_as_asked_and_unknown_names_are_refused():
 
 def test_a_local_set_without_a_file_says_which_key():
     data = load(["data=jsonl"]).data.model_copy(update={"root": "."})
-    with pytest.raises(UserError, match=r"set data\.extra\.file"):
+    with pytest.raises(UserError, match=r"set data\.eval\.extra\.file"):
         sets._load(data, "extra", SplitConfig())
 
 

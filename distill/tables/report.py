@@ -50,7 +50,7 @@ def show(shaped: pd.DataFrame, title: str) -> None:
     rich = RichTable(title=escape(title), title_justify="left")
     names = [c for c in shaped.columns if c != "group"]
     for name in names:
-        rich.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
+        rich.add_column(name, justify="left" if name == "row" else "right", no_wrap=name == "row")
     lines = shaped.to_dict("records")
     for i, line in enumerate(lines):
         ends = i + 1 < len(lines) and line.get("group") != lines[i + 1].get("group")
