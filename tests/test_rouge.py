@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from distill.evaluation import rouge_l
+from distill.evaluation import rouge, rouge_l
 
 WORDS = st.sampled_from(
     "running runs ran the The a cats cat's 42 3.5 naïve café 東京 🙂 \n - _x_ don't I.B.M. ".split(" ")
@@ -35,11 +35,17 @@ def test_refuses_what_it_cannot_score(references):
         rouge_l(["a"], references)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_score_as_one(processes):
-    """Uneven shares, and fewer texts than processes."""
+@pytest.mark.parametrize("processes", [2, 3, None])
+def test_several_processes_score_as_one(processes, monkeypatch):
+    """Uneven shares, and fewer texts than processes; of themselves where texts are many."""
+    started = []
+    pool = rouge.ProcessPoolExecutor
+    monkeypatch.setattr(rouge, "ProcessPoolExecutor", lambda count, *more: started.append(count) or pool(count, *more))
+    monkeypatch.setattr(rouge, "EACH", 3)
+    monkeypatch.setattr(rouge.os, "cpu_count", lambda: 2)
     predictions = [f"the cats sat {n} times" for n in range(7)]
     references = [["the cat sat three times", f"{n}"] for n in range(7)]
-    assert rouge_l(predictions, references, processes) == rouge_l(predictions, references)
-    assert rouge_l(predictions[:1], references[:1], processes) == rouge_l(predictions[:1], references[:1])
+    assert rouge_l(predictions, references, processes) == rouge_l(predictions, references, 1)
+    assert started == [processes or 2]
+    assert rouge_l(predictions[:1], references[:1], processes) == rouge_l(predictions[:1], references[:1], 1)
     assert rouge_l([], [], processes) == []

@@ -13,7 +13,7 @@ from rapidfuzz.distance import LCSseq
 from rouge_score.scoring import fmeasure
 from rouge_score.tokenize import tokenize
 
-EACH = 25_000  # texts for a process at least: fewer are scored as soon as a process has started
+EACH = 5_000  # texts for a process at least; two cores: 10,000 texts take 0.7 s in place of 0.9, 33,000 1.7 of 2.5
 FORKS = "fork" in multiprocessing.get_all_start_methods()  # other ways to start one run the caller's script again
 
 
@@ -48,7 +48,7 @@ def rouge_l(
     Args:
         predictions: one text each.
         references: for each prediction its references, at least one.
-        processes: how many score; None is one, and one more for every `EACH` texts as far as there are cores.
+        processes: how many score; None is one for every `EACH` texts, at least one and at most one a core.
 
     Raises:
         ValueError: the two differ in length, a list of references is a plain string, or it is empty.
