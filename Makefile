@@ -60,6 +60,7 @@ bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs
 	$(RUN) bench.generate
 	$(RUN) bench.generate bf16
 	$(RUN) bench.generate equal
+	$(RUN) bench.generate peaks
 	$(RUN) bench.on_policy
 
 docs: setup  ## write docs/losses.md from the losses

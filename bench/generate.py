@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from bench.measure import report
+from bench.measure import held_mb, in_own_process, peak_mb, report
 from distill.config import load
 from distill.data.encode import Encoded, Encoder
 from distill.evaluation.generate import Generation, Writing, generate
+from distill.memory import reset_peak
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline import Plan
@@ -29,6 +30,7 @@ SEEDS = (10, 20, 30, 40, 50)
 BATCHES = (16, 32, 64)  # that `generate` is tried at for one seed
 ROUNDS = 2
 SMALL = 4096  # batch_tokens that the texts are compared at
+BOUNDS, SETS = (4096, 8192, 16384), (16, 48)  # batch_tokens, and numbers of prompts, that memory is measured at
 WORDS = ["model=smollm2", f"eval.max_new_tokens={NEW}", f"data.eval.dolly.limit={PROMPTS}"]
 
 
@@ -139,5 +141,33 @@ def equal() -> None:
     report("generate_equal", title, rows)
 
 
+def peaks() -> None:
+    """Peak memory by `batch_tokens`, and that more prompts take no more; each in a process of its own."""
+    rows: list[dict[str, Any]] = []
+    for bound in BOUNDS:
+        several = [in_own_process("bench.generate", "memory", str(bound), str(prompts)) for prompts in SETS]
+        peaks_found = {f"peak MiB, {n} prompts": peak for n, (peak, _) in zip(SETS, several, strict=True)}
+        rows.append({"batch_tokens": str(bound), "their keys and values MiB": several[0][1], **peaks_found})
+        print(*rows[-1].values(), flush=True)
+    report("generate_memory", f"Five seeds, {NEW} new tokens, smollm2, fp32: peak above the model", rows)
+
+
+def memory(batch_tokens: int, prompts: int) -> None:
+    """Print the peak above the model, and what the keys and values of so many columns take, in MiB."""
+    bench = Bench("fp32")
+    config = bench.model.config
+    a_column = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    bench.written(SEEDS[:1], 1, batch_tokens)  # the weights are mapped, and come in when they are read first
+    reset_peak()
+    before = held_mb()
+    bench.written(SEEDS, prompts, batch_tokens)
+    print(peak_mb() - before, batch_tokens * a_column / 2**20)
+
+
 if __name__ == "__main__":
-    equal() if sys.argv[1:] == ["equal"] else main(*sys.argv[1:])
+    if sys.argv[1:2] == ["memory"]:
+        memory(int(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1:] in (["equal"], ["peaks"]):
+        {"equal": equal, "peaks": peaks}[sys.argv[1]]()
+    else:
+        main(*sys.argv[1:])

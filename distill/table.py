@@ -7,6 +7,7 @@ Beside the overrides of `distill.run` it takes `rows=[A,B]` (these rows and the 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,10 +53,18 @@ def option(words: list[str], name: str) -> tuple[list[Any] | None, list[str]]:
     given = [w for w in words if w.startswith(f"{name}=")]
     if not given:
         return None, rest
-    try:
-        value = OverridesParser.create().parse_override(given[-1]).value()
-    except HydraException:
-        raise UserError(f"{given[-1]}: not a list; write {name}=[a,b]") from None
+    readings = given[-1:]
+    if listed := re.fullmatch(rf"{name}=\[(.*)\]", given[-1]):  # a quote begins a string; Jensen's KL is none
+        quoted = ",".join(f'"{one.strip()}"' for one in listed[1].split(","))
+        readings.append(f"{name}=[{quoted}]")
+    for word in readings:
+        try:
+            value = OverridesParser.create().parse_override(word).value()
+            break
+        except HydraException:
+            continue
+    else:
+        raise UserError(f"{given[-1]}: not a list; write {name}=[a,b]")
     values = value if isinstance(value, list) else [value]
     return [v if isinstance(v, (int, bool)) else str(v) for v in values], rest
 

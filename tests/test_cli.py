@@ -15,6 +15,7 @@ import yaml
 from distill import errors
 from distill.config import load
 from distill.run import _label
+from distill.table import option
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -168,6 +169,26 @@ def test_a_table_of_smoke_runs(tmp_path):
 def test_bad_table_requests(words, message):
     done = run("table", *words)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("rows=[Jensen's KL]", ["Jensen's KL"]),
+        ("rows=[FKL+RKL, Jensen's KL]", ["FKL+RKL", "Jensen's KL"]),
+        ("rows=['FKL+RKL',\"a,b\"]", ["FKL+RKL", "a,b"]),
+        ("rows=AKL", ["AKL"]),
+        ("rows=[1,2]", [1, 2]),
+    ],
+)
+def test_rows_are_named_as_in_the_table(word, values):
+    assert option(["seed=[10]", word], "rows") == (values, ["seed=[10]"])
+
+
+@pytest.mark.parametrize("word", ["rows=[a", 'rows=[a"]', "rows={a:1"])
+def test_what_is_no_list_is_told(word):
+    with pytest.raises(errors.UserError, match="not a list; write rows="):
+        option([word], "rows")
 
 
 def test_lists():

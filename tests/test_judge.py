@@ -95,11 +95,12 @@ def judge(tmp_path, monkeypatch):
     """A judge whose server's answers a test gives: `judge.answers` by the number of messages so far."""
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     made = Judge(JudgeConfig(model="org/judge", price=[1.0, 10.0]), tmp_path)
-    made.sent = []
+    made.sent, made.settings = [], []
 
     class Completions:
         def create(self, messages, **more):
             made.sent.append(messages)
+            made.settings.append(more)
             answer = made.answers[len(messages) // 2]
             if isinstance(answer, Exception):
                 raise answer
@@ -134,6 +135,17 @@ def test_every_answer_is_kept_and_no_question_asked_twice(judge, tmp_path):
     assert [json.loads(line)["answer"] for line in file.read_text().splitlines()] == ["7", "7"]
     other = Judge(judge.config.model_copy(update={"model": "org/other"}), tmp_path)
     assert other.cost(ask).kept == 0  # another judge has not answered
+
+
+def test_a_judge_that_thinks_gets_no_temperature_and_is_asked_anew(judge):
+    judge.answers, ask = ["7"], [quality("t", "a")]
+    judge.ask(ask)
+    judge.config = judge.config.model_copy(update={"reasoning": True})
+    judge.ask(ask)
+    assert [{k: v for k, v in s.items() if k != "model"} for s in judge.settings] == [
+        {"temperature": 0, "max_tokens": 16},
+        {"max_completion_tokens": 16},
+    ]
 
 
 def test_a_judge_that_cannot_be_asked(tmp_path, monkeypatch):

@@ -22,10 +22,12 @@ class BertScoreConfig(Section):
 class JudgeConfig(Section):
     """A judge model over the OpenAI-compatible interface (OPENAI_BASE_URL, OPENAI_API_KEY); None is none.
 
+    `reasoning`: it thinks before it answers; no temperature is sent, and `max_tokens` bounds its thoughts too.
     `price`: dollars for a million tokens read and written; `timeout` in seconds.
     """
 
     model: str | None = None
+    reasoning: bool = False
     max_tokens: Count = 16
     parallel: Count = 4
     requests_per_minute: Positive | None = None

@@ -140,8 +140,7 @@ class Judge:
         reply = self._client.chat.completions.create(
             model=self.model,
             messages=messages,  # type: ignore[arg-type]
-            temperature=0,
-            max_tokens=self.config.max_tokens,
+            **self._settings(),
         )
         answer = (reply.choices[0].message.content if reply.choices else None) or ""
         line: dict[str, Any] = {"key": key, "model": self.model, "messages": messages, "answer": answer}
@@ -153,6 +152,11 @@ class Judge:
             with self._shared(), self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         return answer
+
+    def _settings(self) -> dict[str, Any]:
+        """Of a request; a model that thinks refuses a temperature, and the older name of the limit."""
+        limit = self.config.max_tokens
+        return {"max_completion_tokens": limit} if self.config.reasoning else {"temperature": 0, "max_tokens": limit}
 
     def _shared(self) -> FileLock:
         """Holds the file of answers against other processes."""
@@ -168,7 +172,9 @@ class Judge:
         time.sleep(max(0.0, start - time.monotonic()))
 
     def _key(self, messages: list[dict[str, str]]) -> str:
-        content = json.dumps([self.address, self.model, self.config.max_tokens, messages], ensure_ascii=False)
+        asked: list[Any] = [self.address, self.model, self.config.max_tokens, messages]
+        asked += ["reasoning"] if self.config.reasoning else []
+        content = json.dumps(asked, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
