@@ -190,12 +190,16 @@ class Table:
 
     def headline(self, runs: Iterable[str]) -> list[str]:
         """What ran, at which scale, and which of the runs are not to be compared."""
-        from distill.tables.report import apart, scale
+        from distill.tables.long import TRAINING
+        from distill.tables.report import apart, machines, scale
 
         rows = json.loads(self.manifest.read_text())["rows"] if self.manifest.is_file() else {}
         shown = [rows[run] for run in runs if run in rows]
         last = next((row for row in reversed(shown) if row["role"] == "student"), shown[-1] if shown else {})
-        return [*scale(self.config, self.experiment, last), *apart(shown)]
+        costs = any(column.dataset == TRAINING for column in self.experiment.columns.values())
+        return [
+            *scale(self.config, self.experiment, last), *apart(shown), *(machines(shown) if costs else []),
+        ]  # fmt: skip
 
     def write(self, told: dict[str, dict[str, Any]]) -> Any:
         """Write the CSV, the markdown and the manifest from the long files."""

@@ -229,7 +229,22 @@ def test_costs_are_compared_by_their_ratios():
     text = report.markdown(measured, found, "micro", none, [], report.varied([1], []))
     assert "Training seed 1; one teacher" in text and "generation" not in text
     assert "| row | measured | paper | over KD | paper's over KD |" in text
+    assert "\nSeconds of a training's steps for each sample.\n" in text
     assert "| GKD | 0.00231 | 2.078 | 3.45 | 3.20 |" in text and "| KD | 0.000669 | 0.649 | 1.00 | 1.00 |" in text
+
+
+def test_costs_are_said_of_a_machine():
+    def row(label, role="student", **more):
+        hardware = {"processor": "P", "cores": 2, "accelerators": [], **more}
+        teacher = {"train/m-teacher-1": {"hardware": {**hardware, "processor": "Q"}}}
+        return {"label": label, "role": role, "stages": teacher | {f"train/m-{role}-x-2": {"hardware": hardware}}}
+
+    assert report.machines([row("FKL"), row("AKL")]) == ["Trained on P (2 cores)."]
+    assert report.machines([row("FKL"), row("AKL", threads=1)]) == ["Trained on P (2 cores)."]
+    assert report.machines([row("FKL", threads=1)]) == ["Trained on P (2 cores, torch's threads: 1)."]
+    (line,) = report.machines([row("FKL"), row("AKL", accelerators=["G", "G"]), row("RKL")])
+    assert line.endswith("within one only: FKL, RKL on P (2 cores) | AKL on 2 x G.")
+    assert report.machines([{"label": "SFT", "role": "student", "stages": {}}]) == []
 
 
 def test_the_papers_own_p_values():

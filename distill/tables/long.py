@@ -20,7 +20,11 @@ CURVES = ["row", "run", "train_seed", "stage", "step", "epoch", "loss", "learnin
           "student_share", "replay_share", "buffer", "buffer_age", "threshold", "response_length", "eos_rate",
           "seconds_writing", "seconds_learning"]  # fmt: skip
 # Metrics without a generation seed: what a training cost, and how far a student agrees with its teacher
-COSTS = ("peak_gb", "minutes", "seconds_per_sample")
+COSTS = {
+    "peak_gb": "GB of 10^9 bytes, the most that the process held in training: a GPU's allocations, or its resident set",
+    "minutes": "Minutes of a training's steps and of what is done once for them: the teacher's signal, its answers",
+    "seconds_per_sample": "Seconds of a training's steps for each sample",
+}
 AGREEMENTS = ("agreement_top1", "agreement_fkl", "agreement_rkl")
 TRAINING = "training"  # stands for the data set of what a row's training cost
 BENCHMARKS = "benchmarks"  # stands for the data set of lm-eval's tasks

@@ -109,6 +109,32 @@ def apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def machines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """On what the rows of a manifest were trained themselves: what a training costs is said of a machine."""
+    trained = [
+        (row["label"], stage["hardware"])
+        for row in rows
+        for name, stage in row.get("stages", {}).items()
+        if name.startswith("train/") and f"-{row['role']}-" in name
+    ]
+    threads = all("threads" in hardware for _, hardware in trained)  # earlier versions did not note them
+    found: dict[str, dict[str, None]] = {}  # labels by machine, in order
+    for label, hardware in trained:
+        found.setdefault(_machine(hardware, threads), {})[label] = None
+    if len(found) < 2:
+        return [f"Trained on {machine}." for machine in found]
+    several = " | ".join(f"{', '.join(labels)} on {machine}" for machine, labels in found.items())
+    return [f"Trained on unlike machines, so costs compare within one only: {several}."]
+
+
+def _machine(hardware: Mapping[str, Any], with_threads: bool) -> str:
+    """A manifest's hardware in words."""
+    if accelerators := hardware["accelerators"]:
+        return " + ".join(f"{accelerators.count(one)} x {one}" for one in dict.fromkeys(accelerators))
+    threads = f", torch's threads: {hardware['threads']}" if with_threads else ""
+    return f"{hardware['processor']} ({hardware['cores']} cores{threads})"
+
+
 def _epochs(count: int) -> str:
     return f"{count} epoch" + ("s" if count > 1 else "")
 
@@ -166,7 +192,7 @@ def markdown(
         other = experiment.against
         names = {"against": f"against {other} (95 %)", "over": f"over {other}", "paper's over": f"paper's over {other}"}
         section = section.rename(columns=names)
-        text += [f"## {column.title}", "", plain(section), ""]
+        text += [f"## {column.title}", "", *([f"{COSTS[metric]}.", ""] if metric in COSTS else []), plain(section), ""]
     if any_printed:
         text += [
             f"p from printed: two-sided pooled t-test against {experiment.against} from the means and standard"
