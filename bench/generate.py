@@ -142,7 +142,7 @@ def equal() -> None:
 
 
 def peaks() -> None:
-    """Peak memory by `batch_tokens`, and that more prompts take no more; each in a process of its own."""
+    """Peak memory by `batch_tokens` and number of prompts, each in a process of its own."""
     rows: list[dict[str, Any]] = []
     for bound in BOUNDS:
         several = [in_own_process("bench.generate", "memory", str(bound), str(prompts)) for prompts in SETS]
