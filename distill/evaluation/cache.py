@@ -59,7 +59,7 @@ class RowsLayer(DynamicLayer):
         held = self.keys, self.values
         kept, heads, columns, width = held[0].shape
         kept = kept if rows is None else len(rows)
-        self._allocate(kept + more, heads, columns, width)
+        self._allocate(kept + more, heads, columns, width, kept)
         for buffer, states in zip(self._buffers, held, strict=True):
             buffer[:kept, :, :columns] = states if rows is None else states[rows]
 
@@ -83,10 +83,13 @@ class RowsLayer(DynamicLayer):
                 x[places] = new
         self.prompt_keys, self.prompt_values = mine
 
-    def _allocate(self, rows: int, heads: int, columns: int, width: int) -> None:
-        # What no mask lets through is not read, but it must be finite
+    def _allocate(self, rows: int, heads: int, columns: int, width: int, filled: int = 0) -> None:
+        """Buffers of so many rows and columns; those of the first `filled` rows are left for the caller to write."""
         size = (rows, heads, columns + ROOM, width)
-        self._buffers = [torch.zeros(size, dtype=self.dtype, device=self.device) for _ in range(2)]
+        self._buffers = [torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(2)]
+        for buffer in self._buffers:  # what no mask lets through is not read, but it must be finite
+            buffer[:filled, :, columns:] = 0
+            buffer[filled:] = 0
         self.start, self.length = 0, columns
         self._view()
 

@@ -127,5 +127,7 @@ class Chooser:
 
 
 def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest score's class `[lines]`, and whether the second comes within `TIE`; overwrites the largest."""
     best, chosen = scores.max(-1)
-    return chosen, (scores > best.unsqueeze(-1) - TIE).sum(-1) > 1
+    second = scores.scatter_(-1, chosen.unsqueeze(-1), -torch.inf).amax(-1)
+    return chosen, second > best - TIE
