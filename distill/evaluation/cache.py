@@ -61,7 +61,11 @@ class RowsLayer(DynamicLayer):
         kept = kept if rows is None else len(rows)
         self._allocate(kept + more, heads, columns, width, kept)
         for buffer, states in zip(self._buffers, held, strict=True):
-            buffer[:kept, :, :columns] = states if rows is None else states[rows]
+            place = buffer[:kept, :, :columns]
+            if rows is None:
+                place.copy_(states)
+            else:
+                torch.index_select(states, 0, rows, out=place)  # else it would be copied twice
 
     def keep_prompts(self, prompts: Tensor) -> None:
         """Keep these prompts."""
