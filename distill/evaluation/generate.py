@@ -19,7 +19,7 @@ from distill.losses.mixtures import log_mixture
 from distill.memory import keep_freed_memory
 from distill.models.load import without_adapter
 
-SHARE = 8  # rows leave, and prompts join, once they are one in so many: the first copies the cache
+SHARE = 16  # rows leave, and prompts join, once they are one in so many: the first copies the cache
 ALIKE, PREFILL = 0.8, 4096  # prompts read together: the shortest's share of the longest, and tokens at most
 # What is written together, and lost together when a run is stopped: about so many batches, and prompts at most, so that
 # several processes have something to share
