@@ -31,7 +31,7 @@ BATCHES = (16, 32, 64)  # that `generate` is tried at for one seed
 FIVE, ONE, A_FEW = "five seeds", "one seed", f"five seeds, {FEW} prompts"
 ROUNDS = {FIVE: 3, ONE: 1, A_FEW: 1}  # turns, of which the best counts: more where what is asked is nearer
 SMALL = 4096  # batch_tokens that the texts are compared at
-BOUNDS, SETS = (4096, 8192, 16384), (16, 48)  # batch_tokens, and numbers of prompts, that memory is measured at
+BOUNDS, SETS = (4096, 16384), (16, 48)  # batch_tokens, and numbers of prompts, that memory is measured at
 WORDS = ["model=smollm2", f"eval.max_new_tokens={NEW}", f"data.eval.dolly.limit={PROMPTS}"]
 
 

@@ -15,6 +15,7 @@ Criteria and preference of quality are of the first generation seed's answers, a
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ def main(words: list[str]) -> int:
         if given is not None and [type(x) for x in given] != [kind]:
             raise UserError(f"{name}={given[0]}: give {'a number' if kind is int else 'true or false'}")
     table, labels = prepare(words)
-    wishes = list(_wishes(table, labels, chosen))
+    wishes = list(_wishes(table, labels, chosen, " ".join(map(shlex.quote, words))))
     from distill.console import bar, say
     from distill.judging.judge import Judge
 
@@ -60,6 +61,8 @@ def main(words: list[str]) -> int:
         return 0
     with bar(len(set(questions)), "judging", "question") as shown:
         answers = iter(judge.ask(questions, shown.update))
+    if judge.refused:
+        say(f"{len(judge.refused)} questions were refused and count as missing: {judge.refused[0]}")
     lines = []
     for wish in wishes:
         value = wish.combine([next(answers) for _ in wish.questions])
@@ -67,8 +70,8 @@ def main(words: list[str]) -> int:
     return _write(table, lines)
 
 
-def _wishes(table: Table, labels: Sequence[str], chosen: dict[str, list[Any] | None]) -> Iterator[Wish]:
-    """All that is to be asked."""
+def _wishes(table: Table, labels: Sequence[str], chosen: dict[str, list[Any] | None], words: str) -> Iterator[Wish]:
+    """All that is to be asked; `words` are those that `distill.table` would be given for the same texts."""
     what = [str(x) for x in chosen["what"] or WHAT]
     unknown = [x for x in what if x not in WHAT]
     if unknown:
@@ -79,7 +82,7 @@ def _wishes(table: Table, labels: Sequence[str], chosen: dict[str, list[Any] | N
     if "preference" in what and of not in rows:
         raise UserError(f"of={of}: no chosen row (rows: {', '.join(rows)})")
     tasks = _tasks(table, name, chosen)
-    texts = {label: _texts(table, label, name, tasks) for label in rows}
+    texts = {label: _texts(table, label, name, tasks, words) for label in rows}
     for label in rows:
         yield from _scores(table, label, name, tasks, texts[label], what)
     if "preference" in what:
@@ -101,18 +104,26 @@ def _tasks(table: Table, name: str, chosen: dict[str, list[Any] | None]) -> dict
     return {e.id: e.instruction + (f"\n\n{e.input}" if e.input else "") for e in examples}
 
 
-def _texts(table: Table, label: str, name: str, tasks: dict[str, str]) -> dict[str, list[str]]:
-    """A row's answers to each task, by generation seed."""
+def _texts(table: Table, label: str, name: str, tasks: dict[str, str], words: str) -> dict[str, list[str]]:
+    """A row's answers to each task, by generation seed.
+
+    Raises:
+        UserError: they are not in the store; how they come there.
+    """
     from distill.evaluation.stage import read_generations
 
     row = table.rows[label][0]
+    measured = any(one.label == label for one in table.measured())
+    # A row whose values are kept counts as finished, though its texts are in no store here
+    kept = ": its values are kept without them, so they are to be written anew beside other results" if measured else ""
+    scratch = f" paths.results={row.config.paths.results}-again" if measured else ""
     found: dict[str, list[str]] = {i: [] for i in tasks}
     for seed in row.config.seed:
         spec = row.plan.evaluation(row.role, row.plan.sets[name], seed)
         if not row.plan.store.has(spec):
             raise UserError(
-                f"row {label}: its responses with seed {seed} are not in {row.config.paths.store}; run first:"
-                f" python -m distill.table {table.name} model={row.config.model.name}"
+                f"row {label}: its responses with seed {seed} are not in {row.config.paths.store}{kept}; run first:"
+                f" python -m distill.table {words}{scratch}"
             )
         for one in read_generations(row.plan.store.folder(spec)):
             if one.id in found:
@@ -189,7 +200,7 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
     text = [
         f"# {table.experiment.title}: {judge} as a judge",
         "",
-        *table.headline(row.run for rows in table.rows.values() for row in rows),
+        *table.headline(table.measured()),
         "",
     ]
     for name, judged in frame.groupby("dataset", sort=False):
@@ -203,7 +214,7 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
                 show(shaped, f"{title}, by {judge}")
                 text += [f"## {title}", "", plain(shaped), ""]
     missing = int(frame["value"].isna().sum())
-    told = f"{len(frame) - missing} values; {missing} missing, since no answer to them could be read."
+    told = f"{len(frame) - missing} values; {missing} missing, since the judge gave no answer to them that could be read."
     say(told)
     shown = table.folder / f"{table.table}_judge.md"
     long.replace(shown, ("\n".join([*text, told]) + "\n").encode())

@@ -34,7 +34,7 @@ NOT_DETERMINING = {
     "shared_seed",
     "teacher_signal",
 }
-# Keys of `eval` that change no text, or (engine) are named apart
+# Keys of `eval` that change no text (batch_tokens: none but by rounding), or (engine) are named apart
 NO_DECODING = {"sets", "engine", "batch_tokens", "bertscore", "judge", "benchmarks"}
 
 

@@ -15,7 +15,7 @@ from distill.data.encode import Collator, Encoded
 from distill.data.sets import Dataset
 from distill.data.templates import render
 from distill.errors import UserError
-from distill.evaluation.stage import Evaluator, Scored, read_generations
+from distill.evaluation.stage import Evaluator, Scored, read_generations, remove_groups
 from distill.keys import Given
 from distill.losses import build
 from distill.measures import compare_with_teacher, score_meaning
@@ -260,7 +260,9 @@ class Stages:
         def build(folders: list[Path]) -> list[dict[str, Any]]:
             return evaluator.measure(dataset, dict(zip(specs, folders, strict=True)))
 
-        self.store.make_all(list(specs.values()), build, together=True, quiet=True)
+        for folder in self.store.make_all(list(specs.values()), build, together=True, quiet=True):
+            if is_main_process():
+                remove_groups(folder)
         shown, seconds = ", ".join(map(str, specs)), time.perf_counter() - started
         say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
 

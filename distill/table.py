@@ -1,7 +1,8 @@
 """`python -m distill.table PAPER/TABLE [overrides]`: run what is missing of a paper's table and write it.
 
-Beside the overrides of `distill.run` it takes `rows=[A,B]` (these rows and the context rows only) and
-`train_seeds=[1,2,3]` (students trained from several seeds).
+Beside the overrides of `distill.run` it takes `rows=[A,B]` (these rows and the context rows only),
+`train_seeds=[1,2,3]` (students trained from several seeds) and `note="two rows ran at a time"`, what the program cannot
+know of a run; it is kept in the table's manifest and stands in its header from then on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,15 @@ def prepare(words: list[str]) -> tuple[Table, list[str]]:
     experiment = experiments.load(name)
     rows, overrides = option(overrides, "rows")
     train_seeds, overrides = option(overrides, "train_seeds")
+    notes = [w.removeprefix("note=") for w in overrides if w.startswith("note=")]
+    overrides = [w for w in overrides if not w.startswith("note=")]
     _refuse_row_settings(experiment, overrides, train_seeds)
     chosen = _chosen(experiment, rows)
     if not any(o.split("=")[0] == "seed" for o in overrides):
         overrides = [SEEDS, *overrides]
     if not any(o.split("=")[0] == "model" for o in overrides):
         overrides = [f"model={experiment.model}", *overrides]
-    return Table(name, experiment, [*experiment.overrides], overrides, train_seeds), chosen
+    return Table(name, experiment, [*experiment.overrides], overrides, train_seeds, notes), chosen
 
 
 def option(words: list[str], name: str) -> tuple[list[Any] | None, list[str]]:
@@ -102,16 +105,28 @@ def _chosen(experiment: Any, rows: list[Any] | None) -> list[str]:
 
 
 class Table:
-    """A table of a paper: its rows as configs, its columns and its files."""
+    """A table of a paper: its rows as configs, its columns and its files.
 
-    def __init__(self, name: str, experiment: Any, own: list[str], overrides: list[str], train_seeds: list[Any] | None):
+    Args:
+        notes: what its manifest shall tell from now on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        experiment: Any,
+        own: list[str],
+        overrides: list[str],
+        train_seeds: list[Any] | None,
+        notes: Sequence[str] = (),
+    ):
         from distill.config import load
         from distill.evaluation.benchmarks import Benchmark
         from distill.tables.long import BENCHMARKS, TRAINING
         from distill.tables.measure import Files
         from distill.tables.values import Row
 
-        self.name = name
+        self.name, self.notes = name, list(notes)
         self.rows: dict[str, list[Row]] = {}
         common = load([*own, "loss=sft", *overrides])
         if not any(o.lstrip("+").split("=")[0] == "eval.sets" for o in [*own, *overrides]):
@@ -188,38 +203,53 @@ class Table:
         """The runs that the manifest tells of."""
         return set(json.loads(self.manifest.read_text())["rows"]) if self.manifest.is_file() else set()
 
-    def headline(self, runs: Iterable[str]) -> list[str]:
-        """What ran, at which scale, and which of the runs are not to be compared."""
-        from distill.tables.long import TRAINING
-        from distill.tables.report import apart, machines, scale
+    def measured(self) -> list[Any]:
+        """The rows that the long file holds, with the generation seeds that are asked for."""
+        from distill.tables import long
+        from distill.tables.report import Measured
 
-        rows = json.loads(self.manifest.read_text())["rows"] if self.manifest.is_file() else {}
-        shown = [rows[run] for run in runs if run in rows]
+        values, found = long.read(self.files.values, long.VALUES), []
+        for label, rows in self.rows.items():
+            lines = values[(values["row"] == label) & values["run"].isin([row.run for row in rows])]
+            lines = lines[lines["seed"].isin(self.config.seed)]
+            if not lines.empty:
+                found.append(Measured(label, lines, sorted(set(lines["run"]))))
+        return found
+
+    def headline(self, measured: list[Any]) -> list[str]:
+        """What ran, at which scale, and which of the rows are not to be compared."""
+        from distill.tables.long import TRAINING
+        from distill.tables.report import apart, decoding, machines, partly, scale
+
+        told = json.loads(self.manifest.read_text()) if self.manifest.is_file() else {"rows": {}}
+        rows = told["rows"]
+        shown = [rows[run] for one in measured for run in one.runs if run in rows]
         last = next((row for row in reversed(shown) if row["role"] == "student"), shown[-1] if shown else {})
         costs = any(column.dataset == TRAINING for column in self.experiment.columns.values())
         return [
-            *scale(self.config, self.experiment, last), *apart(shown), *(machines(shown) if costs else []),
-        ]  # fmt: skip
+            *scale(self.config, self.experiment, last, decoding(measured) if self.texts else []),
+            *partly(measured, self.config.seed, self.train_seeds),
+            *apart(shown),
+            *(machines(shown) if costs else []),
+            *told.get("notes", []),
+        ]
+
+    @property
+    def train_seeds(self) -> list[int]:
+        """The students' training seeds."""
+        return sorted({row.config.train.seed for row in self.rows["SFT"]})
 
     def write(self, told: dict[str, dict[str, Any]]) -> Any:
         """Write the CSV, the markdown and the manifest from the long files."""
         from distill.tables import long
         from distill.tables.measure import seeds_name
-        from distill.tables.report import Measured, frame, markdown, update_manifest, varied
+        from distill.tables.report import frame, markdown, update_manifest, varied
 
-        values = long.read(self.files.values, long.VALUES)
-        measured = []
-        for label, rows in self.rows.items():
-            runs = [row.run for row in rows]
-            lines = values[(values["row"] == label) & values["run"].isin(runs)]
-            lines = lines[lines["seed"].isin(rows[0].config.seed)]
-            if not lines.empty:
-                measured.append(Measured(label, lines, sorted(set(lines["run"]))))
-        update_manifest(self.manifest, self.name, told, Path.cwd())
-        self.header = self.headline([run for one in measured for run in one.runs])
+        measured = self.measured()
+        update_manifest(self.manifest, self.name, told, Path.cwd(), self.notes)
+        self.header = self.headline(measured)
         shaped = frame(measured, self.experiment)
         long.replace(self.folder / f"{self.table}.csv", shaped.to_csv(index=False, lineterminator="\n").encode())
-        train_seeds = sorted({r.config.train.seed for r in self.rows["SFT"]})
         scores = long.read(self.files.scores, long.SCORES)
         topics = {e.id: e.topic for d in self.rows["SFT"][0].plan.sets.values() for e in d.examples}
         scores["topic"] = scores["id"].map(topics)
@@ -229,7 +259,7 @@ class Table:
             self.config.model.name,
             scores[scores["seeds"] == seeds_name(self.config.seed)],
             self.header,
-            varied(train_seeds, list(self.config.seed) if self.texts else []),
+            varied(self.train_seeds, list(self.config.seed) if self.texts else []),
         )
         long.replace(self.folder / f"{self.table}.md", text.encode())
         return shaped

@@ -340,6 +340,7 @@ def test_filters_and_counts_of_the_papers_sets(tmp_path, capsys):
     )
     (sni,) = sets.evaluation(config).values()
     assert len(sni.examples) == 5 and "5 rows, where the papers have 1694" in capsys.readouterr().out
+    assert (sni.counted, sni.papers) == (5, 1694)
     write(tmp_path / "short.jsonl", {"instruction": "q", "output": short})
     with pytest.raises(UserError, match=r"data\.eval\.sni\.min_words=11 keeps none of its rows"):
         sets.evaluation(load(["data=dolly", "model=gpt2", f"data.root={tmp_path}", "data.eval.sni.file=short.jsonl",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 
+from distill.artifacts import Store
 from distill.config import load
 from distill.config.evaluation import BertScoreConfig
 from distill.data.encode import Encoded
@@ -37,7 +38,7 @@ def counted(model, prompts, *more):
     if after == 0:
         os._exit(9)
     after -= 1
-    os.write(1, f" wrote {prompts[0].id}\\n".encode())  # whole, beside another process's lines
+    os.write(1, f" wrote {prompts[0].id} as {os.environ.get('RANK', '0')}\\n".encode())  # whole, beside another process's lines
     return original(model, prompts, *more)
 stage.write_group = counted
 Stages(Plan(load(sys.argv[2:]))).evaluate("student", [10, 20])
@@ -107,7 +108,32 @@ def test_two_processes_share_the_prompts_and_write_the_same_texts(trained, whole
     code, written, done = run(trained, -1, *launcher)
     assert code == 0, done.stderr
     assert len(written) == 8
+    assert sorted(re.findall(r"wrote \w{16} as (\d)", done.stdout)) == ["0"] * 4 + ["1"] * 4
     assert texts(trained) == texts(whole)
+
+
+def test_a_stop_while_seeds_become_artifacts_writes_nothing_again(trained, whole, monkeypatch):
+    """One seed of a set is an artifact, the other is whole but not yet one."""
+    finish, finished = Store._finish, []
+
+    def stopped(self, spec, *more):
+        if finished:
+            raise KeyboardInterrupt
+        finished.append(spec)
+        finish(self, spec, *more)
+
+    words_ = [*WORDS, f"paths.store={trained}"]
+    monkeypatch.setattr(Store, "_finish", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Stages(Plan(load(words_))).evaluate("student", [10, 20])
+    monkeypatch.setattr(Store, "_finish", finish)
+    stages = Stages(Plan(load([w.replace(",vicuna", "") for w in words_])))
+    monkeypatch.setattr("distill.evaluation.stage.write_group", lambda *_: pytest.fail("written again"))
+    stages.evaluate("student", [10, 20])
+    monkeypatch.undo()
+    assert run(trained, -1)[0] == 0
+    assert texts(trained) == texts(whole)
+    assert not list(trained.rglob("groups"))
 
 
 def test_words_and_distinct_n_grams():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
+import openai
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -21,7 +25,7 @@ from distill.config import load
 from distill.config.evaluation import JudgeConfig
 from distill.errors import UserError
 from distill.judge import _means, _preferences, _ratios
-from distill.judging.judge import ASKED, Judge
+from distill.judging.judge import ASKED, REFUSALS, Judge
 from distill.judging.questions import (
     FIRST,
     SECOND,
@@ -71,6 +75,8 @@ def test_no_answer_breaks_the_reading(text):
         ("A, since it is right", FIRST),
         ("Neither A", None), ("not A", None), ("A close call; hard to say", None), ("It is not a tie", None),
         ("A careful comparison of the two", None), ("I would draw on the first", None), ("The answer is not B", None),
+        ("A, B, or tie.", None), ("A: 5/10\nB: 8/10", None), ("A: vague. B: better in all respects", None),
+        ("A is better in style, B is right", None), ("B: clearer than A", SECOND), ("A, not B", FIRST),
         ("A is not better than B", None), ("Set B is more diverse", SECOND), ("a", None),
     ],
 )  # fmt: skip
@@ -117,6 +123,28 @@ def test_an_answer_that_is_no_number_is_asked_again_then_missing(judge):
     assert "one number from 1 to 10" in judge.sent[1][-1]["content"]
     judge.answers = ["fine"] * ASKED
     assert judge.ask([quality("t", "b")]) == [None] and len(judge.sent) == 6
+
+
+def refusal(judge, text):
+    response = httpx.Response(400, request=httpx.Request("POST", judge.address))
+    return openai.BadRequestError(text, response=response, body=None)
+
+
+def test_a_refused_question_is_missing_and_the_others_are_asked(judge):
+    judge.answers, judge.config = ["7"], judge.config.model_copy(update={"parallel": 1})
+    assert judge.ask([quality("t", "a")]) == [7.0]
+    judge.answers = [refusal(judge, "too long")]
+    assert judge.ask([quality("t", "a"), quality("t", "b"), quality("t", "c")]) == [7.0, None, None]
+    assert judge.refused == ["too long"] * 2
+
+
+def test_a_server_that_refuses_all_is_an_error(judge):
+    judge.answers, judge.config = [refusal(judge, "no temperature")], judge.config.model_copy(update={"parallel": 1})
+    with pytest.raises(UserError, match="no temperature"):
+        judge.ask([quality("t", "a")])
+    with pytest.raises(UserError, match="no temperature"):
+        judge.ask([quality("t", str(n)) for n in range(1000)])
+    assert len(judge.sent) <= 2 * REFUSALS
 
 
 def test_every_answer_is_kept_and_no_question_asked_twice(judge, tmp_path):
@@ -216,8 +244,14 @@ def test_a_table_is_judged_by_a_real_server(server, tmp_path):
 
     asked = [f"eval.judge.model={model}", "set=dolly", "limit=1"]
     early = run("judge", *asked)
-    assert early.returncode == 2 and "run first: python -m distill.table abkd/losses_gpt2" in early.stderr
+    again = f"run first: python -m distill.table {shlex.join(words)}"
+    assert early.returncode == 2 and again in early.stderr and "kept without" not in early.stderr
     assert run("table").returncode == 0
+    shutil.move(tmp_path / "store/evaluate", tmp_path / "evaluate")
+    gone = run("judge", *asked)
+    assert gone.returncode == 2 and "its values are kept without them" in gone.stderr
+    assert f"{again} eval.judge.model={model} paths.results={tmp_path}/results-again" in gone.stderr
+    shutil.move(tmp_path / "evaluate", tmp_path / "store/evaluate")
     told = run("judge", *asked, "cost=true")
     assert told.returncode == 0 and re.search(r"\d+ questions, \d+ answered before", told.stdout), told.stderr
     done = run("judge", *asked)

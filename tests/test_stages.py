@@ -502,6 +502,21 @@ def test_a_metric_that_came_later_writes_no_text_again(smoke, tmp_path, capsys):
     assert not Path(plain.paths.store).exists()
 
 
+def test_metrics_of_kept_texts_are_added_and_name_the_commit_that_wrote_them(smoke, tmp_path):
+    row, files = Row("SFT", smoke("model=gpt2", "loss=sft", "seed=[10]", "eval.sets=[dolly]")), Files(tmp_path, "t")
+    before, _ = measure(row, files)
+    manifest = row.plan.store.folder(row.plan.evaluation("student", row.plan.sets["dolly"], 10)) / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"commit": "0123456789"}))
+    kept = before[before["metric"] != "exact_match"]  # as a version kept them that had no exact match
+    kept.to_csv(files.values, index=False)
+    after, told = measure(row, files)
+    assert told is None
+    (added,) = after[after["metric"] == "exact_match"].to_dict("records")
+    assert added["commit"] == "0123456789" != before["commit"][0]
+    assert added["value"] == before[before["metric"] == "exact_match"]["value"].item()
+    assert len(after) == len(before)
+
+
 def test_a_peak_that_cannot_be_counted_is_not_told(smoke, monkeypatch):
     monkeypatch.setattr("distill.artifacts.reset_peak", lambda: False)
     row = Row("SFT", smoke("model=gpt2", "loss=sft"))

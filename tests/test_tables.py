@@ -135,12 +135,36 @@ def test_the_header_says_the_scale():
         "stages": {"base/smollm2-teacher-x": {"parameters": 134515008}, "base/smollm2-student-y": {"parameters": 8e7}},
     }
     text = "\n".join(report.scale(config, found, told))
-    for part in ("134.52M -> 80.00M", "300 training and 100 validation", "128 new tokens", "train 300 of 1000", "wheel",
+    for part in ("134.52M -> 80.00M", "300 training and 100 validation", "train 300 of 1000", "wheel",
                  "not the paper's scale", "preset clean"):  # fmt: skip
         assert part in text, part
     assert "Empty columns: data `dolly_dev` has no Super-Natural and no Unnatural." in text
+    told["data"]["sni"] = {"rows": 1500, "note": "1500 of 1702", "counted": 1702, "papers": 1694}
+    other = "\n".join(report.scale(config, found, told, ["Texts: x."]))
+    assert "Other numbers of rows than the papers' (in brackets): sni 1702 (1694)." in other and "Texts: x." in other
     whole = "\n".join(report.scale(load(["model=gpt2"]), found, {}))
     assert "not the paper's scale" not in whole and "Empty columns" not in whole
+
+
+def test_the_header_says_how_texts_were_written_and_over_which_seeds():
+    fkl, akl = (
+        report.Measured("FKL", lines([1.0, 2.0], row="FKL"), ["r1"]),
+        report.Measured("AKL", lines([1.0], row="AKL", run="a").assign(decode="greedy"), ["a"]),
+    )
+    assert report.decoding([fkl]) == ["Texts: d, by e."]
+    assert report.decoding([fkl, akl]) == ["Texts: d, by e: FKL | greedy, by e: AKL."]
+    assert report.partly([fkl], [10, 20], [10]) == []
+    assert report.partly([fkl, akl], [10, 20], [10]) == ["AKL is over generation seed 10 only."]
+    assert report.partly([fkl], [10, 20], [10, 11]) == ["FKL is over training seed 10 only."]
+    teacher = report.Measured("Teacher", lines([1.0, 2.0], row="Teacher"), ["t"])
+    assert report.partly([teacher], [10, 20], [10, 11]) == []  # it has one training
+
+
+def test_notes_stay_in_the_manifest(tmp_path):
+    path = tmp_path / "t.manifest.json"
+    report.update_manifest(path, "abkd/t", {}, tmp_path, ["two at a time"])
+    report.update_manifest(path, "abkd/t", {}, tmp_path, ["two at a time", "cold"])
+    assert report.update_manifest(path, "abkd/t", {}, tmp_path)["notes"] == ["two at a time", "cold"]
 
 
 def test_the_manifest_has_no_machine_paths(tmp_path):
@@ -235,15 +259,18 @@ def test_costs_are_compared_by_their_ratios():
 
 def test_costs_are_said_of_a_machine():
     def row(label, role="student", **more):
-        hardware = {"processor": "P", "cores": 2, "accelerators": [], **more}
-        teacher = {"train/m-teacher-1": {"hardware": {**hardware, "processor": "Q"}}}
-        return {"label": label, "role": role, "stages": teacher | {f"train/m-{role}-x-2": {"hardware": hardware}}}
+        hardware, commit = {"processor": "P", "cores": 2, "accelerators": [], **more}, more.get("commit", "c")
+        teacher = {"train/m-teacher-1": {"hardware": {**hardware, "processor": "Q"}, "commit": "d"}}
+        own = {f"train/m-{role}-x-2": {"hardware": hardware, "commit": commit}}
+        return {"label": label, "role": role, "stages": teacher | own}
 
-    assert report.machines([row("FKL"), row("AKL")]) == ["Trained on P (2 cores)."]
-    assert report.machines([row("FKL"), row("AKL", threads=1)]) == ["Trained on P (2 cores)."]
-    assert report.machines([row("FKL", threads=1)]) == ["Trained on P (2 cores, torch's threads: 1)."]
+    unknown = "P (2 cores, torch's threads: not noted) at c"
+    assert report.machines([row("FKL"), row("AKL")]) == [f"Trained on {unknown}."]
+    assert report.machines([row("FKL", threads=1)]) == ["Trained on P (2 cores, torch's threads: 1) at c."]
     (line,) = report.machines([row("FKL"), row("AKL", accelerators=["G", "G"]), row("RKL")])
-    assert line.endswith("within one only: FKL, RKL on P (2 cores) | AKL on 2 x G.")
+    assert line.endswith(f"within one only: FKL, RKL on {unknown} | AKL on 2 x G at c.")
+    (line,) = report.machines([row("FKL"), row("AKL", commit="d")])
+    assert "by unlike commits" in line and line.endswith(" at c | AKL on P (2 cores, torch's threads: not noted) at d.")
     assert report.machines([{"label": "SFT", "role": "student", "stages": {}}]) == []
 
 
@@ -255,6 +282,24 @@ def test_the_papers_own_p_values():
         ((85.89, 0.04), (85.75, 0.01), 6.3e-5),
     ):
         assert printed_p(ours, theirs) == pytest.approx(p, rel=0.02)
+        assert printed_p(ours, theirs, alternative="greater") == pytest.approx(p / 2, rel=0.02)
+    none = pd.DataFrame(columns=[*long.SCORES, "topic"])
+    for name, pair, shown in (
+        ("akl/main", "micro", "| 5e-09 | 5.8e-09 | 1.2e-08 |"),  # a pair that the paper lacks
+        ("akl/main", "tinyllama", "| 9e-05 | 9.8e-05 | 0.0002 |"),
+        ("akl/bertscore", "tinyllama", "| 6e-05 | 3.2e-05 | 6.3e-05 |"),
+    ):
+        text = report.markdown([], experiment.load(name), pair, none, [], "")
+        section = text.split("## The paper's own p-values")[1]
+        assert shown in section, section
+    assert "own p-values" not in report.markdown([], experiment.load("akl/subtasks"), "micro", none, [], "")
+
+
+def test_a_p_at_the_resamples_floor_is_said_to_be_below_it():
+    far = compare(pd.concat([scores("a", np.arange(40.0) + 5), scores("b", np.arange(40.0))]), ["a"], ["b"], "dolly")
+    assert far.p_text == "<=0.0002"
+    few = compare(pd.concat([scores("a", [5.0, 7, 9, 8]), scores("b", [1.0, 2, 3, 4])]), ["a"], ["b"], "dolly")
+    assert few.p_text == "0.12"  # all sixteen signs were looked at
 
 
 def test_a_bertscore_column_is_its_encoders_metric_and_needs_one():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill import hub
@@ -15,13 +15,21 @@ from distill.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named list of examples with the hash of its content and, if it was cut, how many rows there were."""
+    """A named list of examples with the hash of its content.
+
+    Attributes:
+        note: how many rows of how many, if it was cut.
+        topics: whether its topics are metrics.
+        counted, papers: how many rows it had before a cut and how many the papers', if these differ.
+    """
 
     name: str
     title: str
     examples: list[Example]
     note: str = ""
     topics: bool = True
+    counted: int | None = None
+    papers: int | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -106,9 +114,11 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
     wanted = split if data.root is not None else split.model_copy(update=first)
     whole = choose(read(path, rows, empty=split.min_words is not None), wanted)
     counted = len(whole) if split.sample is None else min(len(whole), split.sample)  # before skip and limit
+    found = _cut(name, wanted, whole, str(path))
     if split.expected is not None and counted != split.expected:
-        say(f"{split.title or name}: {counted} rows, where the papers have {split.expected}")
-    return _cut(name, wanted, whole, str(path))
+        say(f"{found.title}: {counted} rows, where the papers have {split.expected}")
+        return replace(found, counted=counted, papers=split.expected)
+    return found
 
 
 def choose(examples: list[Example], split: SplitConfig) -> list[Example]:

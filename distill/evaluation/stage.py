@@ -62,7 +62,8 @@ class Evaluator:
         """Leave the scored responses of each seed in its folder.
 
         A group of prompts is written for all seeds together and kept under the folders at once: a run that was stopped
-        goes on behind its last group, and several processes share the groups out.
+        goes on behind its last group, and several processes share the groups out. The groups stay there until their
+        folders are finished artifacts (`remove_groups`).
 
         Returns:
             What each seed's manifest shall tell.
@@ -71,7 +72,10 @@ class Evaluator:
         writing = Writing(
             dataset.name, list(folders), self.config.eval, self.tokenizer.eos_token_id, pad_id(self.tokenizer)
         )
-        self.write_all(prompts.rows, writing, folders, f"  {dataset.title}")
+        scored_before = all((folder / GENERATIONS).is_file() for folder in folders.values())
+        _together()  # before the first process moves them
+        if not scored_before:  # else it was stopped when some seeds had become artifacts and these had not
+            self.write_all(prompts.rows, writing, folders, f"  {dataset.title}")
         if not is_main_process():
             return [{} for _ in folders]
         references = {e.id: e.references for e in dataset.examples}
@@ -88,8 +92,6 @@ class Evaluator:
                     "overlong": dict(prompts.counts),
                 }
             )
-        for folder in folders.values():  # once all are scored: a stop before loses nothing
-            shutil.rmtree(folder / GROUPS)
         return told
 
     def _prompts(self, dataset: Dataset) -> EncodedSet:
@@ -134,6 +136,11 @@ class Evaluator:
         wanted = [references[g.id] for g in written]
         scores = zip(written, texts, rouge_l(texts, wanted), exact_match(texts, wanted), strict=True)
         return [Scored(g.id, text, len(g.tokens), g.ended, rouge, exact, g.tokens) for g, text, rouge, exact in scores]
+
+
+def remove_groups(folder: Path) -> None:
+    """Remove what a finished evaluation was put together from."""
+    shutil.rmtree(folder / GROUPS, ignore_errors=True)
 
 
 def written_in(folder: Path, prompts: Sequence[Encoded]) -> list[Generation]:

@@ -21,6 +21,7 @@ from distill.errors import UserError
 from distill.judging.questions import Question
 
 ASKED = 3  # times at most, until an answer can be read
+REFUSALS = 10  # of single questions, before the first is answered, that tell of wrong settings and not of questions
 RETRIES = 6  # of a request that a busy or failing server refused, by the client, waiting longer each time
 CHARACTERS = 4  # a token, about
 
@@ -74,6 +75,7 @@ class Judge:
         self._file = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', self.model).strip('_')}.jsonl"
         self._lock, self._next = threading.Lock(), 0.0
         self._kept: dict[str, str] = {}
+        self.refused: list[str] = []
         if self._file.is_file():
             with self._shared(), self._file.open("r+b") as file:
                 whole, end, _ = file.read().rpartition(b"\n")
@@ -95,7 +97,7 @@ class Judge:
     def ask(
         self, questions: Sequence[Question], progress: Callable[[int], object] = lambda n: None
     ) -> list[float | str | None]:
-        """What the judge says to each; None where no answer could be read.
+        """What the judge says to each; None where no answer could be read, or the server refused the question.
 
         Raises:
             UserError: the server cannot be reached or refuses; what was answered is kept.
@@ -110,6 +112,8 @@ class Judge:
         pool = ThreadPoolExecutor(self.config.parallel)
         try:
             read = dict(zip(unlike, pool.map(one, unlike), strict=True))
+            if self.refused and not self._kept:
+                raise self._errors.OpenAIError(self.refused[0])
         except self._errors.OpenAIError as error:
             raise UserError(
                 f"{self.address}, model {self.model}: {_told(error)}; the answers so far are kept"
@@ -121,7 +125,13 @@ class Judge:
     def _ask(self, question: Question) -> float | str | None:
         messages = _messages(question)
         for _ in range(ASKED):
-            answer = self._answer(messages)
+            try:
+                answer = self._answer(messages)
+            except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
+                self.refused.append(_told(error))  # by a filter, or as too long: the others may pass
+                if not self._kept and len(self.refused) >= REFUSALS:
+                    raise
+                return None
             found = question.read(answer)
             if found is not None:
                 return found

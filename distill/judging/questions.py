@@ -93,6 +93,7 @@ _VERDICTS = [
     ),
     re.compile(r"^(?!.*\b(?:not|nor|neither|or)\b).*(?:\bis|:)\s+(?:(?:answer|set|option)\s+)?(A|B)\W*$", re.DOTALL),
 ]
+_COMPARED = re.compile(r"\b(?:than|over|unlike|not)\s+(?:the\s+)?(?:(?:answer|set|option)\s+)?(?:A|B)\b")
 _TIES = re.compile(
     rf"^(?:{_NAMED}|(?:it\s+is|it's|this\s+is)\s+)(?:a\s+)?(?:tie|draw)\s*(?:$|[.,;:!\n(])"
     r"|^(?:they|both(?:\s+\w+)?|the\s+(?:answers|sets))\s+are\s+(?:\w+\s+)?(?:equal|tied|equally\s+\w+)\b",
@@ -120,7 +121,12 @@ def read_score(answer: str, low: int, high: int) -> float | None:
 def read_verdict(answer: str) -> str | None:
     """`first`, `second` or `tie`; None where an answer does not plainly name one, or names more than one."""
     text = re.sub(r"[*_`\"]", "", answer).strip()
-    named = {match[1].upper() for pattern in _VERDICTS if (match := pattern.search(text))}
+    named = set()
+    for match in filter(None, (pattern.search(text) for pattern in _VERDICTS)):
+        letter = match[1].upper()
+        # `A: 5/10, B: 8/10` names both; `A, since it is clearer than B` does not
+        if not re.search(rf"\b{'B' if letter == 'A' else 'A'}\b", _COMPARED.sub("", text[match.end() :])):
+            named.add(letter)
     found = {FIRST if letter == "A" else SECOND for letter in named} | ({TIE} if _TIES.search(text) else set())
     return found.pop() if len(found) == 1 else None
 

@@ -36,11 +36,15 @@ class RowConfig(Section):
 
 
 class ColumnConfig(Section):
-    """A column: a data set and a metric; the paper's name of it where that is another, by pair."""
+    """A column: a data set and a metric; the paper's name of it where that is another, by pair.
+
+    `p`: what the paper prints as p of its own row, the last, over the row `against`, by pair.
+    """
 
     dataset: str
     metric: str = "rouge_l"
     paper: dict[str, str] = Field(default_factory=dict)
+    p: dict[str, float] = Field(default_factory=dict)
 
 
 class Experiment(Section):

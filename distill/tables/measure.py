@@ -19,10 +19,10 @@ from distill.evaluation.bertscore import encoder_name, metric_name
 from distill.provenance import commit, hardware, versions
 from distill.tables import long
 from distill.tables.long import BENCHMARKS, TRAINING
-from distill.tables.values import Row, value_lines
+from distill.tables.values import METRICS, Row, value_lines
 
 CURVE_LINES = 300  # training lines of a curve at most; the artifact's own file has them all
-WRITTEN = ("label", "rows", "seconds", "peak_bytes", "ties", "overlong")  # what a manifest tells of written texts
+WRITTEN = ("label", "commit", "rows", "seconds", "peak_bytes", "ties", "overlong")  # what a manifest tells of written texts
 KEPT_FIRST = ("rouge_l", "length", "eos_rate", "truncation_rate")
 
 
@@ -77,9 +77,11 @@ def measure(
         missing = [s for s in missing if s not in gone]
     if not missing:
         say(f"{row.label}: found finished in {files.values} (run {row.run})")
-        if is_main_process():  # a stop may have come between values and these
-            _add_kept(row, files, texts)
-        return lines, None
+        if is_main_process():
+            if texts:
+                _add_later(row, files, lines)
+            _add_kept(row, files, texts)  # a stop may have come between values and these
+        return _found(row, files), None
     from distill.measures import run_benchmarks
     from distill.stages import Stages
 
@@ -95,6 +97,16 @@ def measure(
         )
         _add_kept(row, files, texts)
     return _found(row, files), told(row, benchmarks)
+
+
+def _add_later(row: Row, files: Files, lines: pd.DataFrame) -> None:
+    """Values of the texts that came later than the row, where the texts are kept."""
+    from distill.stages import read_scored
+
+    seeds = [s for s in row.config.seed if s not in _seeds_with(row, lines, list(METRICS)) and _kept_texts(row, s)]
+    if seeds:
+        scored = read_scored(row.plan, row.role, seeds)
+        long.append(files.values, value_lines(row, files.name, scored, seeds, ()), long.VALUES, long.VALUE_KEY)
 
 
 def _add_kept(row: Row, files: Files, texts: bool) -> None:
@@ -217,9 +229,9 @@ def told(row: Row, benchmarks: Sequence[Benchmark] = ()) -> dict[str, Any]:
         "commit": commit(),
         "config": config.model_dump(mode="json"),
         "data": {
-            "train": {"rows": len(train.examples), "hash": train.fingerprint, "note": train.note},
-            "valid": {"rows": len(valid.examples), "hash": valid.fingerprint, "note": valid.note},
-            **{name: {"rows": len(d.examples), "hash": d.fingerprint, "note": d.note} for name, d in plan.sets.items()},
+            name: {"rows": len(d.examples), "hash": d.fingerprint, "note": d.note}
+            | ({"counted": d.counted, "papers": d.papers} if d.counted is not None else {})
+            for name, d in {"train": train, "valid": valid, **plan.sets}.items()
         },
         "template": plan.template_hash(),
         "decoding": plan.decoding(),

@@ -58,8 +58,12 @@ def show(shaped: pd.DataFrame, title: str) -> None:
     console.print(rich)
 
 
-def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[str]:
-    """What ran, in plain words, and that it is not the paper's scale where it is not."""
+def scale(config: Config, experiment: Experiment, told: dict[str, Any], written: Sequence[str] = ()) -> list[str]:
+    """What ran, in plain words, and that it is not the paper's scale where it is not.
+
+    Args:
+        written: how the rows' texts were written (`decoding`).
+    """
     sizes = {}
     for name, stage in told.get("stages", {}).items():
         if name.startswith("base/") and "parameters" in stage:
@@ -73,11 +77,13 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
     lines = [
         f"Pair `{model.name}`{parameters}, weights from {model.source}, data `{config.data.name}`:"
         f" {data.get('train', {}).get('rows', '?')} training and {data.get('valid', {}).get('rows', '?')} validation"
-        f" rows, {trained},"
-        f" {config.eval.max_new_tokens} new tokens, {train.precision}, preset {config.preset.name}.",
+        f" rows, {trained}, {train.precision}, preset {config.preset.name}.",
+        *written,
     ]
     if cuts:
         lines.append(f"Cut: {', '.join(cuts)} rows.")
+    if other := [f"{name} {d['counted']} ({d['papers']})" for name, d in data.items() if d.get("counted")]:
+        lines.append(f"Other numbers of rows than the papers' (in brackets): {', '.join(other)}.")
     present = [*config.data.eval, TRAINING, BENCHMARKS]
     absent = [title for title, column in experiment.columns.items() if column.dataset not in present]
     if absent:
@@ -89,6 +95,29 @@ def scale(config: Config, experiment: Experiment, told: dict[str, Any]) -> list[
         )
     if config.debug.smoke:
         lines.append("debug=smoke: random weights and generated data; the numbers mean nothing.")
+    return lines
+
+
+def decoding(rows: Sequence[Measured]) -> list[str]:
+    """How the rows' texts were written, as the long file says; row by row where that differs."""
+    found: dict[str, dict[str, None]] = {}  # labels by decoding, in order
+    for row in rows:
+        for how, engine in row.lines[["decode", "engine"]].drop_duplicates().itertuples(index=False, name=None):
+            found.setdefault(f"{how}, by {engine}", {})[row.label] = None
+    if len(found) < 2:
+        return [f"Texts: {how}." for how in found]
+    return [f"Texts: {' | '.join(f'{how}: ' + ', '.join(labels) for how, labels in found.items())}."]
+
+
+def partly(rows: Sequence[Measured], seeds: Sequence[int], train_seeds: Sequence[int]) -> list[str]:
+    """Rows that were measured over fewer seeds than the table says."""
+    lines = []
+    for row in rows:
+        for name, asked in (("seed", seeds), ("train_seed", train_seeds if row.label != "Teacher" else ())):
+            has = sorted({int(s) for s in row.lines[name]})
+            if set(asked) - set(has):
+                kind = "generation" if name == "seed" else "training"
+                lines.append(f"{row.label} is over {kind} seed{'s' * (len(has) > 1)} {', '.join(map(str, has))} only.")
     return lines
 
 
@@ -110,29 +139,24 @@ def apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def machines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """On what the rows of a manifest were trained themselves: what a training costs is said of a machine."""
-    trained = [
-        (row["label"], stage["hardware"])
-        for row in rows
-        for name, stage in row.get("stages", {}).items()
-        if name.startswith("train/") and f"-{row['role']}-" in name
-    ]
-    threads = all("threads" in hardware for _, hardware in trained)  # earlier versions did not note them
-    found: dict[str, dict[str, None]] = {}  # labels by machine, in order
-    for label, hardware in trained:
-        found.setdefault(_machine(hardware, threads), {})[label] = None
+    """On what and by which commit the rows of a manifest were trained themselves; a cost is said of both."""
+    found: dict[str, dict[str, None]] = {}  # labels by machine and commit, in order
+    for row in rows:
+        for name, stage in row.get("stages", {}).items():
+            if name.startswith("train/") and f"-{row['role']}-" in name:
+                found.setdefault(f"{_machine(stage['hardware'])} at {stage['commit']}", {})[row["label"]] = None
     if len(found) < 2:
-        return [f"Trained on {machine}." for machine in found]
-    several = " | ".join(f"{', '.join(labels)} on {machine}" for machine, labels in found.items())
-    return [f"Trained on unlike machines, so costs compare within one only: {several}."]
+        return [f"Trained on {how}." for how in found]
+    several = " | ".join(f"{', '.join(labels)} on {how}" for how, labels in found.items())
+    return [f"Trained on unlike machines or by unlike commits, so costs compare within one only: {several}."]
 
 
-def _machine(hardware: Mapping[str, Any], with_threads: bool) -> str:
+def _machine(hardware: Mapping[str, Any]) -> str:
     """A manifest's hardware in words."""
     if accelerators := hardware["accelerators"]:
         return " + ".join(f"{accelerators.count(one)} x {one}" for one in dict.fromkeys(accelerators))
-    threads = f", torch's threads: {hardware['threads']}" if with_threads else ""
-    return f"{hardware['processor']} ({hardware['cores']} cores{threads})"
+    threads = hardware.get("threads", "not noted")  # by earlier versions
+    return f"{hardware['processor']} ({hardware['cores']} cores, torch's threads: {threads})"
 
 
 def _epochs(count: int) -> str:
@@ -193,6 +217,7 @@ def markdown(
         names = {"against": f"against {other} (95 %)", "over": f"over {other}", "paper's over": f"paper's over {other}"}
         section = section.rename(columns=names)
         text += [f"## {column.title}", "", *([f"{COSTS[metric]}.", ""] if metric in COSTS else []), plain(section), ""]
+    text += _printed_tests(experiment, model, paper)
     if any_printed:
         text += [
             f"p from printed: two-sided pooled t-test against {experiment.against} from the means and standard"
@@ -231,11 +256,34 @@ def _line(
         "paper": str(number or ""),
         "difference": difference,
         "against": f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]" if test else "",
-        "p": f"{test.p:.2g}" if test else "",
+        "p": test.p_text if test else "",
         "p from printed": p,
         "tokens": f"{length.mean:.1f}" if length else "",
         "ended %": f"{ended.mean:.1f}" if ended else "",
     }
+
+
+def _printed_tests(experiment: Experiment, model: str, paper: dict[tuple[str, str], Printed]) -> list[str]:
+    """The p-values that a paper prints beside those that its printed means and standard deviations give."""
+    own, lines = list(experiment.rows)[-1], []
+    for title, column in experiment.columns.items():
+        p = column.p.get(model) or column.p.get(experiment.model)
+        ours, theirs = paper.get((own, title)), paper.get((experiment.against, title))
+        if p and ours and theirs:
+            one, two = (printed_p(ours.numbers, theirs.numbers, alternative=a) for a in ("greater", "two-sided"))
+            numbers = {"paper's p": f"{p:.2g}", "one-sided": f"{one:.2g}", "two-sided": f"{two:.2g}"}
+            lines.append({"column": title, own: str(ours), experiment.against: str(theirs), **numbers})
+    if not lines:
+        return []
+    return [
+        "## The paper's own p-values",
+        "",
+        f"Of {own} over {experiment.against}, beside those of a pooled t-test on the means and standard deviations that"
+        " it prints, taken as over five generation seeds.",
+        "",
+        plain(pd.DataFrame(lines)),
+        "",
+    ]
 
 
 def _ratios(value: Cell | None, base: Cell | None, number: Printed | None, theirs: Printed | None) -> dict[str, str]:
@@ -255,8 +303,10 @@ def plain(data: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def update_manifest(path: Path, table_name: str, told: dict[str, dict[str, Any]], root: Path) -> dict[str, Any]:
-    """Add rows (by run) to the manifest; paths in it are relative to `root`, and outside it only names."""
+def update_manifest(
+    path: Path, table_name: str, told: dict[str, dict[str, Any]], root: Path, notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Add rows (by run) and notes to the manifest; paths in it are relative to `root`, and outside it only names."""
     manifest: dict[str, Any] = {"table": table_name, "rows": {}}
     if path.is_file():
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -265,6 +315,8 @@ def update_manifest(path: Path, table_name: str, told: dict[str, dict[str, Any]]
         config["paths"] = {key: _relative(value, root) for key, value in config["paths"].items()}
         config["data"]["root"] = _relative(config["data"]["root"], root) if config["data"]["root"] else None
         manifest["rows"][run] = row
+    if notes:
+        manifest["notes"] = list(dict.fromkeys([*manifest.get("notes", []), *notes]))
     path.parent.mkdir(parents=True, exist_ok=True)
     long.replace(path, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return manifest

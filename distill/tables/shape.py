@@ -41,13 +41,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against another over the same prompts: mean difference, its 95 % interval, and a two-sided p."""
+    """A row against another over the same prompts: mean difference, its 95 % interval, and a two-sided p.
+
+    `floor`: the least p that so many resamples can give, or 0 where all of them were looked at.
+    """
 
     difference: float
     low: float
     high: float
     p: float
     prompts: int
+    floor: float = 0.0
+
+    @property
+    def p_text(self) -> str:
+        """p as a table shows it: at the floor it may be anything below."""
+        return f"{self.p:.2g}" if self.p > self.floor else f"<={self.floor:.2g}"
 
 
 def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
@@ -79,12 +88,18 @@ def table(rows: Sequence[tuple[str, pd.DataFrame]], columns: Sequence[Column]) -
     return pd.DataFrame(data, columns=["row", *(c.title for c in columns)])
 
 
-def printed_p(ours: tuple[float, float], theirs: tuple[float, float], seeds: int = 5) -> float:
-    """Two-sided p of the pooled t-test on printed (mean, sample standard deviation) over so many generation seeds.
+def printed_p(
+    ours: tuple[float, float], theirs: tuple[float, float], seeds: int = 5, alternative: str = "two-sided"
+) -> float:
+    """p of the pooled t-test on printed (mean, sample standard deviation) over so many generation seeds.
 
     The papers' own kind of test: it tells whether other generation seeds would change the order, and no more.
+
+    Args:
+        alternative: `two-sided`, or `greater` for ours above theirs.
     """
-    return float(stats.ttest_ind_from_stats(*ours, seeds, *theirs, seeds, equal_var=True).pvalue)
+    found = stats.ttest_ind_from_stats(*ours, seeds, *theirs, seeds, equal_var=True, alternative=alternative)
+    return float(found.pvalue)
 
 
 def compare(
@@ -115,4 +130,5 @@ def compare(
     turned = stats.permutation_test(
         (gaps,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, batch=1000, rng=0
     )
-    return Comparison(mean, float(low), float(high), float(turned.pvalue), len(gaps))
+    floor = 2 / (RESAMPLES + 1) if 2 ** len(gaps) > RESAMPLES else 0.0
+    return Comparison(mean, float(low), float(high), float(turned.pvalue), len(gaps), floor)

@@ -15,7 +15,6 @@ from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import metric_name
 from distill.evaluation.text import distinct
 from distill.pipeline import Plan
-from distill.provenance import commit
 from distill.tables import long
 from distill.tables.long import BENCHMARKS, TRAINING
 from distill.training.plan import Role
@@ -89,22 +88,22 @@ def value_lines(
         "run": row.run,
         "train_seed": row.plan.seed(row.role),
         "decode": decode_name(config.eval),
-        "engine": config.eval.engine,
-        "commit": commit(),
     }
     once = [*_cost(row), *_agreement(row), *_exposure(row), *_benchmarked(row, benchmarks)]
     # Under every seed, so that it is there whichever seeds are asked for
-    found = [(column, dataset, metric, seed, value, n) for column, dataset, metric, value, n in once for seed in seeds]
+    found = [(*at, seed, value, n, commit) for *at, value, n, commit in once for seed in seeds]
     for (name, seed), rows in scored.items():
-        dataset = row.plan.sets[name]
+        dataset, written = row.plan.sets[name], row.plan.evaluation(row.role, row.plan.sets[name], seed)
         topics = {e.id: e.topic if dataset.topics else "" for e in dataset.examples}
+        commit = row.plan.store.manifest(written)["commit"]  # that wrote the texts, whoever measures them
         for metric, value, n in [*_values(rows, topics), *_meaning(row, name, seed)]:
-            found.append((dataset.title, name, metric, seed, value, n))
-    names = ("column", "dataset", "metric", "seed", "value", "n")
+            found.append((dataset.title, name, metric, seed, value, n, commit))
+    names = ("column", "dataset", "metric", "seed", "value", "n", "commit")
     return [{**common, **dict(zip(names, one, strict=True)), "value": repr(one[4])} for one in found]
 
 
-Once = tuple[str, str, str, float, int]  # column, data set, metric, value and number of a value without a seed
+# Column, data set, metric, value, number and commit of a value without a seed
+Once = tuple[str, str, str, float, int, str]
 
 
 def _agreement(row: Row) -> Iterator[Once]:
@@ -114,7 +113,7 @@ def _agreement(row: Row) -> Iterator[Once]:
         if plan.store.has(plan.agreement(dataset)):
             told = plan.store.manifest(plan.agreement(dataset))
             for metric in long.AGREEMENTS:
-                yield dataset.title, name, metric, told[metric.removeprefix("agreement_")], told["positions"]
+                yield dataset.title, name, metric, told[metric.removeprefix("agreement_")], told["positions"], told["commit"]
 
 
 def _exposure(row: Row) -> Iterator[Once]:
@@ -124,7 +123,7 @@ def _exposure(row: Row) -> Iterator[Once]:
         if plan.store.has(plan.exposure(dataset)):
             told = plan.store.manifest(plan.exposure(dataset))
             for length, value in told["exaccerr"].items():
-                yield dataset.title, name, f"{long.EXPOSURE}{length}", value, told["rows"]
+                yield dataset.title, name, f"{long.EXPOSURE}{length}", value, told["rows"], told["commit"]
 
 
 def _benchmarked(row: Row, benchmarks: Sequence[Benchmark]) -> Iterator[Once]:
@@ -137,14 +136,18 @@ def _benchmarked(row: Row, benchmarks: Sequence[Benchmark]) -> Iterator[Once]:
         told = row.plan.store.manifest(row.plan.benchmark(row.role, one.task, one.shots))
         if one.measure not in told["metrics"]:
             raise UserError(f"{one.metric}: {one.task} measures {', '.join(told['metrics'])}")
-        yield one.task, BENCHMARKS, one.named(row.config.eval.benchmarks), told["metrics"][one.measure], told["rows"]
+        name, value = one.named(row.config.eval.benchmarks), told["metrics"][one.measure]
+        yield one.task, BENCHMARKS, name, value, told["rows"], told["commit"]
 
 
 def _meaning(row: Row, name: str, seed: int) -> Iterator[tuple[str, float, int]]:
-    """BERTScore of a set's responses of one seed, where it is asked for."""
+    """BERTScore of a set's responses of one seed, where it was asked for."""
     plan = row.plan
-    if plan.config.eval.bertscore.encoder is not None:
-        told = plan.store.manifest(plan.bertscore(plan.evaluation(row.role, plan.sets[name], seed)))
+    if plan.config.eval.bertscore.encoder is None:
+        return
+    spec = plan.bertscore(plan.evaluation(row.role, plan.sets[name], seed))
+    if plan.store.has(spec):
+        told = plan.store.manifest(spec)
         yield metric_name(plan.config.eval.bertscore), told["bertscore"], told["rows"]
 
 
@@ -167,7 +170,7 @@ def _cost(row: Row) -> Iterator[Once]:
     for metric, value in zip(
         long.COSTS, (told["peak_bytes"] / 1e9, (seconds + once) / 60, seconds / told["samples"]), strict=True
     ):
-        yield "cost", TRAINING, metric, value, 1
+        yield "cost", TRAINING, metric, value, 1, told["commit"]
 
 
 def _values(rows: Sequence[Scored], topics: Mapping[str, str]) -> Iterator[tuple[str, float, int]]:
