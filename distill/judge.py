@@ -214,7 +214,9 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
                 show(shaped, f"{title}, by {judge}")
                 text += [f"## {title}", "", plain(shaped), ""]
     missing = int(frame["value"].isna().sum())
-    told = f"{len(frame) - missing} values; {missing} missing, since the judge gave no answer to them that could be read."
+    told = (
+        f"{len(frame) - missing} values; {missing} missing, since the judge gave no answer to them that could be read."
+    )
     say(told)
     shown = table.folder / f"{table.table}_judge.md"
     long.replace(shown, ("\n".join([*text, told]) + "\n").encode())

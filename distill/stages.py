@@ -241,6 +241,9 @@ class Stages:
         missing = {at: spec for at, spec in wanted.items() if not self.store.agreed(spec)}
         if missing:
             self._write_missing(role, seeds, missing)
+        if is_main_process():
+            for spec in wanted.values():  # those of an earlier run too, which was stopped before it came here
+                remove_groups(self.store.folder(spec))
         score_meaning(self, role, seeds)
         if role == "student":
             compare_with_teacher(self)
@@ -260,9 +263,7 @@ class Stages:
         def build(folders: list[Path]) -> list[dict[str, Any]]:
             return evaluator.measure(dataset, dict(zip(specs, folders, strict=True)))
 
-        for folder in self.store.make_all(list(specs.values()), build, together=True, quiet=True):
-            if is_main_process():
-                remove_groups(folder)
+        self.store.make_all(list(specs.values()), build, together=True, quiet=True)
         shown, seconds = ", ".join(map(str, specs)), time.perf_counter() - started
         say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
 

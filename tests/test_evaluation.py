@@ -38,7 +38,8 @@ def counted(model, prompts, *more):
     if after == 0:
         os._exit(9)
     after -= 1
-    os.write(1, f" wrote {prompts[0].id} as {os.environ.get('RANK', '0')}\\n".encode())  # whole, beside another process's lines
+    # whole, beside another process's lines
+    os.write(1, f" wrote {prompts[0].id} as {os.environ.get('RANK', '0')}\\n".encode())
     return original(model, prompts, *more)
 stage.write_group = counted
 Stages(Plan(load(sys.argv[2:]))).evaluate("student", [10, 20])

@@ -125,12 +125,12 @@ class Judge:
     def _ask(self, question: Question) -> float | str | None:
         messages = _messages(question)
         for _ in range(ASKED):
+            if not self._kept and len(self.refused) >= REFUSALS:
+                raise self._errors.OpenAIError(self.refused[0])
             try:
                 answer = self._answer(messages)
             except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
                 self.refused.append(_told(error))  # by a filter, or as too long: the others may pass
-                if not self._kept and len(self.refused) >= REFUSALS:
-                    raise
                 return None
             found = question.read(answer)
             if found is not None:

@@ -22,7 +22,15 @@ from distill.tables.long import BENCHMARKS, TRAINING
 from distill.tables.values import METRICS, Row, value_lines
 
 CURVE_LINES = 300  # training lines of a curve at most; the artifact's own file has them all
-WRITTEN = ("label", "commit", "rows", "seconds", "peak_bytes", "ties", "overlong")  # what a manifest tells of written texts
+WRITTEN = (
+    "label",
+    "commit",
+    "rows",
+    "seconds",
+    "peak_bytes",
+    "ties",
+    "overlong",
+)  # what a manifest tells of written texts
 KEPT_FIRST = ("rouge_l", "length", "eos_rate", "truncation_rate")
 
 

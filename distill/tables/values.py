@@ -113,7 +113,14 @@ def _agreement(row: Row) -> Iterator[Once]:
         if plan.store.has(plan.agreement(dataset)):
             told = plan.store.manifest(plan.agreement(dataset))
             for metric in long.AGREEMENTS:
-                yield dataset.title, name, metric, told[metric.removeprefix("agreement_")], told["positions"], told["commit"]
+                yield (
+                    dataset.title,
+                    name,
+                    metric,
+                    told[metric.removeprefix("agreement_")],
+                    told["positions"],
+                    told["commit"],
+                )
 
 
 def _exposure(row: Row) -> Iterator[Once]:
