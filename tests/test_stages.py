@@ -515,6 +515,7 @@ def test_metrics_of_kept_texts_are_added_and_name_the_commit_that_wrote_them(smo
     assert added["commit"] == "0123456789" != before["commit"][0]
     assert added["value"] == before[before["metric"] == "exact_match"]["value"].item()
     assert len(after) == len(before)
+    assert added["engine"] == "transformers" and added["decode"] == "sample T=1 max=8"
 
 
 def test_a_peak_that_cannot_be_counted_is_not_told(smoke, monkeypatch):

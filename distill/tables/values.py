@@ -88,6 +88,7 @@ def value_lines(
         "run": row.run,
         "train_seed": row.plan.seed(row.role),
         "decode": decode_name(config.eval),
+        "engine": config.eval.engine,
     }
     once = [*_cost(row), *_agreement(row), *_exposure(row), *_benchmarked(row, benchmarks)]
     # Under every seed, so that it is there whichever seeds are asked for
