@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from distill.console import is_main_process
 from distill.data.encode import Encoded, EncodedSet, fitted
 from distill.data.examples import Example
 from distill.evaluation.generate import Writing
-from distill.evaluation.stage import GROUPS, Evaluator, written_in
+from distill.evaluation.stage import Evaluator, remove_groups, written_in
 from distill.models.load import Weights
 from distill.models.tokenizers import pad_id
 from distill.samplers import Sampler
@@ -44,7 +43,7 @@ def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: 
         tokens = [*one.tokens, *([tokenizer.eos_token_id] if one.ended else [])]
         rows.append(Encoded(prompt.id, prompt.prompt, fitted(prompt.prompt, tokens, limit)[0]))
     (folder / ANSWERS).write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    shutil.rmtree(folder / GROUPS)
+    remove_groups(folder)
     return {
         "rows": len(rows),
         "length": sum(len(row.response) for row in rows) / len(rows),
