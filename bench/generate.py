@@ -16,14 +16,14 @@ import torch
 from transformers import GenerationConfig
 
 from bench.measure import held_mb, in_own_process, met, peak_mb, report
+from distill.base.memory import reset_peak
 from distill.config import load
 from distill.data.encode import Encoded, Encoder
-from distill.evaluation.generate import Generation, Writing, generate
-from distill.memory import reset_peak
+from distill.generation.engine import Generation, Writing, generate
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
-from distill.pipeline import Plan
-from distill.stages import Stages
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
 
 PROMPTS, FEW, NEW, PUBLISHED_BATCH, PADDED = 64, 16, 128, 16, 256
 SEEDS = (10, 20, 30, 40, 50)

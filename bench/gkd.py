@@ -22,12 +22,12 @@ from distill.data.encode import IGNORE, Collator, Encoded
 from distill.losses import build
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
-from distill.pipeline import Plan
-from distill.stages import Stages
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
+from distill.teacher.signal import LiveTeacher, StoredTeacher, write_store
 from distill.training.batches import BucketSampler
 from distill.training.distiller import Distiller
 from distill.training.encoding import training_encoder
-from distill.training.signal import LiveTeacher, StoredTeacher, write_store
 from distill.training.trainer import DistillTrainer
 
 BATCH, STEPS, ROUNDS = 4, 5, 2  # an epoch is STEPS batches; the first epoch warms up, the second is timed

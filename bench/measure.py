@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from distill.memory import peak_bytes
-from distill.provenance import commit
+from distill.base.memory import peak_bytes
+from distill.base.provenance import commit
 
 KEPT = Path(__file__).parent / "kept"
 PACKAGES = ("torch", "transformers", "trl", "liger-kernel")

@@ -22,20 +22,20 @@ from transformers import TrainingArguments
 
 from bench.gkd import SHARED, Clock, Pair
 from bench.measure import in_own_process, met, peak_mb, report
-from distill.artifacts import MANIFEST
 from distill.config import load
 from distill.data.templates import render
 from distill.losses import build
 from distill.models.load import load_model
 from distill.models.tokenizers import pad_id
-from distill.pipeline import Plan
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
+from distill.pipeline.store import MANIFEST
 from distill.samplers import Step
 from distill.samplers import build as build_sampler
-from distill.stages import Stages
+from distill.teacher.signal import LiveTeacher, NewTextTeacher
 from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling
 from distill.training.sampling import Sampling
-from distill.training.signal import LiveTeacher, NewTextTeacher
 from distill.training.trainer import DistillTrainer
 from distill.training.writer import StudentWriter
 

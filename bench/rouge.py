@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from bench.measure import interleaved, met, report
 from distill.config import load
 from distill.evaluation import rouge
-from distill.pipeline import Plan
+from distill.pipeline.plan import Plan
 
 ASKED = 8
 MANY = 50_000  # texts: five seeds of Unnatural Instructions

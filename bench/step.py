@@ -16,11 +16,11 @@ from distill.data.encode import Collator
 from distill.losses import build, names
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
-from distill.pipeline import Plan
-from distill.stages import Stages
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
+from distill.teacher.signal import StoredTeacher, write_store
 from distill.training.distiller import Distiller
 from distill.training.encoding import training_encoder
-from distill.training.signal import StoredTeacher, write_store
 
 BATCH = 8
 LIGHT = ("fkl", "rkl", "jsd", "ab")

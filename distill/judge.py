@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError, command
+from distill.base.errors import UserError, command
 from distill.table import Table, option, prepare
 
 WHAT = ("diversity", "quality", "criteria", "preference")
@@ -51,7 +51,7 @@ def main(words: list[str]) -> int:
             raise UserError(f"{name}={given[0]}: give {'a number' if kind is int else 'true or false'}")
     table, labels = prepare(words)
     wishes = list(_wishes(table, labels, chosen, " ".join(map(shlex.quote, words))))
-    from distill.console import bar, say
+    from distill.base.console import bar, say
     from distill.judging.judge import Judge
 
     judge = Judge(table.config.eval.judge, Path(table.config.paths.store) / "judge")
@@ -110,7 +110,7 @@ def _texts(table: Table, label: str, name: str, tasks: dict[str, str], words: st
     Raises:
         UserError: they are not in the store; how they come there.
     """
-    from distill.evaluation.stage import read_generations
+    from distill.generation.stage import read_generations
 
     row = table.rows[label][0]
     measured = any(one.label == label for one in table.measured())
@@ -135,7 +135,7 @@ def _scores(
     table: Table, label: str, name: str, tasks: dict[str, str], texts: dict[str, list[str]], what: Sequence[str]
 ) -> Iterator[Wish]:
     from distill.judging import questions as ask
-    from distill.tables.measure import seeds_name
+    from distill.pipeline.measure import seeds_name
 
     row = table.rows[label][0]
     common = {"row": label, "run": row.run, "against": "", "against_run": "", "dataset": name}
@@ -157,7 +157,7 @@ def _preferences(
 ) -> Iterator[Wish]:
     """One row's answers against another's, in both orders; equal answers are left out, as in the paper."""
     from distill.judging.questions import preference, verdict
-    from distill.tables.measure import seeds_name
+    from distill.pipeline.measure import seeds_name
 
     row, other = table.rows[of][0], table.rows[label][0]
     common = {"row": of, "run": row.run, "against": label, "against_run": other.run, "dataset": name}
@@ -180,10 +180,10 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
     """The judged values, and their means as tables on the terminal and in markdown."""
     import pandas as pd
 
-    from distill.console import say
-    from distill.tables import long
-    from distill.tables.measure import seeds_name
-    from distill.tables.report import plain, show
+    from distill.base.console import say
+    from distill.pipeline.measure import seeds_name
+    from distill.results import long
+    from distill.results.report import plain, show
 
     path, judge = table.folder / f"{table.table}_judge_long.csv", table.config.eval.judge.model
     frame = pd.DataFrame(lines, columns=JUDGED).astype(str)

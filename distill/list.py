@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from rich.markup import escape
 from rich.table import Table
 
+from distill.base.console import console
+from distill.base.errors import UserError, command
 from distill.config.compose import CONF, nearest
-from distill.console import console
-from distill.errors import UserError, command
 
 Lines = Iterator[tuple[str, ...]]
 
@@ -43,7 +43,7 @@ def methods() -> Lines:
 
 def tables() -> Lines:
     """Tables with their targets."""
-    from distill.tables import experiment
+    from distill.results import experiment
 
     for name in experiment.names():
         found = experiment.load(name)

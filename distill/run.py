@@ -16,9 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from distill.base.errors import FAILED, UserError, command, report
 from distill.config import Config
 from distill.config.compose import CONF, for_hydra, jobs, load, resolve
-from distill.errors import FAILED, UserError, command, report
 
 MULTIRUN = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
@@ -96,12 +96,13 @@ def run_job(composed: DictConfig) -> None:
 
 def _measure(composed: DictConfig) -> None:
     config = resolve(composed)
-    from distill.console import is_main_process, say
-    from distill.tables import long
-    from distill.tables.measure import Files, measure
-    from distill.tables.report import show, update_manifest
-    from distill.tables.shape import Column, table
-    from distill.tables.values import Row
+    from distill.base.console import say
+    from distill.base.processes import is_main_process
+    from distill.pipeline.measure import Files, measure
+    from distill.pipeline.values import Row
+    from distill.results import long
+    from distill.results.report import show, update_manifest
+    from distill.results.shape import Column, table
 
     row = Row(_label(config), config)
     files = Files(Path(config.paths.results) / config.model.name / "runs", "runs")

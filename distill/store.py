@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.filesize import decimal
 from rich.table import Table
 
-from distill.artifacts import Entry, Store
-from distill.console import console
-from distill.errors import UserError, command
+from distill.base.console import console
+from distill.base.errors import UserError, command
+from distill.pipeline.store import Entry, Store
 
 
 def needed(results: Path) -> set[str]:

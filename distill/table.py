@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError, command, report
+from distill.base.errors import UserError, command, report
 
 SEEDS = "seed=[10,20,30,40,50]"
 
@@ -30,7 +30,7 @@ def main(words: list[str]) -> int:
 
 def prepare(words: list[str]) -> tuple[Table, list[str]]:
     """The table that a command line names, and the labels of its chosen rows."""
-    from distill.tables import experiment as experiments
+    from distill.results import experiment as experiments
 
     name, overrides = words[0], words[1:]
     experiment = experiments.load(name)
@@ -93,7 +93,7 @@ def _key(override: str) -> str:
 
 def _chosen(experiment: Any, rows: list[Any] | None) -> list[str]:
     from distill.config.compose import nearest
-    from distill.tables.report import CONTEXT
+    from distill.results.report import CONTEXT
 
     known = [*CONTEXT, *experiment.rows]
     unknown = [r for r in rows or [] if r not in known]
@@ -122,9 +122,9 @@ class Table:
     ):
         from distill.config import load
         from distill.evaluation.benchmarks import Benchmark
-        from distill.tables.long import BENCHMARKS, TRAINING
-        from distill.tables.measure import Files
-        from distill.tables.values import Row
+        from distill.pipeline.measure import Files
+        from distill.pipeline.values import Row
+        from distill.results.long import BENCHMARKS, TRAINING
 
         self.name, self.notes = name, list(notes)
         self.rows: dict[str, list[Row]] = {}
@@ -150,7 +150,7 @@ class Table:
         if len(engines) > 1:
             raise UserError(f"{name}: rows by {' and '.join(sorted(engines))}; a table has one engine, set eval.engine")
         self.config = self.rows["SFT"][0].config
-        from distill.tables.experiment import folder, resolved
+        from distill.results.experiment import folder, resolved
 
         self.experiment = resolved(experiment, self.config.eval)
         paper, table = name.split("/")
@@ -160,10 +160,11 @@ class Table:
 
     def run(self, chosen: list[str]) -> int:
         """Measure the chosen rows one by one; the table's files are written anew after each."""
-        from distill.console import is_main_process, say
+        from distill.base.console import say
+        from distill.base.processes import is_main_process
         from distill.evaluation.benchmarks import check
-        from distill.tables import long
-        from distill.tables.measure import measure, told
+        from distill.pipeline.measure import measure, told
+        from distill.results import long
 
         check(self.benchmarks, self.config.eval.benchmarks)
         failures, shaped = [], None
@@ -185,7 +186,7 @@ class Table:
                     with long.file_lock(self.manifest):
                         shaped = self.write({row.run: measured} if measured else {})
         if shaped is not None:
-            from distill.tables.report import show
+            from distill.results.report import show
 
             rouge = all(c.metric.startswith("rouge_l") for c in self.experiment.columns.values())
             show(shaped, f"{self.experiment.title} - {self.config.model.name}{', ROUGE-L' if rouge else ''}")
@@ -205,8 +206,8 @@ class Table:
 
     def measured(self) -> list[Any]:
         """The rows that the long file holds, with the generation seeds that are asked for."""
-        from distill.tables import long
-        from distill.tables.report import Measured
+        from distill.results import long
+        from distill.results.report import Measured
 
         values, found = long.read(self.files.values, long.VALUES), []
         for label, rows in self.rows.items():
@@ -218,8 +219,8 @@ class Table:
 
     def headline(self, measured: list[Any]) -> list[str]:
         """What ran, at which scale, and which of the rows are not to be compared."""
-        from distill.tables.long import TRAINING
-        from distill.tables.report import apart, decoding, machines, partly, scale
+        from distill.results.long import TRAINING
+        from distill.results.report import apart, decoding, machines, partly, scale
 
         told = json.loads(self.manifest.read_text()) if self.manifest.is_file() else {"rows": {}}
         rows = told["rows"]
@@ -241,9 +242,9 @@ class Table:
 
     def write(self, told: dict[str, dict[str, Any]]) -> Any:
         """Write the CSV, the markdown and the manifest from the long files."""
-        from distill.tables import long
-        from distill.tables.measure import seeds_name
-        from distill.tables.report import frame, markdown, update_manifest, varied
+        from distill.pipeline.measure import seeds_name
+        from distill.results import long
+        from distill.results.report import frame, markdown, update_manifest, varied
 
         measured = self.measured()
         update_manifest(self.manifest, self.name, told, Path.cwd(), self.notes)

@@ -8,12 +8,12 @@ import torch
 from conftest import VOCAB, tiny_gpt2, tiny_llama
 from transformers import TrainerCallback, TrainingArguments
 
+from distill.base.errors import UserError
 from distill.data.encode import Collator, Encoded
-from distill.errors import UserError
 from distill.losses import build
+from distill.teacher.signal import LiveTeacher
 from distill.training.batches import BucketSampler, micro_batch_size
 from distill.training.distiller import Distiller
-from distill.training.signal import LiveTeacher
 from distill.training.trainer import DistillTrainer
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from distill import table
+from distill.base.errors import UserError
 from distill.config import load
 from distill.config.evaluation import BenchmarksConfig
-from distill.errors import UserError
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.models.load import load_model, load_tokenizer
-from distill.stages import Stages
-from distill.tables import experiment, long
+from distill.pipeline.stages import Stages
+from distill.results import experiment, long
 
 QUESTIONS = [
     {"question": "What does two and two make?", "choices": [" four", " a house", " the"], "label": 0},

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from distill import errors
+from distill.base import errors
 from distill.config import load
 from distill.run import _label
 from distill.table import option
@@ -64,7 +64,7 @@ def test_cfg_prints_the_merged_config_without_weights_or_network():
     assert config["model"]["teacher"]["id"] == "meta-llama/Llama-2-13b-hf" and config["data"]["name"] == "dolly"
     probe = (
         "import sys; sys.argv = ['run', '--cfg', 'job', 'loss=ab', 'model=llama2']\n"
-        "from distill import run\nfrom distill.errors import command\ncommand(run.main)\n"
+        "from distill import run\nfrom distill.base.errors import command\ncommand(run.main)\n"
         "heavy = [m for m in ('transformers', 'pandas', 'scipy', 'peft') if m in sys.modules]\nassert not heavy, heavy"
     )
     assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, check=False).returncode == 0

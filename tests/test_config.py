@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from distill import run, table
+from distill.base.errors import UserError
 from distill.config import CONF, load
 from distill.config.compose import jobs
-from distill.errors import UserError
+from distill.results import experiment
 from distill.run import check, ordered
-from distill.tables import experiment
 
 OPTIONS = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if (f.parent.name, f.stem) != ("data", "jsonl"))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from distill.base.errors import UserError
 from distill.config import load
 from distill.config.data import GeneratorConfig, SplitConfig
 from distill.data import sets
@@ -17,7 +18,6 @@ from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
 from distill.data.examples import fingerprint, make_examples, read
 from distill.data.micro import generate
 from distill.data.templates import render
-from distill.errors import UserError
 from distill.models.tokenizers import check_same_tokenizer, train_tokenizer
 
 GOOD = {"instruction": "Say hi.", "input": "", "output": "Hi."}

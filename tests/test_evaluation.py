@@ -12,25 +12,25 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 
-from distill.artifacts import Store
+from distill.base.errors import UserError
 from distill.config import load
 from distill.config.evaluation import BertScoreConfig
 from distill.data.encode import Encoded
-from distill.errors import UserError
 from distill.evaluation.agreement import agreement
 from distill.evaluation.bertscore import WHEEL, BertScorer, check, metric_name
 from distill.evaluation.exposure import excess_error
 from distill.evaluation.text import distinct, exact_match, words
-from distill.pipeline import Plan
-from distill.stages import Stages
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
+from distill.pipeline.store import Store
 
 RUN = """
 import os, sys
-import distill.evaluation.generate as generate, distill.evaluation.stage as stage
+import distill.generation.engine as generate, distill.generation.stage as stage
 from distill.config import load
-from distill.console import leave_processes
-from distill.pipeline import Plan
-from distill.stages import Stages
+from distill.base.processes import leave_processes
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
 generate.FILLS = 0  # every prompt is a group
 after, original = int(sys.argv[1]), stage.write_group
 def counted(model, prompts, *more):
@@ -129,7 +129,7 @@ def test_a_stop_while_seeds_become_artifacts_writes_nothing_again(trained, whole
         Stages(Plan(load(words_))).evaluate("student", [10, 20])
     monkeypatch.setattr(Store, "_finish", finish)
     stages = Stages(Plan(load([w.replace(",vicuna", "") for w in words_])))
-    monkeypatch.setattr("distill.evaluation.stage.write_group", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr("distill.generation.stage.write_group", lambda *_: pytest.fail("written again"))
     stages.evaluate("student", [10, 20])
     monkeypatch.undo()
     assert run(trained, -1)[0] == 0

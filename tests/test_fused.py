@@ -168,7 +168,7 @@ def test_heads_of_families_are_the_models_own():
     """Scale and softcap as configs name them, against each model's own logits; a head that does more is refused."""
     import transformers as tf
 
-    from distill.errors import UserError
+    from distill.base.errors import UserError
     from distill.models.load import check_head, last_hidden, output_head
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,

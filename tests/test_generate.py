@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import VOCAB, tiny_gpt2, tiny_llama, tiny_opt
 
+from distill.base.errors import UserError
 from distill.config import load
 from distill.data.encode import Encoded, Encoder
 from distill.data.examples import make_examples
-from distill.errors import UserError
-from distill.evaluation.cache import ROOM, RowCache
-from distill.evaluation.decode import Chooser, NgramBan, RowStream
-from distill.evaluation.generate import Writing, generate, groups
-from distill.evaluation.vllm_engine import VllmEngine
+from distill.generation.cache import ROOM, RowCache
+from distill.generation.decode import Chooser, NgramBan, RowStream
+from distill.generation.engine import Writing, generate, groups
+from distill.generation.vllm import VllmEngine
 from distill.models.load import Weights
 from distill.models.tokenizers import train_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.evaluation.decode import RowStream
+from distill.generation.decode import RowStream
 from distill.losses import build, fused, names
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

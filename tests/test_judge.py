@@ -21,9 +21,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.base.errors import UserError
 from distill.config import load
 from distill.config.evaluation import JudgeConfig
-from distill.errors import UserError
 from distill.judge import _means, _preferences, _ratios
 from distill.judging.judge import ASKED, REFUSALS, Judge
 from distill.judging.questions import (
@@ -37,8 +37,8 @@ from distill.judging.questions import (
     read_verdict,
     verdict,
 )
-from distill.pipeline import Plan
-from distill.stages import Stages
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import tiny_gpt2, tiny_llama, tiny_opt
 
+from distill.base.errors import UserError
 from distill.config.model import LoraConfig
-from distill.errors import UserError
 from distill.models import create
 from distill.models.load import Weights, add_lora, check_positions, last_hidden, load_model, supplied, without_adapter
 

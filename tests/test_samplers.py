@@ -14,18 +14,18 @@ import torch
 from conftest import VOCAB, tiny_gpt2, tiny_llama
 from transformers import TrainerCallback, TrainingArguments
 
+from distill.base.errors import UserError
 from distill.config import load
 from distill.data.encode import FILLER, IGNORE, Collator, Encoded, shift
-from distill.errors import UserError
-from distill.evaluation.generate import Mixture, Writing, generate
+from distill.generation.engine import Mixture, Writing, generate
 from distill.losses import build
 from distill.samplers import Sample, Step, names
 from distill.samplers import build as build_sampler
 from distill.samplers.base import StudentText
+from distill.teacher.signal import LiveTeacher, NewTextTeacher
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
 from distill.training.sampling import Sampling
-from distill.training.signal import LiveTeacher, NewTextTeacher
 from distill.training.trainer import DistillTrainer
 from distill.training.writer import StudentWriter
 

@@ -15,24 +15,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.artifacts import MANIFEST, Store
+from distill.base.errors import UserError
 from distill.config import load
 from distill.config.evaluation import BertScoreConfig
-from distill.errors import UserError
 from distill.evaluation.agreement import agreement
 from distill.evaluation.bertscore import WHEEL
 from distill.losses import build
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
-from distill.pipeline import Plan
-from distill.stages import Stages
-from distill.tables import long
-from distill.tables.long import TRAINING
-from distill.tables.measure import Files, measure
-from distill.tables.values import METRICS, Row, _cost
+from distill.pipeline.measure import Files, measure
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
+from distill.pipeline.store import MANIFEST, Store
+from distill.pipeline.values import METRICS, Row, _cost
+from distill.results import long
+from distill.results.long import TRAINING
+from distill.teacher.signal import HEAD, HIDDEN, INDEX, StoredTeacher, write_store
 from distill.training.answers import read_answers
 from distill.training.encoding import training_encoder
-from distill.training.signal import HEAD, HIDDEN, INDEX, StoredTeacher, write_store
 from distill.training.trainer import DistillTrainer
 
 METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl"]
@@ -236,7 +236,7 @@ def test_a_teacher_trained_again_gets_a_store_of_its_own(smoke, capsys):
 def test_a_full_disk_is_refused_before_writing(smoke, monkeypatch):
     stages = Stages(Plan(smoke("model=gpt2", "loss=fkl")))
     teacher = stages.teacher()
-    monkeypatch.setattr("distill.training.signal.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr("distill.teacher.signal.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(UserError, match=r"has 0 bytes free; set train\.teacher_signal=live"):
         stages.signal(teacher)
     assert not list((Path(stages.config.paths.store) / "signal").iterdir())
@@ -245,8 +245,8 @@ def test_a_full_disk_is_refused_before_writing(smoke, monkeypatch):
 KILL = """
 import os, sys
 from distill.config import load
-from distill.pipeline import Plan
-from distill.stages import Stages
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
 from distill.training import trainer
 step = int(sys.argv[1])
 original = trainer.Progress.on_step_end
@@ -262,8 +262,8 @@ Stages(Plan(load(sys.argv[2:]))).student()
 KILL_IN_VALIDATION = """
 import os, sys
 from distill.config import load
-from distill.pipeline import Plan
-from distill.stages import Stages
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
 from distill.training import trainer
 original = trainer.DistillTrainer.evaluate
 def stop(self, *args, **kwargs):
@@ -471,7 +471,7 @@ def test_students_of_one_teacher_share_what_it_read(smoke, tmp_path, monkeypatch
     """References and the teacher's own texts are read by it once; the figures are those of a live teacher."""
     files, read = Files(tmp_path / "out", "t"), []
     original = write_store
-    monkeypatch.setattr("distill.stages.write_store", lambda *a: read.append(len(a[1])) or original(*a))
+    monkeypatch.setattr("distill.pipeline.stages.write_store", lambda *a: read.append(len(a[1])) or original(*a))
     measure(Row("Teacher", smoke("model=gpt2", "loss=fkl", "eval.sets=[dolly]"), "teacher"), files)
     for loss in ("fkl", "rkl"):
         row = Row(loss, smoke("model=gpt2", f"loss={loss}", "eval.sets=[dolly]"))
@@ -519,7 +519,7 @@ def test_metrics_of_kept_texts_are_added_and_name_the_commit_that_wrote_them(smo
 
 
 def test_a_peak_that_cannot_be_counted_is_not_told(smoke, monkeypatch):
-    monkeypatch.setattr("distill.artifacts.reset_peak", lambda: False)
+    monkeypatch.setattr("distill.pipeline.store.reset_peak", lambda: False)
     row = Row("SFT", smoke("model=gpt2", "loss=sft"))
     Stages(row.plan).student()
     assert row.plan.store.manifest(row.plan.student)["peak_bytes"] is None
@@ -529,7 +529,7 @@ def test_a_peak_that_cannot_be_counted_is_not_told(smoke, monkeypatch):
 def test_the_best_checkpoint_is_kept(smoke, monkeypatch):
     """By the metric that the schedule names, also when it is not the last one."""
     told = iter([3.0, 9.0, 5.0])
-    monkeypatch.setattr("distill.training.stage._scorer", lambda *_: lambda _: next(told))
+    monkeypatch.setattr("distill.training.job._scorer", lambda *_: lambda _: next(told))
     saved = {}
     original = DistillTrainer._save
 

@@ -10,8 +10,8 @@ import textwrap
 import pytest
 
 from distill import store as cli
-from distill.artifacts import MANIFEST, Spec, Store
-from distill.errors import UserError
+from distill.base.errors import UserError
+from distill.pipeline.store import MANIFEST, Spec, Store
 
 SPEC = Spec("train", "thing", {"a": 1})
 
@@ -63,7 +63,7 @@ def test_two_processes_make_one(tmp_path):
     script = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from distill.artifacts import Spec, Store
+        from distill.pipeline.store import Spec, Store
         root = Path(sys.argv[1])
         def build(folder):
             with (root / "builds").open("a") as log:
@@ -85,7 +85,7 @@ def test_two_processes_make_one(tmp_path):
 
 def test_a_killed_build_is_taken_up_again(tmp_path):
     script = (
-        "import os, sys; from distill.artifacts import Spec, Store\n"
+        "import os, sys; from distill.pipeline.store import Spec, Store\n"
         "def build(folder):\n    (folder / 'part').write_text('1'); os._exit(9)\n"
         "Store(sys.argv[1]).make(Spec('train', 'thing', {'a': 1}), build)"
     )

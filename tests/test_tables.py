@@ -11,13 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
+from distill.base.errors import UserError
 from distill.config import load
-from distill.errors import UserError
 from distill.evaluation.benchmarks import Benchmark
-from distill.evaluation.stage import Scored
-from distill.tables import experiment, long, report, sweep
-from distill.tables.shape import Cell, Column, cell, compare, printed_p, table
-from distill.tables.values import _values, decode_name
+from distill.generation.stage import Scored
+from distill.pipeline.values import _values, decode_name
+from distill.results import experiment, long, report, sweep
+from distill.results.shape import Cell, Column, cell, compare, printed_p, table
 
 DOLLY = Column("Dolly Eval", "dolly")
 

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from distill.base.errors import UserError
 from distill.config.schema import Config, Section
 from distill.config.smoke import apply_smoke
-from distill.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from distill.base.errors import UserError
 from distill.data.examples import Example
 from distill.data.templates import render
-from distill.errors import UserError
 
 IGNORE = -100  # target of a position that does not count; the field's convention
 

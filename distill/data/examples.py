@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.console import say
-from distill.errors import UserError
+from distill.base.console import say
+from distill.base.errors import UserError
 
 Row = tuple[str, str, Sequence[str], str]  # instruction, input, references, topic
 TEST_TASKS = "splits/default/test_tasks.txt"  # of Super-NaturalInstructions' collection

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distill.base.errors import UserError
 from distill.config.data import GeneratorConfig
 from distill.data import tasks
 from distill.data.examples import Example, make_examples
 from distill.data.world import World, build_world
-from distill.errors import UserError
 
 HELD_OUT = 5  # one prompt in so many is never trained on
 

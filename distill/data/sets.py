@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distill import hub
+from distill.base import hub
+from distill.base.console import say
+from distill.base.errors import UserError
 from distill.config.data import DataConfig, SplitConfig
 from distill.config.schema import Config
-from distill.console import say
 from distill.data.examples import Example, fingerprint, read, read_texts
-from distill.errors import UserError
 
 
 @dataclass(frozen=True)

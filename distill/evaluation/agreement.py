@@ -12,7 +12,7 @@ from distill.data.encode import IGNORE, Collator, Encoded
 from distill.losses import build
 from distill.losses.fused import chunk_size
 from distill.models.load import last_hidden, output_head
-from distill.training.signal import LiveTeacher, StoredTeacher
+from distill.teacher.signal import LiveTeacher, StoredTeacher
 
 ROWS = 500  # of a set at most, those whose content hashes come first: its first response each
 BATCH = 16

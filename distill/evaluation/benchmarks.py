@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from distill import hub
+from distill.base import hub
+from distill.base.errors import UserError
 from distill.config.evaluation import BenchmarksConfig
 from distill.config.schema import Config
 from distill.data.examples import folder_hash
-from distill.errors import UserError
 
 
 @dataclass(frozen=True)

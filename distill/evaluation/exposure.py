@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.data.encode import Encoded
 from distill.evaluation.agreement import paired_logits
 from distill.losses import build
-from distill.training.signal import StoredTeacher
+from distill.teacher.signal import StoredTeacher
 
 LENGTHS = (50, 100, 200)  # as MGSR's table prints them
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from distill.base.errors import UserError
 from distill.config.evaluation import JudgeConfig
-from distill.errors import UserError
 from distill.judging.questions import Question
 
 ASKED = 3  # times at most, until an answer can be read

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from distill.base.registry import SWITCH
 from distill.losses.base import OUTSIDE, Divergence, register
-from distill.registry import SWITCH
 
 PLAIN = 0.05  # from here on alpha and beta divide without losing digits
 LARGEST = 80.0  # exponent that does not overflow fp32

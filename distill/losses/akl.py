@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from distill.base.registry import SWITCH
 from distill.losses.base import Divergence, register
 from distill.losses.head import head_mask
 from distill.losses.kl import weighted_kl
-from distill.registry import SWITCH
 
 
 def head_share(student: Tensor, teacher: Tensor, mu: float, crossing: bool = True) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.registry import Registry
+from distill.base.registry import Registry
 
 OUTSIDE = -1e30  # log-probability of classes outside both supports: no mass, and finite
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill.base.memory import keep_freed_memory
 from distill.losses.base import Divergence, value_and_gradient
 from distill.losses.trainable import TrainableDivergence
-from distill.memory import keep_freed_memory
 
 CHUNK_BYTES = 100 * 2**20  # of student and teacher logits together, on a CPU
 SHARE = 32  # one part of the memory in so many is what a chunk may take

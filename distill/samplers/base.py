@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
+from distill.base.registry import SWITCH, Registry
 from distill.data.encode import Encoded
-from distill.registry import SWITCH, Registry
 
 Origin = Literal["dataset", "teacher", "student", "replay", "mixed"]
 
@@ -96,7 +96,7 @@ class Sampler:
         origin: where the rows of its data come from.
         writes: whether the student writes during training, at most `max_new_tokens` a text.
         reads_data: whether the data set's own responses are trained on.
-        asks_teacher: whether the teacher answers the training prompts first (`distill.stages`).
+        asks_teacher: whether the teacher answers the training prompts first (`distill.pipeline.stages`).
         needs_reference: whether the validation before the first step counts.
     """
 

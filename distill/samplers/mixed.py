@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from distill.base.registry import SWITCH
 from distill.data.encode import Encoded
-from distill.registry import SWITCH
 from distill.samplers.base import Replaying, Sample, Step, Writer, one_of, register
 
 

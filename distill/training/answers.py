@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from distill.base.processes import is_main_process
 from distill.config.schema import Config
-from distill.console import is_main_process
 from distill.data.encode import Encoded, EncodedSet, fitted
 from distill.data.examples import Example
-from distill.evaluation.generate import Writing
-from distill.evaluation.stage import Evaluator, remove_groups, written_in
+from distill.generation.engine import Writing
+from distill.generation.stage import Evaluator, remove_groups, written_in
 from distill.models.load import Weights
 from distill.models.tokenizers import pad_id
 from distill.samplers import Sampler

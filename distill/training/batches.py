@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from distill.errors import UserError
+from distill.base.errors import UserError
 
 POOL = 16  # global batches that are sorted by length together; the rest of the order stays random
 

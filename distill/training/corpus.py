@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.base.errors import UserError
 from distill.samplers import Step
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill.data.encode import IGNORE
 from distill.losses import Divergence, Head, fused
 from distill.models.load import last_hidden, output_head
-from distill.training.signal import LiveTeacher, NewTextTeacher, StoredTeacher
+from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Distiller(nn.Module):
 
     The heads read the hidden states of response positions alone and in chunks (`distill.losses.fused`), so prompts and
     padding cost no logits, and long batches no memory for them. The teacher, live or stored
-    (`distill.training.signal`), is a submodule, so that it is moved with the student. A batch's mean is over its valid
+    (`distill.teacher.signal`), is a submodule, so that it is moved with the student. A batch's mean is over its valid
     tokens, or with `mean="micro_batches"`, as published code has it, over the token means of its micro-batches.
     """
 

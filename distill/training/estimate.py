@@ -11,15 +11,15 @@ import psutil
 import torch
 from rich.filesize import decimal
 
+from distill.base.processes import world_size
 from distill.config.model import LoraConfig
-from distill.console import processes
 from distill.data.encode import Encoded
 from distill.losses import Divergence
 from distill.losses.fused import CHUNK_COST, chunk_size
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import Shape
 from distill.samplers import Sampler
-from distill.training.signal import STORE_BATCH, store_bytes
+from distill.teacher.signal import STORE_BATCH, store_bytes
 
 EFFICIENCY = 0.6  # of plain matrix products that a training is taken to reach
 
@@ -110,7 +110,7 @@ def estimate_training(
         reads = live or (sampler is not None and sampler.writes)
         parts["teacher"] = float(wide * (teacher.parameters if reads else teacher.classes * teacher.hidden))
         flops += 2.0 * teacher.classes * teacher.hidden * answers + (2.0 * teacher.body * every if reads else 0.0)
-    speed = processes() * EFFICIENCY * _throughput(ours.hidden, ours.inner, precision)
+    speed = world_size() * EFFICIENCY * _throughput(ours.hidden, ours.inner, precision)
     return Estimate(parts, epochs * flops / speed)
 
 

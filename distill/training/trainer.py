@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from distill.console import bar
+from distill.base.console import bar
+from distill.base.errors import UserError
 from distill.data.encode import FILLER, Collator, Encoded
-from distill.errors import UserError
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import without_adapter
 from distill.samplers import Step

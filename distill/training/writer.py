@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.base.processes import rank, world_size
 from distill.config.evaluation import EvalConfig
-from distill.console import processes, rank
 from distill.data.encode import IGNORE, Collator, Encoded, fitted
-from distill.evaluation.generate import Generation, Mixture, Writing, generate
+from distill.generation.engine import Generation, Mixture, Writing, generate
 from distill.losses import Divergence, Drawn, Head
 from distill.losses.fused import chunk_size
 from distill.losses.mixtures import log_mixture
 from distill.models.load import last_hidden, output_head
 from distill.samplers.base import Origin, Sample
-from distill.training.signal import NewTextTeacher
+from distill.teacher.signal import NewTextTeacher
 
 READ = 16  # rows that log-probabilities are read of at once
 
@@ -52,7 +52,7 @@ class StudentWriter:
     erased: int | None = None
     dtype: torch.dtype = torch.float32
     rank: int = field(default_factory=rank)
-    processes: int = field(default_factory=processes)
+    processes: int = field(default_factory=world_size)
     _fresh: list[Sample] = field(default_factory=list, init=False)
 
     def write(self, rows: Sequence[Encoded], stream: str, step: int, teacher_share: float = 0.0) -> list[Sample]:

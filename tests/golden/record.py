@@ -6,6 +6,7 @@ change's description.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
@@ -17,10 +18,10 @@ import pandas as pd
 import torch
 import transformers
 
-from distill.artifacts import Spec
 from distill.config import load
-from distill.pipeline import Plan
-from distill.stages import Stages
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages import Stages
+from distill.pipeline.store import Spec
 
 FOLDER = Path(__file__).parent
 STEPS = 5
@@ -42,9 +43,14 @@ KEYS = {
     "tinyllama smoke": ["model=tinyllama", "debug=smoke", "loss=weighted", "loss.forward=0.25", "loss.reverse=0.75"],
 }
 
+MODELS = ("gpt2", "llama2")
 METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl"]
 CURVES = {
-    **{f"{model} {method}": [f"model={model}", f"method={method}"] for model in ("gpt2", "llama2") for method in METHODS},
+    **{
+        f"{model} {method}": [f"model={model}", f"method={method}"]
+        for model in ("gpt2", "llama2")
+        for method in METHODS
+    },
     "gpt2 gkd reference": ["model=gpt2", "method=gkd", "preset=reference"],
     "gpt2 minillm reference": ["model=gpt2", "method=minillm", "preset=reference"],
     "gpt2 distillm busy": ["model=gpt2", "method=distillm", "sampler.threshold=0.9", "sampler.capacity=8"],
@@ -88,9 +94,20 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _processor() -> str:
+    """The processor's kind, to its stepping and instructions: others round otherwise."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return platform.processor()
+    named = ("vendor_id", "cpu family", "model", "stepping", "flags")
+    lines = path.read_text().split("\n\n")[0].splitlines()
+    kind = [line for line in lines if line.split("\t")[0] in named]
+    return f"{torch.backends.cpu.get_cpu_capability()} {hashlib.sha256(repr(kind).encode()).hexdigest()[:12]}"
 
 
 def main() -> None:
@@ -102,7 +119,9 @@ def main() -> None:
     if "curves" in names:
         with tempfile.TemporaryDirectory() as folder:
             steps = {name: curve(words, Path(folder) / name.replace(" ", "-")) for name, words in CURVES.items()}
-        (FOLDER / "curves.json").write_text(json.dumps({"environment": environment(), "curves": steps}, indent=1) + "\n")
+        (FOLDER / "curves.json").write_text(
+            json.dumps({"environment": environment(), "curves": steps}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distill.console import is_main_process, processes, say
-from distill.errors import UserError
-from distill.memory import peak_bytes, reset_peak
-from distill.provenance import commit, hardware, versions
+from distill.base.console import say
+from distill.base.errors import UserError
+from distill.base.memory import peak_bytes, reset_peak
+from distill.base.processes import is_main_process, world_size
+from distill.base.provenance import commit, hardware, versions
 
 MANIFEST = "artifact.json"
 PARTIAL = ".partial"
@@ -169,7 +170,7 @@ class Store:
 
     def agreed(self, spec: Spec) -> bool:
         """`has`, as the first process of a distributed run sees it; all processes must ask."""
-        if processes() == 1:
+        if world_size() == 1:
             return self.has(spec)
         from accelerate.utils import broadcast_object_list
 

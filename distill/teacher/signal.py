@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill.console import bar, say
+from distill.base.console import bar, say
+from distill.base.errors import UserError
 from distill.data.encode import IGNORE, Collator, Encoded
-from distill.errors import UserError
 from distill.losses import Head
 from distill.models.load import Weights, check_head, last_hidden, load_model, output_head, shape_of
 

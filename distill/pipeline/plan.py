@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distill import hub
-from distill.artifacts import Spec, digest
+from distill.base import hub
+from distill.base.errors import UserError
 from distill.data import sets
 from distill.data.sets import Dataset
-from distill.errors import UserError
 from distill.evaluation.bertscore import WHEEL, check, locate
-from distill.keys import NO_DECODING, VERSIONS, Given, identity, settings_of, spec
-from distill.training.plan import Role, TrainingPlan
+from distill.pipeline.keys import NO_DECODING, VERSIONS, Given, identity, settings_of, spec
+from distill.pipeline.store import Spec, digest
+from distill.pipeline.training_plan import Role, TrainingPlan
 
 
 class Plan(TrainingPlan):

@@ -12,18 +12,19 @@ from typing import Any
 
 import torch
 
-from distill.artifacts import digest
+from distill.base.console import bar, say
+from distill.base.errors import UserError
+from distill.base.processes import is_main_process, rank, world_size
 from distill.config.schema import Config
-from distill.console import bar, is_main_process, processes, rank, say
 from distill.data.encode import Encoded, EncodedSet, Encoder
 from distill.data.sets import Dataset
-from distill.errors import UserError
-from distill.evaluation.generate import Generation, Writing, groups, write_group
 from distill.evaluation.rouge import rouge_l
 from distill.evaluation.text import exact_match
-from distill.evaluation.vllm_engine import VllmEngine
+from distill.generation.engine import Generation, Writing, groups, write_group
+from distill.generation.vllm import VllmEngine
 from distill.models.load import Weights, check_positions, load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
+from distill.pipeline.store import digest
 
 GENERATIONS, GROUPS, PLAN = "generations.jsonl", "groups", "plan"
 
@@ -124,8 +125,8 @@ class Evaluator:
         rows = len(prompts) * len(writing.seeds)
         with bar(rows, label, "row") as shown:
             shown.update(sum(len(group) for group, there in zip(cut, finished, strict=True) if there) * len(kept))
-            for at in [at for at, there in enumerate(finished) if not there][rank() :: processes()]:
-                progress: Callable[[int], object] = lambda n: shown.update(n * processes())  # noqa: E731
+            for at in [at for at, there in enumerate(finished) if not there][rank() :: world_size()]:
+                progress: Callable[[int], object] = lambda n: shown.update(n * world_size())  # noqa: E731
                 written = self.write([prompts[i] for i in cut[at]], writing, progress)
                 for seed, folder in zip(writing.seeds, kept, strict=True):
                     _write_lines(folder / f"{at:04}.jsonl", [g for g in written if g.seed == seed])
@@ -156,7 +157,7 @@ def read_generations(folder: Path) -> list[Scored]:
 
 
 def _together() -> None:
-    if processes() > 1:
+    if world_size() > 1:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()

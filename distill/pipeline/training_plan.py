@@ -10,17 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.artifacts import Spec, Store, digest
+from distill.base.processes import world_size
 from distill.config.model import WeightsConfig
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.schema import Config
 from distill.config.train import StageTrainConfig
-from distill.console import processes
 from distill.data import sets
 from distill.data.sets import Dataset
 from distill.data.templates import TEMPLATES
-from distill.keys import NOT_DETERMINING, Given, identity, settings_of, spec
 from distill.models.create import GGUF_SHA256
+from distill.pipeline.keys import NOT_DETERMINING, Given, identity, settings_of, spec
+from distill.pipeline.store import Spec, Store, digest
 
 FIXED = SamplerConfig(name="fixed")
 SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
@@ -182,7 +182,7 @@ class TrainingPlan:
         # Where micro-batches are averaged, how a batch is split determines what comes out.
         by_split = config.preset.loss_mean == "micro_batches"
         left_out = NOT_DETERMINING - {"micro_batch_size"} if by_split else NOT_DETERMINING
-        split = {"loss_mean": config.preset.loss_mean, "processes": processes()} if by_split else {}
+        split = {"loss_mean": config.preset.loss_mean, "processes": world_size()} if by_split else {}
         if teacher is not None and self._could_store and not self.stores_signal:
             more["teacher_signal"] = "live"  # the same student at another cost, which stands under its key
         settings = {

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.artifacts import Spec, digest
 from distill.config.section import Section
 from distill.data.examples import folder_hash
+from distill.pipeline.store import Spec, digest
 
 # Raised when a stage's code changes what it makes from the same settings.
 VERSIONS = {

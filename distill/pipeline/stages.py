@@ -7,31 +7,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.artifacts import Spec, digest
+from distill.base.console import say
+from distill.base.errors import UserError
+from distill.base.processes import is_main_process, world_size
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.train import StageTrainConfig
-from distill.console import is_main_process, processes, say
 from distill.data.encode import Collator, Encoded
 from distill.data.sets import Dataset
 from distill.data.templates import render
-from distill.errors import UserError
-from distill.evaluation.stage import Evaluator, Scored, read_generations, remove_groups
-from distill.keys import Given
+from distill.generation.stage import Evaluator, Scored, read_generations, remove_groups
 from distill.losses import build
-from distill.measures import compare_with_teacher, score_meaning
 from distill.models import create
 from distill.models.load import Shape, Weights, load_model, load_tokenizer, quiet_transformers, shape_of, supplied
 from distill.models.tokenizers import check_same_tokenizer, pad_id, train_tokenizer
-from distill.pipeline import Plan
+from distill.pipeline.keys import Given
+from distill.pipeline.measures import compare_with_teacher, score_meaning
+from distill.pipeline.plan import Plan
+from distill.pipeline.store import Spec, digest
+from distill.pipeline.training_plan import FIXED, SFT, Role
 from distill.samplers import Sampler
 from distill.samplers import build as build_sampler
+from distill.teacher.signal import damage, write_store
 from distill.training.answers import read_answers, write_answers
 from distill.training.batches import micro_batch_size
 from distill.training.encoding import training_encoder
 from distill.training.estimate import Estimate, estimate_answers, estimate_signal, estimate_training
-from distill.training.plan import FIXED, SFT, Role
-from distill.training.signal import damage, write_store
-from distill.training.stage import TrainingJob, teacher_dtype, train
+from distill.training.job import TrainingJob, teacher_dtype, train
 
 LASTING = ("train", "signal", "answers")  # stages that tell before they start what they will need
 CALIBRATION_ROWS = 32  # training rows that block influence is measured on
@@ -170,7 +171,7 @@ class Stages:
             self.config.model.lora,
             self._rows(role)[0],
             schedule.epochs,
-            micro_batch_size(schedule.global_batch_size, train.micro_batch_size, processes()),
+            micro_batch_size(schedule.global_batch_size, train.micro_batch_size, world_size()),
             train.precision,
             self._shape("teacher") if loss.w_kd else None,
             train.teacher_signal == "live",

@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from distill.artifacts import Spec
+from distill.base.console import say
+from distill.base.errors import UserError
 from distill.config.evaluation import EvalConfig
 from distill.config.schema import Config
-from distill.console import say
-from distill.errors import UserError
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import metric_name
 from distill.evaluation.text import distinct
-from distill.pipeline import Plan
-from distill.tables import long
-from distill.tables.long import BENCHMARKS, TRAINING
-from distill.training.plan import Role
+from distill.pipeline.plan import Plan
+from distill.pipeline.store import Spec
+from distill.pipeline.training_plan import Role
+from distill.results import long
+from distill.results.long import BENCHMARKS, TRAINING
 
 if TYPE_CHECKING:
-    from distill.evaluation.stage import Scored
+    from distill.generation.stage import Scored
 
 # A set's responses to a value: tokens for length, otherwise 0 to 100; None where what was kept does not tell.
 METRICS: dict[str, Callable[[Sequence[Scored]], float | None]] = {

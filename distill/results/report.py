@@ -12,13 +12,13 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from distill.base.console import console
 from distill.config.schema import Config
-from distill.console import console
-from distill.tables import long
-from distill.tables.experiment import CONTEXT, Experiment, Printed, printed
-from distill.tables.long import BENCHMARKS, COSTS, TRAINING
-from distill.tables.shape import Cell, Column, Comparison, cell, compare, printed_p, table
-from distill.tables.values import OF_TOPIC
+from distill.pipeline.values import OF_TOPIC
+from distill.results import long
+from distill.results.experiment import CONTEXT, Experiment, Printed, printed
+from distill.results.long import BENCHMARKS, COSTS, TRAINING
+from distill.results.shape import Cell, Column, Comparison, cell, compare, printed_p, table
 
 # Columns of a section that not every metric has
 OPTIONAL = ("paper", "difference", "against", "p", "p from printed", "tokens", "ended %")

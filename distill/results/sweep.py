@@ -9,7 +9,7 @@ import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from distill.errors import FAILED, UserError, report
+from distill.base.errors import FAILED, UserError, report
 
 
 class SweepTable(Callback):
@@ -31,9 +31,9 @@ class SweepTable(Callback):
 
 
 def _write(values: pd.DataFrame, model: str, target: Path) -> None:
-    from distill.console import say
-    from distill.tables.report import show
-    from distill.tables.shape import Column, table
+    from distill.base.console import say
+    from distill.results.report import show
+    from distill.results.shape import Column, table
 
     engines = sorted(set(values["engine"]))
     if len(engines) > 1:

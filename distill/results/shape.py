@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from distill.tables.long import AGREEMENTS, BENCHMARKS, COSTS, EXPOSURE
+from distill.results.long import AGREEMENTS, BENCHMARKS, COSTS, EXPOSURE
 
 RESAMPLES = 9999
 

@@ -14,28 +14,29 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from distill.base.console import bar, say
+from distill.base.processes import world_size
 from distill.config.model import LoraConfig
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.schema import Config
 from distill.config.train import StageTrainConfig
-from distill.console import bar, processes, say
 from distill.data.encode import EncodedSet, Encoder
 from distill.data.examples import Example
-from distill.evaluation.generate import Writing, generate
 from distill.evaluation.rouge import rouge_l
+from distill.generation.engine import Writing, generate
 from distill.losses import build
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import Weights, add_lora, check_head, check_positions, load_model, load_tokenizer, output_head
 from distill.models.tokenizers import check_same_tokenizer, pad_id
 from distill.samplers import Sampler
 from distill.samplers import build as build_sampler
+from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
 from distill.training.answers import read_answers
 from distill.training.batches import micro_batch_size
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling, training_encoder
 from distill.training.sampling import TOLD, Sampling
-from distill.training.signal import LiveTeacher, NewTextTeacher, StoredTeacher
 from distill.training.trainer import DIVERGENCE, SAMPLER, STEP_TIME, DistillTrainer, Progress, SaveEvery, StepTime
 from distill.training.writer import StudentWriter
 
@@ -146,7 +147,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         "samples": len(train_rows.rows) * job.schedule.epochs,
         "rows": {"train": len(train_rows.rows), "valid": len(valid_rows.rows)},
         "micro_batch_size": trainer.args.per_device_train_batch_size,
-        "processes": processes(),
+        "processes": world_size(),
         "written": sampling.written if sampling else None,
         "overlong": {"train": dict(train_rows.counts), "valid": dict(valid_rows.counts)},
         "tokens": {"eos": tokenizer.eos_token_id, "pad": pad_id(tokenizer), "bos": tokenizer.bos_token_id},
@@ -222,7 +223,7 @@ def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: A
 
 
 def _arguments(job: TrainingJob, folder: Path, each_step: bool, validate_first: bool) -> TrainingArguments:
-    settings, schedule, world = job.config.train, job.schedule, processes()
+    settings, schedule, world = job.config.train, job.schedule, world_size()
     micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
     shape = schedule.schedule or settings.schedule
     warmup = settings.warmup_steps if schedule.warmup_steps is None else schedule.warmup_steps

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from distill.errors import UserError
+from distill.base.errors import UserError
 
 VALUES = "table,row,column,dataset,metric,seed,value,n,preset,run,train_seed,decode,engine,commit".split(",")
 # A prompt's ROUGE-L and BERTScore (empty where it was not measured), means over its generation seeds; whose BERTScore

@@ -13,13 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from yaml import YAMLError
 
+from distill.base.errors import UserError
+from distill.base.provenance import ROOT
 from distill.config.evaluation import EvalConfig
 from distill.config.section import Section
-from distill.errors import UserError
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import WHEEL, metric_name
-from distill.provenance import ROOT
-from distill.tables.long import BENCHMARKS
+from distill.results.long import BENCHMARKS
 
 EXPERIMENTS, PAPER = ROOT / "experiments", ROOT / "results" / "paper"
 

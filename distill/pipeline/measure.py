@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill import hub
+from distill.base import hub
+from distill.base.console import say
+from distill.base.processes import is_main_process
+from distill.base.provenance import commit, hardware, versions
 from distill.config.evaluation import EvalConfig
-from distill.console import is_main_process, say
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import encoder_name, metric_name
-from distill.provenance import commit, hardware, versions
-from distill.tables import long
-from distill.tables.long import BENCHMARKS, TRAINING
-from distill.tables.values import METRICS, Row, value_lines
+from distill.pipeline.values import METRICS, Row, value_lines
+from distill.results import long
+from distill.results.long import BENCHMARKS, TRAINING
 
 CURVE_LINES = 300  # training lines of a curve at most; the artifact's own file has them all
 WRITTEN = (
@@ -90,8 +91,8 @@ def measure(
                 _add_later(row, files, lines)
             _add_kept(row, files, texts)  # a stop may have come between values and these
         return _found(row, files), None
-    from distill.measures import run_benchmarks
-    from distill.stages import Stages
+    from distill.pipeline.measures import run_benchmarks
+    from distill.pipeline.stages import Stages
 
     stages, scored = Stages(row.plan), {}
     if texts:
@@ -109,7 +110,7 @@ def measure(
 
 def _add_later(row: Row, files: Files, lines: pd.DataFrame) -> None:
     """Values of the texts that came later than the row, where the texts are kept."""
-    from distill.stages import read_scored
+    from distill.pipeline.stages import read_scored
 
     seeds = [s for s in row.config.seed if s not in _seeds_with(row, lines, list(METRICS)) and _kept_texts(row, s)]
     if seeds:
@@ -158,8 +159,8 @@ def _complete_seeds(row: Row, lines: pd.DataFrame, texts: bool, benchmarks: Sequ
 
 def _add_scores(row: Row, files: Files) -> None:
     """Each prompt's scores over the row's seeds, for paired tests; all seeds are read back from the store."""
-    from distill.measures import SCORES
-    from distill.stages import read_scored
+    from distill.pipeline.measures import SCORES
+    from distill.pipeline.stages import read_scored
 
     plan, seeds = row.plan, seeds_name(row.config.seed)
     mine = {"run": row.run, "seeds": seeds}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from distill.console import leave_processes
+from distill.base.processes import leave_processes
 
 
 class UserError(Exception):

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from distill.base.errors import UserError
+from distill.base.processes import world_size
 from distill.config.schema import Config
-from distill.console import processes
 from distill.data.encode import Encoded
-from distill.errors import UserError
-from distill.evaluation.decode import row_digest
-from distill.evaluation.generate import Generation, Writing
+from distill.generation.decode import row_digest
+from distill.generation.engine import Generation, Writing
 from distill.models.load import Weights, load_model, load_tokenizer
 
 
@@ -33,7 +33,7 @@ class VllmEngine:
             import vllm
         except ImportError:
             raise UserError("eval.engine=vllm needs vLLM (pip install vllm), or set eval.engine=transformers") from None
-        if processes() > 1:
+        if world_size() > 1:
             raise UserError("eval.engine=vllm spreads over devices by itself; start one process, not several")
         gc.collect()
         torch.cuda.empty_cache()  # what training left would be missing from the engine's share

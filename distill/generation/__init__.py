@@ -1,0 +1,1 @@
+"""Writing responses: one engine for training and evaluation."""

@@ -1,1 +1,0 @@
-"""Results: long files first, tables made from them."""
