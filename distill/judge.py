@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.base.errors import UserError, command
-from distill.table import Table, option, prepare
+from distill.pipeline.request import option, requested
+from distill.pipeline.tables import Table
 
 WHAT = ("diversity", "quality", "criteria", "preference")
 JUDGED = ["row", "run", "against", "against_run", "dataset", "id", "what", "seed", "seeds", "value", "judge"]
@@ -49,7 +50,7 @@ def main(words: list[str]) -> int:
         given = chosen[name]
         if given is not None and [type(x) for x in given] != [kind]:
             raise UserError(f"{name}={given[0]}: give {'a number' if kind is int else 'true or false'}")
-    table, labels = prepare(words)
+    table, labels = requested(words)
     wishes = list(_wishes(table, labels, chosen, " ".join(map(shlex.quote, words))))
     from distill.base.console import bar, say
     from distill.judging.judge import Judge
@@ -76,9 +77,9 @@ def _wishes(table: Table, labels: Sequence[str], chosen: dict[str, list[Any] | N
     unknown = [x for x in what if x not in WHAT]
     if unknown:
         raise UserError(f"what={unknown}: there are {', '.join(WHAT)}")
-    name = str((chosen["set"] or [next(iter(table.rows["SFT"][0].plan.sets))])[0])
+    name = str((chosen["set"] or [next(iter(_plan(table).sets))])[0])
     rows = [label for label in labels if label in table.rows]
-    of = str((chosen["of"] or [list(table.experiment.rows)[-1]])[0])
+    of = str((chosen["of"] or [list(table.definition.rows)[-1]])[0])
     if "preference" in what and of not in rows:
         raise UserError(f"of={of}: no chosen row (rows: {', '.join(rows)})")
     tasks = _tasks(table, name, chosen)
@@ -91,9 +92,14 @@ def _wishes(table: Table, labels: Sequence[str], chosen: dict[str, list[Any] | N
                 yield from _preferences(table, of, label, name, tasks, texts)
 
 
+def _plan(table: Table) -> Any:
+    """The graph of the table's last row; its sets are those of all."""
+    return table.rows[table.labels[-1]][0].plan
+
+
 def _tasks(table: Table, name: str, chosen: dict[str, list[Any] | None]) -> dict[str, str]:
     """The chosen prompts' tasks as a judge reads them, by example id."""
-    sets = table.rows["SFT"][0].plan.sets
+    sets = _plan(table).sets
     if name not in sets:
         raise UserError(f"set={name}: the table's sets are {', '.join(sets)}")
     topics, limit = chosen["topics"], chosen["limit"]
@@ -110,10 +116,10 @@ def _texts(table: Table, label: str, name: str, tasks: dict[str, str], words: st
     Raises:
         UserError: they are not in the store; how they come there.
     """
-    from distill.generation.stage import read_generations
+    from distill.evaluation.responses import read_responses
 
     row = table.rows[label][0]
-    measured = any(one.label == label for one in table.measured())
+    measured = bool(row.folder.description())
     # A row whose values are kept counts as finished, though its texts are in no store here
     kept = ": its values are kept without them, so they are to be written anew beside other results" if measured else ""
     scratch = f" paths.results={row.config.paths.results}-again" if measured else ""
@@ -125,7 +131,7 @@ def _texts(table: Table, label: str, name: str, tasks: dict[str, str], words: st
                 f"row {label}: its responses with seed {seed} are not in {row.config.paths.store}{kept}; run first:"
                 f" python -m distill.table {words}{scratch}"
             )
-        for one in read_generations(row.plan.store.folder(spec)):
+        for one in read_responses(row.plan.store.folder(spec)):
             if one.id in found:
                 found[one.id].append(one.text)
     return {i: several for i, several in found.items() if several}  # a prompt may have been left out as too long
@@ -135,7 +141,7 @@ def _scores(
     table: Table, label: str, name: str, tasks: dict[str, str], texts: dict[str, list[str]], what: Sequence[str]
 ) -> Iterator[Wish]:
     from distill.judging import questions as ask
-    from distill.pipeline.measure import seeds_name
+    from distill.results.table import seeds_name
 
     row = table.rows[label][0]
     common = {"row": label, "run": row.run, "against": "", "against_run": "", "dataset": name}
@@ -157,7 +163,7 @@ def _preferences(
 ) -> Iterator[Wish]:
     """One row's answers against another's, in both orders; equal answers are left out, as in the paper."""
     from distill.judging.questions import preference, verdict
-    from distill.pipeline.measure import seeds_name
+    from distill.results.table import seeds_name
 
     row, other = table.rows[of][0], table.rows[label][0]
     common = {"row": of, "run": row.run, "against": label, "against_run": other.run, "dataset": name}
@@ -181,26 +187,30 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
     import pandas as pd
 
     from distill.base.console import say
-    from distill.pipeline.measure import seeds_name
-    from distill.results import long
-    from distill.results.report import plain, show
+    from distill.base.files import lock_beside, write_whole
+    from distill.results.header import header
+    from distill.results.rendering import markdown_table
+    from distill.results.table import rows_of, seeds_name
+    from distill.results.terminal import show
 
-    path, judge = table.folder / f"{table.table}_judge_long.csv", table.config.eval.judge.model
+    manifest, results = table.manifest(), table.config.paths.results
+    folder, judge = manifest.folder(results), table.config.eval.judge.model
+    path = folder / f"{manifest.name}_judge_long.csv"
     frame = pd.DataFrame(lines, columns=JUDGED).astype(str)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with long.file_lock(path):
+    with lock_beside(path):
         if path.is_file():  # earlier judgements stand beside these
             earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
             frame = pd.concat([earlier, frame]).drop_duplicates([c for c in JUDGED if c != "value"], keep="last")
-        long.replace(path, frame.to_csv(index=False, lineterminator="\n").encode())
+        write_whole(path, frame.to_csv(index=False, lineterminator="\n"))
     runs = {row.run for rows in table.rows.values() for row in rows}
     current = frame["run"].isin(runs) & frame["against_run"].isin({"", *runs})
     current &= (frame["judge"] == judge) & (frame["seeds"] == seeds_name(table.config.seed))
     frame = frame[current].assign(value=pd.to_numeric(frame[current]["value"]))
     text = [
-        f"# {table.experiment.title}: {judge} as a judge",
+        f"# {table.definition.title}: {judge} as a judge",
         "",
-        *table.headline(table.measured()),
+        *header(rows_of(manifest, results), table.definition, manifest),
         "",
     ]
     for name, judged in frame.groupby("dataset", sort=False):
@@ -212,14 +222,14 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
             if not shaped.empty:
                 title = f"{name}: {kind}"
                 show(shaped, f"{title}, by {judge}")
-                text += [f"## {title}", "", plain(shaped), ""]
+                text += [f"## {title}", "", markdown_table(shaped), ""]
     missing = int(frame["value"].isna().sum())
     told = (
         f"{len(frame) - missing} values; {missing} missing, since the judge gave no answer to them that could be read."
     )
     say(told)
-    shown = table.folder / f"{table.table}_judge.md"
-    long.replace(shown, ("\n".join([*text, told]) + "\n").encode())
+    shown = folder / f"{manifest.name}_judge.md"
+    write_whole(shown, "\n".join([*text, told]) + "\n")
     say(f"table: {shown}")
     return 0
 

@@ -5,11 +5,8 @@ Hydra composes and sweeps; every job is checked before the first one starts.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,7 +22,6 @@ VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-c
           "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
 FIXED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 HELP = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
-ROWS = "rows.csv"  # what a job measured, in its own folder, for the table at the end of a sweep
 
 
 def ordered(words: list[str]) -> tuple[list[str], list[str]]:
@@ -59,30 +55,18 @@ def check(overrides: list[str], sweep: bool) -> None:
     except HydraException:
         every = [overrides]  # an override that does not parse; load names it
     problems: list[str] = []
+    configs: list[Config] = []
     for job in every:
         try:
-            check_folders(load(job))
+            configs.append(load(job))
         except UserError as error:
             problems += [p for p in error.problems if p not in problems]
     if problems:
         raise UserError(problems)
+    from distill.results.folders import check_folders
 
-
-def check_folders(config: Config) -> None:
-    """Refuse folders that nothing can be written to, making none.
-
-    Raises:
-        UserError: naming them.
-    """
-    problems = []
-    for key, folder in (("paths.store", config.paths.store), ("paths.results", config.paths.results)):
-        place = Path(folder).absolute()
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            problems.append(f"{key}={folder}: {place} is no folder that can be written to; choose another")
-    if problems:
-        raise UserError(problems)
+    for config in configs:
+        check_folders(config)
 
 
 def run_job(composed: DictConfig) -> None:
@@ -98,46 +82,26 @@ def _measure(composed: DictConfig) -> None:
     config = resolve(composed)
     from distill.base.console import say
     from distill.base.processes import is_main_process
-    from distill.pipeline.measure import Files, measure
-    from distill.pipeline.values import Row
-    from distill.results import long
-    from distill.results.report import show, update_manifest
-    from distill.results.shape import Column, table
+    from distill.pipeline.measure import measure
+    from distill.pipeline.rows import Row, run_label
+    from distill.results.runs import write_runs_file
+    from distill.results.sweep import ROWS, job_lines, rouge_table
+    from distill.results.terminal import show
 
-    row = Row(_label(config), config)
-    files = Files(Path(config.paths.results) / config.model.name / "runs", "runs")
-    lines, told = measure(row, files)
+    row = Row(run_label(config), config)
+    measure(row)
     if not is_main_process():
         return
+    values = write_runs_file(config.paths.results, config.model.name)
+    sets = row.plan.sets.values()
+    titles, hashes = ({d.name: getattr(d, name) for d in sets} for name in ("title", "fingerprint"))
+    lines = job_lines(row.folder, row.label, titles, hashes, config.seed)
     output = Path(HydraConfig.get().runtime.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    if told is not None:
-        update_manifest(files.folder / "runs.manifest.json", "runs", {row.run: told}, Path.cwd())
-    where = {"model": config.model.name, "results": config.paths.results}
-    lines[list(long.VALUES)].assign(**where).to_csv(output / ROWS, index=False)
-    columns = [Column(d.title, d.name) for d in row.plan.sets.values()]
+    lines.assign(model=config.model.name, results=config.paths.results).to_csv(output / ROWS, index=False)
     seeds = ", ".join(map(str, config.seed))
-    show(table([(row.label, lines)], columns), f"{config.model.name}, ROUGE-L, generation seed {seeds}")
-    say(f"values: {files.values}")
-
-
-def _label(config: Config) -> str:
-    """`akl(mu=0.5)`, `ab(alpha=0.2, beta=0.7) mixed`: loss and sampler as they ran.
-
-    A switch between ours and published code is shown where it is on, and of a sampler what is not at its default.
-    """
-    from distill.samplers import defaults
-
-    sampler = config.sampler
-    usual = defaults(sampler.name) | {"max_new_tokens": config.eval.max_new_tokens}
-    own = {k: v for k, v in sampler.chosen.items() if usual[k] != v}
-    loss = _called(config.loss.name, config.loss.chosen)
-    return loss if sampler.name == "fixed" else f"{loss} {_called(sampler.name, own)}"
-
-
-def _called(name: str, parameters: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in parameters.items())
-    return f"{name}({shown})" if shown else name
+    show(rouge_table(lines), f"{config.model.name}, ROUGE-L, generation seed {seeds}")
+    say(f"run: {row.folder.folder}; all runs: {values}")
 
 
 def main(words: list[str]) -> int:

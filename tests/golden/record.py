@@ -19,8 +19,8 @@ import torch
 import transformers
 
 from distill.config import load
+from distill.pipeline.nodes import ensure
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
 from distill.pipeline.store import Spec
 
 FOLDER = Path(__file__).parent
@@ -83,7 +83,7 @@ def curve(words: list[str], folder: Path) -> dict[str, list[float]]:
     config = load(["debug=smoke", *words, f"paths.store={folder}/store", f"paths.results={folder}/results"])
     twice = config.train.model_copy(update={"student": config.train.student.model_copy(update={"epochs": 2})})
     plan = Plan(config.model_copy(update={"train": twice}))
-    Stages(plan).student()
+    ensure(plan.store, [plan.student])
     steps = pd.read_csv(plan.store.folder(plan.student) / "curve.csv").dropna(subset="loss").head(STEPS)
     return {name: steps[name].tolist() for name in ("loss", "grad_norm")}
 

@@ -1,0 +1,59 @@
+"""What every command checks before the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill.base import hub
+from distill.base.errors import UserError
+from distill.config.schema import Config
+from distill.evaluation.bertscore import WHEEL, check
+
+if TYPE_CHECKING:
+    from distill.pipeline.plan import Plan
+
+
+def needs_hub(config: Config) -> bool:
+    """Whether weights or data come from the hub."""
+    model, data = config.model, config.data
+    paths = [w.path for w in (model.teacher, model.student) if w.path is not None]
+    encoder = config.eval.bertscore.encoder
+    paths += [encoder] if encoder not in (None, WHEEL) else []
+    named = any(not Path(path).expanduser().is_dir() for path in paths)
+    corpus = data.pretrain is not None and data.pretrain.file is None
+    return model.source == "hub" or named or corpus or (data.root is None and data.generator is None)
+
+
+def check_data(plan: Plan, texts: bool = True) -> None:
+    """Load every set and look for the encoder, to name all that is missing or wrong before anything is made.
+
+    Args:
+        texts: whether responses will be scored, which takes the encoder.
+
+    Raises:
+        UserError: with the problems of all sets.
+    """
+    if needs_hub(plan.config):
+        hub.prepare()
+    problems: list[str] = []
+    for name in ("data", "sets", "pretraining"):
+        try:
+            getattr(plan, name)
+        except UserError as error:
+            problems += error.problems
+    if texts and plan.config.eval.bertscore.encoder is not None:
+        try:
+            check(plan.config.eval.bertscore)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        hint = [hub.WITHOUT] if hub.WITHOUT in problems else []
+        raise UserError([*dict.fromkeys(p for p in problems if p not in hint), *hint])
+
+
+def unlike_engines(configs: Sequence[Config]) -> list[str]:
+    """The engines of several rows, if they are not all one: texts of two engines do not compare."""
+    engines: list[str] = sorted({config.eval.engine for config in configs})
+    return engines if len(engines) > 1 else []

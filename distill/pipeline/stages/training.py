@@ -1,0 +1,190 @@
+"""Trainings, and what is made once for several of them: the teacher's hidden states, its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.base.processes import is_main_process, world_size
+from distill.config.objective import LossConfig, SamplerConfig
+from distill.config.train import StageTrainConfig
+from distill.data.encode import Encoded
+from distill.losses import build
+from distill.models.load import load_tokenizer
+from distill.models.tokenizers import check_same_tokenizer, pad_id
+from distill.pipeline.nodes import Maker, Node, Source
+from distill.pipeline.store import Spec, digest
+from distill.samplers import Sampler
+from distill.samplers import build as build_sampler
+from distill.teacher.signal import damage, write_store
+from distill.training.answers import read_answers, write_answers
+from distill.training.batches import micro_batch_size
+from distill.training.estimate import Estimate, estimate_answers, estimate_signal, estimate_training
+from distill.training.job import TrainingJob, teacher_dtype, train
+
+if TYPE_CHECKING:
+    from distill.pipeline.plan import Plan, Role
+
+
+def sampler_of(plan: Plan) -> Sampler:
+    """The config's sampler."""
+    return build_sampler(plan.config.sampler.name, **plan.config.sampler.parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class Training(Maker):
+    """One training.
+
+    Attributes:
+        role: whose model is trained.
+        label: for people, in progress lines.
+        start: what it starts from.
+        teacher: that it learns from or that answered its prompts; None for fine-tuning.
+        signal: the teacher's stored hidden states; None where it runs on every batch, or is not read.
+        answers: the teacher's responses in place of the data set's.
+        seed: the training seed.
+    """
+
+    plan: Plan
+    role: Role
+    label: str
+    start: Source
+    teacher: Source | None
+    signal: Node | None
+    answers: Node | None
+    loss: LossConfig
+    schedule: StageTrainConfig
+    sampler: SamplerConfig
+    seed: int
+
+    together = True
+
+    def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
+        """See the base class."""
+        plan, folder = self.plan, self.plan.store.folder
+        train_set, valid_set = plan.data
+        start = plan.weights(self.start, self.role)
+        teacher = plan.weights(self.teacher, "teacher") if self.teacher is not None else None
+        if teacher is not None and (plan.config.model.source == "hub" or self._supplied):
+            check_same_tokenizer(load_tokenizer(teacher), load_tokenizer(start))
+        job = TrainingJob(
+            label=self.label,
+            student=start,
+            teacher=teacher if self.loss.w_kd else None,
+            signal=folder(self.signal) if self.signal is not None else None,
+            answers=folder(self.answers) if self.answers is not None else None,
+            sampler=self.sampler,
+            pretraining=plan.pretraining if teacher is not None else (),
+            loss=self.loss,
+            schedule=self.schedule,
+            config=plan.config,
+            seed=self.seed,
+            train=train_set.examples,
+            valid=valid_set.examples,
+        )
+        return [train(job, folders[0])]
+
+    @property
+    def _supplied(self) -> bool:
+        model = self.plan.config.model
+        return bool(model.teacher.path or model.student.path)
+
+    def estimate(self) -> Estimate:
+        """See the base class."""
+        plan, session, train = self.plan, self.plan.session, self.plan.config.train
+        distils = bool(self.loss.w_kd)
+        return estimate_training(
+            session.shape(self.role),
+            plan.config.model.lora,
+            session.rows(self.role, plan.data[:1])[0].rows,
+            self.schedule.epochs,
+            micro_batch_size(self.schedule.global_batch_size, train.micro_batch_size, world_size()),
+            train.precision,
+            session.shape("teacher") if distils else None,
+            train.teacher_signal == "live",
+            build(self.loss.name, **self.loss.parameters) if distils else None,
+            sampler_of(plan) if distils else None,
+        )
+
+
+class Answers(Maker):
+    """The teacher's responses to the training prompts."""
+
+    together = True
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
+        """See the base class."""
+        plan = self.plan
+        teacher = plan.weights(plan.teacher, "teacher")
+        return [write_answers(plan.config, sampler_of(plan), teacher, plan.data[0].examples, folders[0])]
+
+    def estimate(self) -> Estimate:
+        """See the base class."""
+        plan, session = self.plan, self.plan.session
+        rows = session.rows("teacher", plan.data[:1])[0].rows
+        new, columns = sampler_of(plan).max_new_tokens, plan.config.eval.batch_tokens
+        return estimate_answers(session.shape("teacher"), rows, new, columns, plan.config.train.precision)
+
+
+class HiddenStates(Maker):
+    """The teacher's hidden states over rows; those of another copy of it are made again."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def rows(self) -> Sequence[Encoded]:
+        """The rows that the teacher reads."""
+        raise NotImplementedError
+
+    def loaded(self) -> Callable[[], Any] | None:
+        """Gives the teacher's model where it is at hand."""
+        return None
+
+    def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
+        """See the base class."""
+        teacher = self.plan.weights(self.plan.teacher, "teacher")
+        pad, dtype = pad_id(load_tokenizer(teacher)), teacher_dtype(self.plan.config)
+        return [write_store(teacher, self.rows(), pad, dtype, folders[0], self._identity(), self.loaded())]
+
+    def verify(self, node: Node) -> None:
+        """See the base class: a teacher that was removed and trained again has the old key and, on another machine,
+        other weights."""
+        store, teacher = self.plan.store, self.plan.teacher
+        if not is_main_process() or not store.has(node) or (isinstance(teacher, Node) and not store.has(teacher)):
+            return
+        if problem := damage(store.folder(node), self._identity()):
+            store.discard(node, problem)
+
+    def _identity(self) -> str:
+        """Which copy of the teacher it is, by its weights where its manifest tells them."""
+        teacher = self.plan.teacher
+        if not isinstance(teacher, Node):
+            return teacher.key
+        manifest = self.plan.store.manifest(teacher)
+        return str(manifest.get("weights") or digest(manifest))
+
+
+class Signal(HiddenStates):
+    """The teacher's hidden states over the training rows, or over its answers, and the validation rows."""
+
+    def __init__(self, plan: Plan, answers: Node | None):
+        super().__init__(plan)
+        self.answers = answers
+
+    def rows(self) -> Sequence[Encoded]:
+        """See the base class."""
+        plan = self.plan
+        train, valid = plan.session.teacher_rows()
+        own = read_answers(plan.store.folder(self.answers)).rows if self.answers is not None else train.rows
+        return [*own, *valid.rows]
+
+    def estimate(self) -> Estimate:
+        """See the base class."""
+        plan, session = self.plan, self.plan.session
+        train, valid = session.rows("teacher", plan.data)
+        return estimate_signal(session.shape("teacher"), [*train.rows, *valid.rows], plan.config.train.precision)
