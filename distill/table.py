@@ -25,11 +25,12 @@ def main(words: list[str]) -> int:
     if is_main_process() and table.any_measured():
         written = table.write()
         experiment = table.definition
-        rouge = bool(experiment.columns) and all(c.metric == "rouge_l" for c in experiment.columns.values())
-        show(written.frame, f"{experiment.title} - {table.model}{', ROUGE-L' if rouge else ''}")
+        if experiment.kind != "figure":
+            rouge = all(c.metric.startswith(("rouge_l", "best_rouge_l")) for c in experiment.columns.values())
+            show(written.frame, f"{experiment.title} - {table.model}{', ROUGE-L' if rouge else ''}")
         for line in written.header:
             say(line)
-        say(f"table: {written.path}")
+        say(f"{experiment.kind}: {written.path}")
     return 2 if failures else 0
 
 

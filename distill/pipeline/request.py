@@ -25,7 +25,7 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
     _refuse_row_settings(experiment, overrides, train_seeds)
     if not any(o.split("=")[0] == "seed" for o in overrides):
         overrides = [SEEDS, *overrides]
-    if not any(o.split("=")[0] == "model" for o in overrides):
+    if experiment.model is not None and not any(o.split("=")[0] == "model" for o in overrides):
         overrides = [f"model={experiment.model}", *overrides]
     table = Table(name, experiment, overrides, train_seeds, notes)
     return table, chosen_rows(table, rows)

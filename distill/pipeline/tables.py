@@ -19,8 +19,9 @@ from distill.pipeline.checks import unlike_engines
 from distill.pipeline.measure import Wanted, measure, wanted_by
 from distill.pipeline.rows import Row
 from distill.results.experiment import CONTEXT, Experiment
+from distill.results.figures import check_figure, write_figure
 from distill.results.folders import check_folders
-from distill.results.manifest import Manifest, RowRuns, described_sets, notes_of
+from distill.results.manifest import WITHOUT_MODEL, Manifest, RowRuns, described_sets, notes_of
 from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION
 from distill.results.rendering import Rendered, write_table
 
@@ -67,27 +68,28 @@ class Table:
     ):
         self.name, self.notes, self.overrides = name, list(notes), list(overrides)
         self.definition, self.train_seeds = experiment, train_seeds
+        check_figure(experiment)
         self.common = load([*experiment.overrides, "loss=sft", *overrides])
-        self.model = self.common.model.name
+        self.model = self.common.model.name if experiment.model is not None else None
         self.rows: dict[str, list[Row]] = {}
         self.definitions = {one.label: one for one in self._definitions()}
+        check_folders(self.common)
         for one in self.definitions.values():
             self.rows[one.label] = [Row(one.label, config, one.role) for config in self._configs(one)]
         if engines := unlike_engines([row.config for rows in self.rows.values() for row in rows]):
             raise UserError(f"{name}: rows by {' and '.join(engines)}; a table has one engine, set eval.engine")
         self.columns = {title: self._column(title) for title in experiment.columns}
-        check_folders(self.config)
 
     def _definitions(self) -> list[Definition]:
         experiment = self.definition
-        context = {"Teacher": "teacher", "SFT": "student"} if experiment.context else {}
+        context = dict(zip(CONTEXT, ("teacher", "student"), strict=True)) if experiment.context else {}
         rows = [Definition(label, "context", role, ["loss=sft"]) for label, role in context.items()]
         for label, row in experiment.rows.items():
             own_pair = self.model == experiment.model
             if row.model is not None and not own_pair and self.model not in row.pairs:
                 say(f"{self.name}: row {label} is of the pair {row.model}, and says nothing of {self.model}; left out")
                 continue
-            words = [*row.overrides, *row.pairs.get(self.model, [])]
+            words = [*row.overrides, *row.pairs.get(str(self.model), [])]
             rows.append(Definition(label, "paper", row.role, words, row.model if own_pair else None))
         return rows
 
@@ -132,7 +134,7 @@ class Table:
     @property
     def config(self) -> Config:
         """The config of the last row's first training, for what all rows share."""
-        return self.rows[list(self.rows)[-1]][0].config
+        return self.rows[self.labels[-1]][0].config if self.rows else self.common
 
     @cached_property
     def wanted(self) -> Wanted:
@@ -150,12 +152,12 @@ class Table:
             if (row := self.rows[label])
         ]
         sets = {name: d for several in self.rows.values() for name, d in several[0].plan.sets.items()}
-        own = list(self.rows.values())[-1]
+        students = [row.config for several in self.rows.values() for row in several if row.role == "student"]
         return Manifest(
             table=self.name,
-            model=self.model,
+            model=str(self.model or WITHOUT_MODEL),
             seeds=list(self.config.seed) if self.wanted.texts else [],
-            train_seeds=sorted({row.config.train.seed for row in own}),
+            train_seeds=sorted({config.train.seed for config in students}),
             columns={title: None if named is None else list(named) for title, named in self.columns.items()},
             sets=described_sets(sets) if self.wanted.texts else {},
             rows=rows,
@@ -188,7 +190,8 @@ class Table:
         with lock_beside(manifest.path(results)):
             manifest.notes.extend(notes_of(manifest.path(results), self.notes))
             manifest.write(results)
-            return write_table(manifest, self.definition, results)
+            write = write_figure if self.definition.kind == "figure" else write_table
+            return write(manifest, self.definition, results)
 
     @property
     def labels(self) -> list[str]:
@@ -196,8 +199,8 @@ class Table:
         return list(self.rows)
 
     def any_measured(self) -> bool:
-        """Whether one of its rows has a run that was measured."""
-        return any(row.folder.description() for rows in self.rows.values() for row in rows)
+        """Whether one of its rows has a run that was measured, or it has no rows."""
+        return not self.rows or any(row.folder.description() for rows in self.rows.values() for row in rows)
 
 
 def chosen_rows(table: Table, rows: Sequence[Any] | None) -> list[str]:

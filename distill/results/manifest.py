@@ -11,6 +11,8 @@ from typing import Any
 from distill.base.errors import UserError
 from distill.base.files import write_whole
 
+WITHOUT_MODEL = "none"  # stands for the pair of a figure that needs none
+
 
 @dataclass(frozen=True)
 class RowRuns:
@@ -97,9 +99,9 @@ def notes_of(path: Path, new: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*earlier, *new]))
 
 
-def table_folder(results: str | Path, model: str | None, paper: str) -> Path:
-    """Where a paper's tables for a pair lie; those without a model under `none`."""
-    return Path(results) / (model or "none") / paper
+def table_folder(results: str | Path, model: str, paper: str) -> Path:
+    """Where a paper's tables for a pair lie."""
+    return Path(results) / model / paper
 
 
 def described_sets(sets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
