@@ -23,17 +23,17 @@ from distill.evaluation.bertscore import WHEEL
 from distill.losses import build
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
-from distill.pipeline.measure import Files, measure
+from distill.pipeline.keys import VERSIONS
+from distill.pipeline.nodes import facts_of, upcoming
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
+from distill.pipeline.rows import Row
 from distill.pipeline.store import MANIFEST, Store
-from distill.pipeline.values import METRICS, Row, _cost
-from distill.results import long
-from distill.results.long import TRAINING
+from distill.results.metrics import METRICS, TRAINING
 from distill.teacher.signal import HEAD, HIDDEN, INDEX, StoredTeacher, write_store
 from distill.training.answers import read_answers
 from distill.training.encoding import training_encoder
 from distill.training.trainer import DistillTrainer
+from tests.making import evaluate, made, measured, signal, student, teacher
 
 METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl"]
 MODELS = ["gpt2", "opt", "llama2", "smollm2"]  # GPT-2, OPT, LLaMA with LoRA, LLaMA pruned
@@ -48,26 +48,33 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("loss", ["ab", "sft"])
-def test_every_architecture_end_to_end(smoke, model, loss, tmp_path, capsys):
+def test_every_architecture_end_to_end(smoke, model, loss, capsys):
     config = smoke(f"model={model}", f"loss={loss}", "seed=[10,20]")
-    row, files = Row("row", config), Files(tmp_path / "results" / "runs", "runs")
-    lines, told = measure(row, files)
-    cost, agrees = lines["dataset"] == TRAINING, lines["metric"].str.startswith("agreement")
-    topic = lines["metric"].str.contains(":")
-    cost, agrees, texts = lines[cost], lines[agrees], lines[~(cost | agrees | topic)]
-    assert len(agrees) == (len(config.data.eval) * 3 * 2 if loss == "ab" else 0)  # fine-tuned alone, it has no teacher
-    assert agrees["value"].astype(float).ge(0).all() and told is not None
-    assert len(texts) == len(config.data.eval) * len(METRICS) * 2
-    assert lines["value"].notna().all() and (texts["n"] == 4).all()
-    spent = cost[cost["seed"] == 20].set_index("metric")["value"].astype(float)
+    row = Row("row", config)
+    facts, made_now = measured(row)
+    assert made_now
+    own = facts["seed"] == ""
+    agrees = facts[facts["metric"].str.startswith("agreement")]
+    texts = facts[~own & ~facts["metric"].str.contains(":")]
+    assert len(agrees) == (len(config.data.eval) * 3 if loss == "ab" else 0)  # fine-tuned alone, it has no teacher
+    assert agrees["value"].ge(0).all() and (agrees["seed"] == "").all()
+    of_texts = [m for m in METRICS if m.stage == "evaluate" and not m.is_family]
+    assert len(texts) == len(config.data.eval) * len(of_texts) * 2
+    assert facts["value"].notna().all() and (texts["n"] == 4).all()
+    spent = facts[facts["dataset"] == TRAINING].set_index("metric")["value"]
     steps = spent["seconds_per_sample"] * 21 / 60  # storing the signal comes on top
     assert spent["peak_gb"] > 0.05 and 0 < steps <= spent["minutes"] * (1 + 1e-9)
+    (best,) = facts[facts["dataset"] == "validation"]["value"]
+    assert best == row.folder.curve().query("stage == @row.plan.student.label")["eval_rouge_l"].max()
     if model == "llama2":
-        student = row.plan.store.folder(row.plan.student) / "model"
-        assert (student / "adapter_model.safetensors").is_file() and not (student / "model.safetensors").exists()
+        folder = row.plan.store.folder(row.plan.student) / "model"
+        assert (folder / "adapter_model.safetensors").is_file() and not (folder / "model.safetensors").exists()
+    files = {f.name: f.read_bytes() for f in row.folder.folder.iterdir()}
+    assert set(files) == {"facts.csv", "scores.csv", "curve.csv", "samples.jsonl", "run.json"}
     shutil.rmtree(config.paths.store)  # a finished row needs no artifacts
-    again, told = measure(Row("row", config), files)
-    assert told is None and again["value"].tolist() == lines["value"].tolist()
+    again, made_now = measured(Row("row", config))
+    assert not made_now and again.equals(facts)
+    assert {f.name: f.read_bytes() for f in row.folder.folder.iterdir()} == files
     assert "found finished" in capsys.readouterr().out and not Path(config.paths.store).joinpath("train").exists()
 
 
@@ -79,7 +86,7 @@ def test_every_method_trains_on_every_architecture(smoke, model):
         config = smoke(f"model={model}", f"method={method}", *more)
         twice = config.train.model_copy(update={"student": config.train.student.model_copy(update={"epochs": 2})})
         plan = Plan(config.model_copy(update={"train": twice, "eval": config.eval}))
-        student = weights_of_model(Stages(plan).student())
+        weights = weights_of_model(student(plan))
         curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
         assert curve["loss"].notna().sum() == 6 and curve[["eval_loss", "eval_rouge_l"]].notna().all(1).sum() >= 2
         shares = curve["student_share"].dropna().tolist()
@@ -89,7 +96,7 @@ def test_every_method_trains_on_every_architecture(smoke, model):
             assert shares == [1.0] * 6
         written = plan.store.manifest(plan.student)["written"]
         assert (written is not None and written["texts"] > 0) == (method in expected), (method, written)
-        assert all(torch.isfinite(w).all() for w in student.values())
+        assert all(torch.isfinite(w).all() for w in weights.values())
 
 
 @pytest.mark.parametrize("method", ["imitkd", "minillm"])
@@ -100,8 +107,7 @@ def test_published_quirks_bf16_and_plain_text_go_together(smoke, tmp_path, metho
     for corpus in ([], [f"data.pretrain.file={tmp_path}/corpus.txt"]):
         words = ["model=smollm2", f"method={method}", "preset=reference", "train.precision=bf16", *corpus]
         plan = Plan(smoke(*words))
-        stages = Stages(plan)
-        stages.student()
+        student(plan)
         curves[bool(corpus)] = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")["loss"].dropna()
     assert (curves[True] - curves[False]).between(4, 8).all()  # log 400 = 6.0 nats for a random model
     if method == "imitkd":
@@ -114,18 +120,18 @@ def weights_of_model(weights):
 
 def test_the_teacher_answers_once_and_its_text_is_trained_on(smoke, capsys):
     plan = Plan(smoke("model=gpt2", "method=seqkd"))
-    Stages(plan).student()
+    student(plan)
     rows = read_answers(plan.store.folder(plan.answers)).rows
-    told = plan.store.manifest(plan.answers)
-    assert [r.id for r in rows] == [e.id for e in plan.data[0].examples] and told["rows"] == len(rows) == 21
-    assert told["length"] == pytest.approx(sum(len(r.response) for r in rows) / 21) and 0 <= told["eos_rate"] <= 100
-    own = training_encoder(plan.config, load_tokenizer(Stages(plan).teacher())).pairs(plan.data[0].examples, 512).rows
+    manifest = plan.store.manifest(plan.answers)
+    assert [r.id for r in rows] == [e.id for e in plan.data[0].examples] and manifest["rows"] == len(rows) == 21
+    assert manifest["length"] == pytest.approx(sum(len(r.response) for r in rows) / 21) and 0 <= manifest["eos_rate"] <= 100
+    own = training_encoder(plan.config, load_tokenizer(teacher(plan))).pairs(plan.data[0].examples, 512).rows
     assert [r.prompt for r in rows] == [r.prompt for r in own] and any(
         a.response != b.response for a, b in zip(rows, own, strict=True)
     )
     capsys.readouterr()
     distilled = Plan(smoke("model=gpt2", "loss=fkl", "sampler=teacher"))  # its hidden states over its own text
-    Stages(distilled).student()
+    student(distilled)
     out = capsys.readouterr().out
     assert "answers gpt2-teacher: found finished" in out and "signal gpt2-teacher: making it" in out
     assert distilled.signal.key != Plan(smoke("model=gpt2", "loss=fkl")).signal.key
@@ -134,36 +140,36 @@ def test_the_teacher_answers_once_and_its_text_is_trained_on(smoke, capsys):
 
 def test_five_seeds_one_teacher_one_student(smoke, capsys):
     for seed in (10, 20, 30):
-        Stages(Plan(smoke("model=gpt2", "loss=akl", f"seed={seed}"))).evaluate("student", [seed])
+        evaluate(Plan(smoke("model=gpt2", "loss=akl", f"seed={seed}")), "student", [seed])
     out = capsys.readouterr().out
-    for made in ("train gpt2-teacher: making", "train gpt2-start: making", "train gpt2-student-akl: making"):
-        assert out.count(made) == 1
+    for line in ("train gpt2-teacher: making", "train gpt2-start: making", "train gpt2-student-akl: making"):
+        assert out.count(line) == 1
     config = smoke("model=gpt2", "loss=akl", "seed=[10,20,30]")
-    together = Stages(Plan(smoke("model=gpt2", "loss=akl", f"paths.store={config.paths.store}2")))
-    singles = Stages(Plan(config)).evaluate("student", [10, 20, 30])
-    assert together.evaluate("student", [10, 20, 30]) == singles  # one load of five seeds writes the same texts
+    together = Plan(smoke("model=gpt2", "loss=akl", f"paths.store={config.paths.store}2"))
+    singles = evaluate(Plan(config), "student", [10, 20, 30])
+    assert evaluate(together, "student", [10, 20, 30]) == singles  # one load of five seeds writes the same texts
 
 
 def test_a_finished_student_is_evaluated_without_its_inputs(smoke, capsys):
     plan = Plan(smoke("model=gpt2", "loss=fkl"))
-    Stages(plan).student()
+    student(plan)
     for stage in ("base", "signal"):
         shutil.rmtree(Path(plan.config.paths.store) / stage)
     capsys.readouterr()
-    Stages(plan).evaluate("student", [10])
+    evaluate(plan, "student", [10])
     assert "making it" not in capsys.readouterr().out
 
 
 def test_two_losses_share_teacher_signal_and_start(smoke, capsys):
     for loss in ("fkl", "ab"):
-        Stages(Plan(smoke("model=gpt2", f"loss={loss}"))).student()
+        student(Plan(smoke("model=gpt2", f"loss={loss}")))
     out = capsys.readouterr().out
     for stage in ("train gpt2-teacher", "signal gpt2-teacher", "train gpt2-start"):
         assert out.count(f"{stage}: making it") == 1 and out.count(f"{stage}: found finished") == 1
 
 
 def test_sft_needs_no_teacher_and_no_start(smoke, capsys):
-    Stages(Plan(smoke("model=gpt2", "loss=sft"))).student()
+    student(Plan(smoke("model=gpt2", "loss=sft")))
     out = capsys.readouterr().out
     assert "gpt2-teacher" not in out and "gpt2-start" not in out
 
@@ -172,36 +178,34 @@ def test_sft_needs_no_teacher_and_no_start(smoke, capsys):
 def test_a_stored_teacher_is_the_live_one(smoke, precision, tmp_path):
     """The same curve to rounding: losses, gradients' norms, validation."""
     curves = {}
-    for signal in ("live", "stored"):
-        config = smoke("model=opt", "loss=ab", f"train.precision={precision}", f"train.teacher_signal={signal}",
-                       f"paths.store={tmp_path}/{signal}")  # fmt: skip
+    for how in ("live", "stored"):
+        config = smoke("model=opt", "loss=ab", f"train.precision={precision}", f"train.teacher_signal={how}",
+                       f"paths.store={tmp_path}/{how}")  # fmt: skip
         plan = Plan(config)
-        Stages(plan).student()
-        curves[signal] = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
-        assert plan.store.has(plan.signal) == (signal == "stored")
+        student(plan)
+        curves[how] = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
+        assert plan.store.has(plan.signal) == (how == "stored")
     tolerance = 1e-5 if precision == "fp32" else 2e-2
     for column in ("loss", "grad_norm", "eval_loss", "eval_kd"):
         np.testing.assert_allclose(curves["stored"][column], curves["live"][column], rtol=tolerance)
 
 
 def test_a_store_that_does_not_fit_its_rows_is_refused(smoke):
-    stages = Stages(Plan(smoke("model=gpt2", "loss=fkl")))
-    teacher = StoredTeacher(stages.signal(stages.teacher()))
+    stored = StoredTeacher(signal(Plan(smoke("model=gpt2", "loss=fkl"))))
     with pytest.raises(UserError, match="example nobody: 1 response positions"):
-        teacher(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), ["nobody"])
+        stored(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), ["nobody"])
 
 
 @pytest.mark.parametrize("file", [HIDDEN, INDEX, HEAD])
 def test_a_store_that_was_cut_short_is_refused_and_made_again(smoke, capsys, file):
     plan = Plan(smoke("model=gpt2", "loss=fkl"))
-    stages = Stages(plan)
-    folder = stages.signal(stages.teacher())
+    folder = signal(plan)
     whole = {f.name: f.read_bytes() for f in folder.iterdir()}
     (folder / file).write_bytes(whole[file][: len(whole[file]) * 2 // 3])
     with pytest.raises(UserError, match="remove the folder"):
         StoredTeacher(folder)
     capsys.readouterr()
-    assert Stages(Plan(plan.config)).signal(stages.teacher()) == folder
+    assert signal(Plan(plan.config)) == folder
     assert "cannot be read" in capsys.readouterr().out
     assert {f.name: f.read_bytes() for f in folder.iterdir() if f.name != MANIFEST} == {
         name: content for name, content in whole.items() if name != MANIFEST
@@ -216,46 +220,47 @@ def test_another_teacher_is_another_store(smoke):
 def test_a_teacher_trained_again_gets_a_store_of_its_own(smoke, capsys):
     """Removed and made again under the same key with other weights, as another machine would."""
     plan = Plan(smoke("model=gpt2", "loss=fkl"))
-    stages = Stages(plan)
-    folder = stages.signal(stages.teacher())
+    folder = signal(plan)
     hidden = (folder / HIDDEN).read_bytes()
     capsys.readouterr()
-    stages.signal(stages.teacher())
+    signal(plan)
     assert "another copy" not in capsys.readouterr().out
     shutil.rmtree(plan.store.folder(plan.teacher))
-    base = stages.base("teacher")
+    base = made(plan, plan.base("teacher"), "teacher")
     weights = load_model(base)
     with torch.no_grad():
         weights.get_input_embeddings().weight.mul_(1.01)
     weights.save_pretrained(base.base)
-    assert stages.signal(stages.teacher()) == folder
+    teacher(plan)
+    assert signal(plan) == folder
     assert "another copy" in capsys.readouterr().out
     assert (folder / HIDDEN).read_bytes() != hidden
 
 
 def test_a_full_disk_is_refused_before_writing(smoke, monkeypatch):
-    stages = Stages(Plan(smoke("model=gpt2", "loss=fkl")))
-    teacher = stages.teacher()
+    plan = Plan(smoke("model=gpt2", "loss=fkl"))
+    teacher(plan)
     monkeypatch.setattr("distill.teacher.signal.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(UserError, match=r"has 0 bytes free; set train\.teacher_signal=live"):
-        stages.signal(teacher)
-    assert not list((Path(stages.config.paths.store) / "signal").iterdir())
+        signal(plan)
+    assert not list((Path(plan.config.paths.store) / "signal").iterdir())
 
 
 KILL = """
 import os, sys
 from distill.config import load
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
-from distill.training import trainer
+from distill.pipeline.nodes import ensure
+from distill.training import trainer as callbacks
 step = int(sys.argv[1])
-original = trainer.Progress.on_step_end
+original = callbacks.Progress.on_step_end
 def stop(self, args, state, control, **kwargs):
     original(self, args, state, control, **kwargs)
     if state.global_step == step and "student" in self.label:
         os._exit(9)
-trainer.Progress.on_step_end = stop
-Stages(Plan(load(sys.argv[2:]))).student()
+callbacks.Progress.on_step_end = stop
+plan = Plan(load(sys.argv[2:]))
+ensure(plan.store, [plan.student])
 """
 
 
@@ -263,7 +268,7 @@ KILL_IN_VALIDATION = """
 import os, sys
 from distill.config import load
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
+from distill.pipeline.nodes import ensure
 from distill.training import trainer
 original = trainer.DistillTrainer.evaluate
 def stop(self, *args, **kwargs):
@@ -271,7 +276,8 @@ def stop(self, *args, **kwargs):
         os._exit(9)
     return original(self)
 trainer.DistillTrainer.evaluate = stop
-Stages(Plan(load(sys.argv[2:]))).student()
+plan = Plan(load(sys.argv[2:]))
+ensure(plan.store, [plan.student])
 """
 
 
@@ -322,15 +328,15 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model,
 def test_supplied_teacher_and_student(smoke, tmp_path):
     """A folder in place of a trained teacher: nothing is trained for it, and its content is part of the key."""
     plan = Plan(smoke("model=gpt2", "loss=fkl"))
-    teacher, start = Stages(plan).teacher(), Stages(plan).start()
+    own_teacher, start = teacher(plan), made(plan, plan.start)
     own = load(["model=gpt2", "loss=fkl", "data=micro", "data.generator.train=21", "data.generator.valid=6",
-                "data.generator.eval=4", f"model.teacher.path={teacher.base}", f"model.student.path={start.base}",
+                "data.generator.eval=4", f"model.teacher.path={own_teacher.base}", f"model.student.path={start.base}",
                 "train.student.epochs=1", "eval.max_new_tokens=8", f"paths.store={tmp_path}/own"])  # fmt: skip
     given = Plan(own)
-    Stages(given).student()
-    made = [e.name for e in given.store.entries()]
-    assert len(made) == 2 and all("teacher" not in n or n.startswith("signal/") for n in made)
-    shutil.copytree(teacher.base, tmp_path / "other")
+    student(given)
+    names = [e.name for e in given.store.entries(list(VERSIONS))]
+    assert len(names) == 2 and all("teacher" not in n or n.startswith("signal/") for n in names)
+    shutil.copytree(own_teacher.base, tmp_path / "other")
     (tmp_path / "other" / "note.txt").write_text("changed")
     changed = own.model_copy(update={"model": own.model.model_copy(update={
         "teacher": own.model.teacher.model_copy(update={"path": str(tmp_path / "other")})})})  # fmt: skip
@@ -340,35 +346,36 @@ def test_supplied_teacher_and_student(smoke, tmp_path):
 def test_an_adapter_lies_over_what_its_training_started_from(smoke, tmp_path):
     """A supplied student under LoRA: the finished adapter is evaluated over it, not over the pair's own base."""
     plan = Plan(smoke("model=llama2", "loss=sft"))
-    base = Stages(plan).base("student").base
+    base = made(plan, plan.base("student")).base
     own = load(["model=llama2", "loss=sft", "data=micro", "data.generator.train=21", "data.generator.valid=6",
                 "data.generator.eval=4", f"model.student.path={base}", "train.student.epochs=1",
                 "eval.max_new_tokens=8", f"paths.store={tmp_path}/own"])  # fmt: skip
-    trained = Stages(Plan(own)).student()
+    trained = student(Plan(own))
     assert trained.base == base and trained.adapter is not None
-    assert Stages(Plan(own)).student() == trained  # and so when it is found finished
+    assert student(Plan(own)) == trained  # and so when it is found finished
 
 
 def test_base_weights_depend_on_what_made_them():
-    def student(*words):
+    def key(*words):
         return Plan(load(list(words))).base("student").key
 
-    assert student("model=micro") != student("model=micro", "data.template=alpaca")
+    assert key("model=micro") != key("model=micro", "data.template=alpaca")
     cut = ["model=smollm2", "data=micro"]
-    assert len({student(*cut), student(*cut, "data.template=alpaca"), student(*cut, "train.max_length=300")}) == 3
+    assert len({key(*cut), key(*cut, "data.template=alpaca"), key(*cut, "train.max_length=300")}) == 3
 
 
 def test_a_training_that_fails_early_leaves_no_folder(smoke):
     plan = Plan(smoke("model=gpt2", "loss=sft", "train.student.lr=1e30"))
     with pytest.raises(UserError, match=r"nan|inf"):
-        Stages(plan).student()
+        student(plan)
     assert not list(plan.store.folder(plan.student).parent.iterdir())
 
 
-def test_teacher_rows_name_the_teachers_seed(smoke, tmp_path):
+def test_teacher_rows_name_the_teachers_seed(smoke):
     row = Row("Teacher", smoke("model=gpt2", "loss=sft", "train.shared_seed=5", "train.seed=6"), "teacher")
-    lines, _ = measure(row, Files(tmp_path / "results" / "x", "t"))
-    assert set(lines["train_seed"]) == {5}
+    measured(row)
+    described = row.folder.description()
+    assert (described["train_seed"], described["shared_seed"], described["label"]) == (5, 5, "teacher")
 
 
 def test_keys_follow_what_determines_and_nothing_else(smoke):
@@ -400,25 +407,24 @@ def test_keys_follow_what_determines_and_nothing_else(smoke):
     assert decoded.student.key == base.student.key and decoded.run_key("student") != base.run_key("student")
 
 
-def test_what_is_to_come_is_told_before_the_first_stage(smoke):
+def test_what_is_to_come_is_estimated_before_the_first_stage(smoke):
     plan = Plan(smoke("model=gpt2", "loss=skd"))
-    stages = Stages(plan)
-    told = stages.ahead("student")
-    assert list(told) == [plan.teacher.label, f"{plan.signal.label} signal", plan.start.label, plan.student.label]
-    assert not any(plan.store.has(spec) for spec in (plan.teacher, plan.signal, plan.start, plan.student))
-    student, start, signal = told[plan.student.label], told[plan.start.label], told[f"{plan.signal.label} signal"]
-    stages.student()
+    nodes = [node for node in upcoming(plan.store, [plan.student]) if node.maker.estimate() is not None]
+    assert nodes == [plan.teacher, plan.signal, plan.start, plan.student]
+    assert not any(plan.store.has(node) for node in nodes)
+    of_signal, start, own = (node.maker.estimate() for node in nodes[1:])
+    student(plan)
     network = build("skd", **plan.config.loss.parameters)
-    network.prepare(stages._shape("student").classes, torch.device("cpu"))
-    assert student.parts["loss's own"] == 20 * sum(p.numel() for p in network.parameters()) > 0
-    assert "teacher" in student.parts and "teacher" not in start.parts
-    assert signal.disk == plan.store.manifest(plan.signal)["bytes"]  # told exactly
-    assert stages.ahead("student") == {} == stages.ahead("teacher")
+    network.prepare(plan.session.shape("student").classes, torch.device("cpu"))
+    assert own.parts["loss's own"] == 20 * sum(p.numel() for p in network.parameters()) > 0
+    assert "teacher" in own.parts and "teacher" not in start.parts
+    assert of_signal.disk == plan.store.manifest(plan.signal)["bytes"]  # exactly
+    assert upcoming(plan.store, [plan.student]) == []
 
 
 def test_manifests_tell_what_was_done(smoke):
     plan = Plan(smoke("model=smollm2", "loss=fkl"))
-    Stages(plan).student()
+    student(plan)
     manifest = json.loads((plan.store.folder(plan.student) / MANIFEST).read_text())
     assert manifest["rows"] == {"train": 21, "valid": 6} and manifest["steps"] == 3 and manifest["seconds"] > 0
     assert 0 < manifest["seconds_per_step"] * manifest["steps"] < manifest["seconds"]  # no validation in it
@@ -430,106 +436,162 @@ def test_manifests_tell_what_was_done(smoke):
     assert curve["loss"].notna().sum() == 3 and curve["eval_rouge_l"].notna().sum() == 1
 
 
-def test_bertscore_and_exposure_bias_stand_beside_a_row(smoke, tmp_path):
+def with_encoder(config, **encoder):
+    own = config.eval.model_copy(update={"bertscore": BertScoreConfig(**encoder)})
+    return config.model_copy(update={"eval": own})
+
+
+def test_bertscore_and_exposure_bias_stand_beside_a_row(smoke):
     """The teacher's texts are there first, as in a table; a row measured without BERTScore gets it later."""
     plain = smoke("model=gpt2", "loss=fkl", "seed=[10,20]", "eval.sets=[dolly]")
-    scored = plain.model_copy(
-        update={"eval": plain.eval.model_copy(update={"bertscore": BertScoreConfig(encoder=WHEEL)})}
-    )
-    files = Files(tmp_path / "out", "t")
-    measure(Row("Teacher", plain, "teacher"), files)
-    lines, _ = measure(Row("FKL", plain), files)
-    assert set(lines["metric"]) >= {"exaccerr:8"} and not lines["metric"].str.startswith("bertscore").any()
-    assert lines[lines["metric"] == "exaccerr:8"]["value"].astype(float).abs().gt(0).all()
-    assert Row("FKL", plain).run == Row("FKL", scored).run
-    lines, told = measure(Row("FKL", scored), files)
-    mine = lines[lines["metric"] == f"bertscore:{WHEEL}"]
-    assert told is not None and sorted(mine["seed"]) == [10, 20]
-    scores = long.read(files.scores, long.SCORES)
-    scores = scores[scores["row"] == "FKL"]
-    assert len(scores) == 4 and scores["bertscore"].notna().all() and set(scores["encoder"]) == {WHEEL}
-    assert scores["bertscore"].mean() == pytest.approx(mine["value"].astype(float).mean(), abs=1e-3)
-    assert measure(Row("FKL", scored), files)[1] is None  # found finished
-    shallow = scored.eval.model_copy(update={"bertscore": BertScoreConfig(encoder=WHEEL, layers=2)})
-    measure(Row("FKL", scored.model_copy(update={"eval": shallow})), files)
-    other = long.read(files.scores, long.SCORES)
-    other = other[other["row"] == "FKL"]  # another encoder's take the place of the first's
-    assert (
-        len(other) == 4
-        and set(other["encoder"]) == {f"{WHEEL}@2"}
-        and (other["bertscore"].to_numpy() != scores["bertscore"].to_numpy()).all()
-    )
-    before = files.scores.read_bytes()
-    measure(Row("FKL", scored.model_copy(update={"eval": shallow})), files)
-    assert files.scores.read_bytes() == before
-    files.scores.unlink()  # a stop between values and scores, or the file moved away
-    measure(Row("FKL", scored), files)
-    assert len(long.read(files.scores, long.SCORES)) == 4
+    scored = with_encoder(plain, encoder=WHEEL)
+    measured(Row("Teacher", plain, "teacher"))
+    facts, _ = measured(Row("FKL", plain))
+    assert set(facts["metric"]) >= {"exaccerr:8"} and not facts["metric"].str.startswith("bertscore").any()
+    assert facts[facts["metric"] == "exaccerr:8"]["value"].abs().gt(0).all()
+    row = Row("FKL", scored)
+    assert Row("FKL", plain).run == row.run
+    facts, made_now = measured(row)
+    own = facts[facts["metric"] == f"bertscore:{WHEEL}"]
+    assert made_now and sorted(own["seed"]) == ["10", "20"]
+    scores = row.folder.scores()
+    assert len(scores) == 4 and scores[f"bertscore:{WHEEL}"].notna().all() and set(scores["seeds"]) == {"10 20"}
+    assert scores[f"bertscore:{WHEEL}"].mean() == pytest.approx(own["value"].mean(), abs=1e-3)
+    assert not measured(Row("FKL", scored))[1]  # found finished
+    measured(Row("FKL", with_encoder(plain, encoder=WHEEL, layers=2)))
+    both = row.folder.scores()  # another encoder's stand beside the first's
+    assert len(both) == 4 and both[f"bertscore:{WHEEL}"].equals(scores[f"bertscore:{WHEEL}"])
+    assert (both[f"bertscore:{WHEEL}@2"] != both[f"bertscore:{WHEEL}"]).all()
+    before = (row.folder.folder / "scores.csv").read_bytes()
+    measured(Row("FKL", with_encoder(plain, encoder=WHEEL, layers=2)))
+    assert (row.folder.folder / "scores.csv").read_bytes() == before
+    (row.folder.folder / "scores.csv").unlink()  # lost
+    measured(Row("FKL", scored))
+    assert len(row.folder.scores()) == 4
 
 
-def test_students_of_one_teacher_share_what_it_read(smoke, tmp_path, monkeypatch):
+def test_students_of_one_teacher_share_what_it_read(smoke, monkeypatch):
     """References and the teacher's own texts are read by it once; the figures are those of a live teacher."""
-    files, read = Files(tmp_path / "out", "t"), []
+    read = []
     original = write_store
-    monkeypatch.setattr("distill.pipeline.stages.write_store", lambda *a: read.append(len(a[1])) or original(*a))
-    measure(Row("Teacher", smoke("model=gpt2", "loss=fkl", "eval.sets=[dolly]"), "teacher"), files)
+    monkeypatch.setattr(
+        "distill.pipeline.stages.training.write_store", lambda *a: read.append(len(a[1])) or original(*a)
+    )
+    measured(Row("Teacher", smoke("model=gpt2", "loss=fkl", "eval.sets=[dolly]"), "teacher"))
     for loss in ("fkl", "rkl"):
         row = Row(loss, smoke("model=gpt2", f"loss={loss}", "eval.sets=[dolly]"))
-        measure(row, files)
+        measured(row)
     assert read == [27, 4, 4]  # training and validation rows, references, own texts
-    plan, stages = row.plan, Stages(row.plan)
-    student, teacher = (load_model(w).eval() for w in (stages.student(), stages.teacher()))
-    tokenizer = load_tokenizer(stages.student())
+    plan = row.plan
+    both = [load_model(w).eval() for w in (student(plan), teacher(plan))]
+    tokenizer = load_tokenizer(student(plan))
     rows = training_encoder(plan.config, tokenizer).pairs(plan.sets["dolly"].examples, 512).rows
-    live, told = (
-        agreement(student, teacher, rows, pad_id(tokenizer)),
-        plan.store.manifest(plan.agreement(plan.sets["dolly"])),
-    )
+    live = agreement(*both, rows, pad_id(tokenizer))
+    manifest = plan.store.manifest(plan.agreement(plan.sets["dolly"]))
     for name, value in live.items():
-        assert told[name] == pytest.approx(value, rel=1e-5), name
+        assert manifest[name] == pytest.approx(value, rel=1e-5), name
 
 
-def test_a_metric_that_came_later_writes_no_text_again(smoke, tmp_path, capsys):
+def test_one_load_serves_texts_agreement_and_exposure(smoke, monkeypatch):
+    """Whatever is measured of a student, its weights are loaded once, and so are the teacher's."""
+    loads = []
+    original = load_model
+    monkeypatch.setattr("distill.pipeline.session.load_model", lambda w, *a: loads.append(w) or original(w, *a))
+    config = smoke("model=gpt2", "loss=fkl", "eval.sets=[dolly,vicuna]")
+    measured(Row("Teacher", config, "teacher"))
+    assert len(loads) == 1
+    row = Row("FKL", config)
+    measured(row)
+    assert loads[1:] == [student(row.plan), teacher(row.plan)]
+
+
+def test_rows_are_tokenised_and_sets_are_read_once(smoke, monkeypatch):
+    from distill.data import sets
+    from distill.data.encode import Encoder
+    from distill.pipeline import inputs
+
+    inputs.forget()
+    encoded, read = [], []
+    pairs, loaded = Encoder.pairs, sets.train_and_valid
+    monkeypatch.setattr(Encoder, "pairs", lambda s, e, n: encoded.append(len(e)) or pairs(s, e, n))
+    monkeypatch.setattr(sets, "train_and_valid", lambda c: read.append(1) or loaded(c))
+    for loss in ("fkl", "rkl", "sft"):
+        student(Plan(smoke("model=gpt2", f"loss={loss}")))
+    assert sorted(encoded) == [6, 21] and read == [1]
+
+
+def test_a_metric_that_came_later_writes_no_text_again(smoke, capsys):
     plain = smoke("model=gpt2", "loss=sft", "seed=[10]", "eval.sets=[dolly]")
-    files = Files(tmp_path / "out", "t")
-    measure(Row("SFT", plain), files)
+    measured(Row("SFT", plain))
     shutil.rmtree(plain.paths.store)
-    scored = plain.model_copy(
-        update={"eval": plain.eval.model_copy(update={"bertscore": BertScoreConfig(encoder=WHEEL)})}
-    )
-    lines, told = measure(Row("SFT", scored), files)
-    assert told is None and len(lines) and "so BERTScore is left out" in capsys.readouterr().out
-    assert not Path(plain.paths.store).exists()
+    facts, made_now = measured(Row("SFT", with_encoder(plain, encoder=WHEEL)))
+    assert not made_now and len(facts) and "so BERTScore is left out" in capsys.readouterr().out
+    assert not (Path(plain.paths.store) / "evaluate").exists()
 
 
-def test_metrics_of_kept_texts_are_added_and_name_the_commit_that_wrote_them(smoke, tmp_path):
-    row, files = Row("SFT", smoke("model=gpt2", "loss=sft", "seed=[10]", "eval.sets=[dolly]")), Files(tmp_path, "t")
-    before, _ = measure(row, files)
+def test_metrics_of_kept_texts_are_added_and_name_the_commit_that_wrote_them(smoke):
+    row = Row("SFT", smoke("model=gpt2", "loss=sft", "seed=[10]", "eval.sets=[dolly]"))
+    before, _ = measured(row)
     manifest = row.plan.store.folder(row.plan.evaluation("student", row.plan.sets["dolly"], 10)) / MANIFEST
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"commit": "0123456789"}))
-    kept = before[before["metric"] != "exact_match"]  # as a version kept them that had no exact match
-    kept.to_csv(files.values, index=False)
-    after, told = measure(row, files)
-    assert told is None
+    path = row.folder.folder / "facts.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(x for x in lines if ",exact_match," not in x))  # of a version without exact match
+    after, made_now = measured(row)
+    assert not made_now
     (added,) = after[after["metric"] == "exact_match"].to_dict("records")
     assert added["commit"] == "0123456789" != before["commit"][0]
     assert added["value"] == before[before["metric"] == "exact_match"]["value"].item()
     assert len(after) == len(before)
-    assert added["engine"] == "transformers" and added["decode"] == "sample T=1 max=8"
+
+
+def test_a_metric_is_added_in_one_place(smoke, monkeypatch):
+    """A `Metric`, and nothing else: its facts, its column and its cell follow."""
+    from distill.results import metrics
+    from distill.results.statistics import Column, cell
+
+    row = Row("SFT", smoke("model=gpt2", "loss=sft", "seed=[10,20]", "eval.sets=[dolly]"))
+    measured(row)
+
+    def values(finished):
+        yield "characters", sum(len(r.text) for r in finished.responses) / len(finished.responses), 4
+
+    monkeypatch.setattr(metrics, "METRICS", [*METRICS, metrics.Metric("characters", "letters", "evaluate", values)])
+    facts, made_now = measured(row)
+    own = facts[facts["metric"] == "characters"]
+    assert not made_now and sorted(own["seed"]) == ["10", "20"]  # of texts that were there already
+    found = cell(own.assign(train_seed="10"), Column("Length", (("dolly", "characters"),)))
+    assert found.mean == pytest.approx(own["value"].mean()) and metrics.find("dolly", "characters").unit == "letters"
+
+
+def test_one_run_serves_two_tables(smoke):
+    """Another set in another table: the same run, its facts side by side, each set's texts written once."""
+    small, large = (smoke("model=gpt2", "loss=sft", f"eval.sets=[{sets}]") for sets in ("dolly", "dolly,vicuna"))
+    first, second = Row("SFT", small), Row("fine-tuned", large)
+    facts, _ = measured(first)
+    folder = first.plan.store.folder(first.plan.evaluation("student", first.plan.sets["dolly"], 10))
+    written = (folder / "generations.jsonl").stat().st_mtime_ns
+    both, made_now = measured(second)
+    assert first.run == second.run and made_now and both.head(len(facts)).equals(facts)
+    assert set(both["dataset"]) == {"training", "validation", "dolly", "vicuna"}
+    assert (folder / "generations.jsonl").stat().st_mtime_ns == written
+    described = second.folder.description()
+    assert set(described["data"]) == {"train", "valid", "dolly", "vicuna"} and len(described["evaluations"]) == 2
+    assert not measured(first)[1]
 
 
 def test_a_peak_that_cannot_be_counted_is_not_told(smoke, monkeypatch):
     monkeypatch.setattr("distill.pipeline.store.reset_peak", lambda: False)
-    row = Row("SFT", smoke("model=gpt2", "loss=sft"))
-    Stages(row.plan).student()
-    assert row.plan.store.manifest(row.plan.student)["peak_bytes"] is None
-    assert not list(_cost(row))
+    plan = Plan(smoke("model=gpt2", "loss=sft"))
+    student(plan)
+    assert plan.store.manifest(plan.student)["peak_bytes"] is None
+    assert [fact.metric for fact in facts_of(plan.store, plan.student)] == ["best_rouge_l"]
 
 
 def test_the_best_checkpoint_is_kept(smoke, monkeypatch):
     """By the metric that the schedule names, also when it is not the last one."""
-    told = iter([3.0, 9.0, 5.0])
-    monkeypatch.setattr("distill.training.job._scorer", lambda *_: lambda _: next(told))
+    scores = iter([3.0, 9.0, 5.0])
+    monkeypatch.setattr("distill.training.job._scorer", lambda *_: lambda _: next(scores))
     saved = {}
     original = DistillTrainer._save
 
@@ -541,7 +603,7 @@ def test_the_best_checkpoint_is_kept(smoke, monkeypatch):
     config = smoke("model=gpt2", "loss=sft")
     schedule = config.train.student.model_copy(update={"epochs": 3})
     plan = Plan(config.model_copy(update={"train": config.train.model_copy(update={"student": schedule})}))
-    Stages(plan).student()
+    student(plan)
     assert plan.store.manifest(plan.student)["best_metric"] == {"rouge_l": 9.0, "step": 6}
     kept = weights_of(plan.store.folder(plan.student))
     assert sorted(saved) == [3, 6, 9] and all(torch.equal(kept[n], saved[6][n]) for n in kept)
@@ -552,25 +614,9 @@ def test_wandb_goes_offline_one_run_a_stage(smoke, tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     plan = Plan(smoke("model=gpt2", "loss=fkl", "tracker=wandb"))
-    Stages(plan).student()
+    student(plan)
     runs = list((tmp_path / "store" / "wandb").glob("offline-run-*"))
     assert len(runs) == 3  # teacher, start, student
-
-
-def test_columns_that_came_later_are_filled(tmp_path):
-    path, few = tmp_path / "long.csv", ["row", "run", "stage", "step"]
-    long.append(path, [{"row": "a", "run": "1", "stage": "s, t", "step": 3}], few, long.CURVE_KEY)
-    wide = [*few, "threshold", "eos_rate"]
-    assert long.read(path, wide)["eos_rate"].isna().all()
-    long.append(path, [{"row": "b", "run": "2", "stage": "s", "step": 4, "eos_rate": 5.5}], wide, long.CURVE_KEY)
-    assert path.read_text() == 'row,run,stage,step,threshold,eos_rate\na,1,"s, t",3,,\nb,2,s,4,,5.5\n'
-
-
-def test_long_files_refuse_other_columns(tmp_path):
-    path = tmp_path / "long.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="move it away"):
-        long.read(path, long.VALUES)
 
 
 TOGETHER = [["loss=ab", "sampler=teacher"], ["method=minillm"],

@@ -19,8 +19,10 @@ def header(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) 
     students = [run for run in described if run["role"] == "student"]
     costs = any(column.dataset == metrics.TRAINING for column in experiment.columns.values())
     last = students[-1] if students else described[-1] if described else None
+    pairs = {run["model"] + _teacher(run): run for run in described if run["role"] == "student" and _teacher(run)}
+    pairs = pairs or ({"": last} if last is not None else {})  # the last run of each pair and teacher stands for it
     return [
-        *(scale(last) if last is not None else []),
+        *dict.fromkeys(line for run in pairs.values() for line in scale(run)),
         *(texts(rows) if experiment.needs_texts else []),
         *sets(manifest, last),
         *absent(experiment, manifest),
@@ -49,6 +51,16 @@ def scale(run: Described) -> Iterator[str]:
         f" {data.get('train', {}).get('rows', '?')} training and {data.get('valid', {}).get('rows', '?')} validation"
         f" rows, {trained}, {train['precision']}, preset {config['preset']['name']}."
     )
+
+
+def teachers(rows: Sequence[RowData]) -> list[str]:
+    """The teachers that were trained or read for a table, by the names of their artifacts."""
+    return sorted({name for row in rows for run in row.described if (name := _teacher(run))})
+
+
+def _teacher(run: Described) -> str:
+    """The artifact of a run's teacher; "" where it has none."""
+    return next((name for name in run["stages"] if name.startswith("train/") and "-teacher-" in name), "")
 
 
 def _epochs(count: int) -> str:
@@ -160,8 +172,8 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 def spread(manifest: Manifest, rows: Sequence[RowData]) -> str:
     """Which seed varied behind a spread; without generation seeds nothing was written."""
     trained = ", ".join(map(str, manifest.train_seeds))
-    teachers = sorted({run["shared_seed"] for row in rows for run in row.described})
-    shared = "one teacher, one student start" if len(teachers) < 2 else f"shared seeds {', '.join(map(str, teachers))}"
+    several = len(teachers(rows))
+    shared = "one teacher, one student start" if several < 2 else f"{several} teachers, each with its student start"
     if not manifest.seeds:
         return f"Training seed{'s' if len(manifest.train_seeds) > 1 else ''} {trained}; {shared}."
     generation = f"generation seeds {', '.join(map(str, manifest.seeds))}"

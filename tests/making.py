@@ -1,0 +1,52 @@
+"""Making parts of a plan in tests, and reading what came of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from distill.evaluation.responses import Scored, read_responses
+from distill.models.load import Weights
+from distill.pipeline.measure import Wanted, measure
+from distill.pipeline.nodes import Node, ensure
+from distill.pipeline.plan import Plan, Role
+from distill.pipeline.rows import Row
+
+
+def made(plan: Plan, node: Any, role: Role = "student") -> Weights:
+    """The weights of a node, made with all that it needs."""
+    if isinstance(node, Node):
+        ensure(plan.store, [node])
+    return plan.session.weights(node, role)
+
+
+def student(plan: Plan) -> Weights:
+    """The trained student."""
+    return made(plan, plan.student)
+
+
+def teacher(plan: Plan) -> Weights:
+    """The trained or supplied teacher."""
+    return made(plan, plan.teacher, "teacher")
+
+
+def signal(plan: Plan) -> Path:
+    """The folder of the teacher's stored hidden states."""
+    ensure(plan.store, [plan.signal])
+    return plan.store.folder(plan.signal)
+
+
+def evaluate(plan: Plan, role: Role, seeds: list[int]) -> dict[tuple[str, int], list[Scored]]:
+    """Scored responses by set and seed."""
+    nodes = {(d.name, s): plan.evaluation(role, d, s) for d in plan.sets.values() for s in seeds}
+    ensure(plan.store, list(nodes.values()))
+    return {at: read_responses(plan.store.folder(node)) for at, node in nodes.items()}
+
+
+def measured(row: Row, wanted: Wanted = Wanted()) -> tuple[pd.DataFrame, bool]:
+    """A row's facts after measuring it, values as numbers, and whether anything was made."""
+    made_now = measure(row, wanted)
+    facts = row.folder.facts()
+    return facts.assign(value=facts["value"].astype(float), n=facts["n"].astype(int)), made_now
