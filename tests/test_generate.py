@@ -1,7 +1,9 @@
-"""Texts that depend on model, prompt and seed alone."""
+"""Responses that depend on model, prefix, stream and room alone."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import random
 import sys
 
@@ -13,9 +15,10 @@ from distill.base.errors import UserError
 from distill.config import load
 from distill.data.encode import Encoded, Encoder
 from distill.data.examples import make_examples
-from distill.generation.cache import ROOM, RowCache
+from distill.generation.cache import SPARE, RowCache
 from distill.generation.decode import Chooser, NgramBan, RowStream
-from distill.generation.engine import Writing, generate, groups
+from distill.generation.engine import generate
+from distill.generation.requests import Decoding, Request, groups, stream_name
 from distill.generation.vllm import VllmEngine
 from distill.models.load import Weights
 from distill.models.tokenizers import train_tokenizer
@@ -24,20 +27,26 @@ DECODE = load(["model=micro"]).eval.model_copy(update={"max_new_tokens": 12})
 PROMPTS = [Encoded(f"p{n}", [1 + (7 * i + n) % (VOCAB - 1) for i in range(n)], []) for n in (1, 3, 9, 4, 6, 2, 5)]
 
 
-def write(model, prompts=PROMPTS, seeds=(10, 20), eos=0, **decode):
-    return generate(model, prompts, Writing("set", list(seeds), DECODE.model_copy(update=decode), eos, 0))
+def requests_of(prompts=PROMPTS, seeds=(10, 20), room=12):
+    """One for each prompt and seed, as an evaluation has them."""
+    return [Request(p.id, p.prompt, stream_name(s, "set", p.id), room) for p in prompts for s in seeds]
+
+
+def answer(model, requests, eos=0, **settings):
+    return generate(model, requests, Decoding(DECODE.model_copy(update=settings), eos, 0))
+
+
+def write(model, prompts=PROMPTS, seeds=(10, 20), eos=0, max_new_tokens=12, **settings):
+    return answer(model, requests_of(prompts, seeds, max_new_tokens), eos, **settings)
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
 def test_batch_size_order_and_company_do_not_matter(make):
     model = make()
-    whole = write(model)
-    assert [(g.id, g.seed) for g in whole] == [(p.id, s) for p in PROMPTS for s in (10, 20)]
-    one_by_one = write(model, batch_tokens=1)
-    shuffled = {(g.id, g.seed): g for g in write(model, PROMPTS[::-1])}
-    alone = {(g.id, g.seed): g for s in (10, 20) for p in PROMPTS for g in write(model, [p], [s])}
-    for ours, single in zip(whole, one_by_one, strict=True):
-        assert ours == single == shuffled[ours.id, ours.seed] == alone[ours.id, ours.seed]
+    whole, requests = write(model), requests_of()
+    assert write(model, batch_tokens=1) == whole
+    assert answer(model, requests[::-1]) == whole[::-1]
+    assert [answer(model, [request])[0] for request in requests] == whole
     assert len({tuple(g.tokens) for g in whole}) > len(PROMPTS)  # seeds differ
 
 
@@ -70,7 +79,7 @@ def test_draws_follow_the_models_distribution():
 @pytest.mark.parametrize("warp", [{}, {"top_k": 1}, {"top_p": 0.9}])
 def test_a_token_that_cannot_win_never_does(warp):
     """Of 50,257 tokens one stands 200 above all: numpy's exponentials hold a 0 in one of two hundred such draws."""
-    choose, stream = Chooser(DECODE.model_copy(update=warp)), RowStream(1, "set", "x")
+    choose, stream = Chooser(DECODE.model_copy(update=warp)), RowStream("1/set/x")
     logits = torch.zeros(1, 50257)
     logits[0, 7] = 200.0
     assert {int(choose(logits.clone(), [stream], [None])[0]) for _ in range(3000)} == {7}
@@ -116,7 +125,7 @@ def test_an_answer_that_starts_with_eos_is_empty():
 
 def test_streams_are_their_own():
     def drawn(seed=10, set_name="set", example="x", times=1):
-        stream, numbers = RowStream(seed, set_name, example), torch.empty(5)
+        stream, numbers = RowStream(stream_name(seed, set_name, example)), torch.empty(5)
         for _ in range(times):
             stream.fill(numbers)
         return numbers
@@ -136,7 +145,7 @@ def test_rows_leave_and_prompts_join_within_the_bound(make, monkeypatch):
         output = forward(self, *args, past_key_values=past_key_values, **more)
         if isinstance(past_key_values, RowCache):
             layer = past_key_values.layers[0]
-            held.append(sum(x[:, 0, :, 0].numel() for x in (layer._buffers[0], layer.prompt_keys)))
+            held.append(sum(x[:, 0, :, 0].numel() for x in (layer._buffers[0], layer.prefix_keys)))
         return output
 
     def joins(self, prompts, mask, rows, *more):
@@ -147,7 +156,7 @@ def test_rows_leave_and_prompts_join_within_the_bound(make, monkeypatch):
     monkeypatch.setattr(RowCache, "join", joins)
     prompts = [Encoded(f"q{n}", [1 + (5 * i + n) % (VOCAB - 1) for i in range(1 + n % 9)], []) for n in range(30)]
     eos = write(model, PROMPTS[:1], [10], eos=-1)[0].tokens[3]  # an id that is drawn now and then
-    bound = 6 * (9 + 12 + ROOM)
+    bound = 6 * (9 + 12 + SPARE)
     together = write(model, prompts, eos=eos, batch_tokens=bound)
     assert max(held) <= bound and set(joined) == {True, False}  # below, and in the places of finished rows
     assert {g.ended for g in together} == {True, False}
@@ -167,7 +176,7 @@ def test_no_course_of_joining_and_leaving_changes_a_text(case):
     seeds = list(range(draw.choice([1, 2, 5])))
     eos = draw.choice(write(model, prompts[:1], [7], eos=-1)[0].tokens[1:])
     for rows in (1, 3, 16):
-        batch = write(model, prompts, seeds, eos=eos, batch_tokens=rows * (draw.choice([0, 9, 30]) + 12 + ROOM))
+        batch = write(model, prompts, seeds, eos=eos, batch_tokens=rows * (draw.choice([0, 9, 30]) + 12 + SPARE))
         for got, (prompt, seed) in zip(batch, [(p, s) for p in prompts for s in seeds], strict=True):
             assert [got] == write(model, [prompt], [seed], eos=eos), (rows, prompt.id, seed)
 
@@ -198,15 +207,14 @@ def test_an_empty_instruction_is_a_prompt_and_no_tokens_are_none():
 
 
 def test_groups_are_fixed_by_prompts_alone():
-    decode = DECODE.model_copy(update={"batch_tokens": 10})
-    writing = Writing("set", [10, 20], decode, 0, 0)
-    cut = groups(PROMPTS, writing)
-    assert len(cut) > 1 and sorted(i for group in cut for i in group) == list(range(len(PROMPTS)))
-    lengths = [len(PROMPTS[i].prompt) for group in cut for i in group]
+    settings, requests = DECODE.model_copy(update={"batch_tokens": 10}), requests_of()
+    cut = groups(requests, settings)
+    assert len(cut) > 1 and sorted(i for group in cut for i in group) == list(range(len(requests)))
+    lengths = [len(requests[i].prompt) for group in cut for i in group]
     assert lengths == sorted(lengths, reverse=True)
-    turned = groups(PROMPTS[::-1], writing)
-    ids = [[[ps[i].id for i in group] for group in gs] for ps, gs in ((PROMPTS, cut), (PROMPTS[::-1], turned))]
-    assert ids[0] == ids[1]
+    turned = requests_of(PROMPTS[::-1])
+    streams = [[turned[i].stream for i in group] for group in groups(turned, settings)]
+    assert streams == [[requests[i].stream for i in group] for group in cut]
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -228,12 +236,12 @@ def test_a_text_without_repeats():
     free = write(model, PROMPTS, do_sample=False, eos=-1, max_new_tokens=40)
     bound = write(model, PROMPTS, do_sample=False, eos=-1, max_new_tokens=40, no_repeat_ngram_size=2)
 
-    def repeats(g):
-        prompt = next(p.prompt for p in PROMPTS if p.id == g.id)
-        pairs = list(zip([*prompt, *g.tokens], [*prompt, *g.tokens][1:], strict=False))
+    def repeats(request, response):
+        tokens = [*request.prompt, *response.tokens]
+        pairs = list(itertools.pairwise(tokens))
         return len(pairs) - len(set(pairs))
 
-    assert sum(map(repeats, free)) > 0 and sum(map(repeats, bound)) == 0
+    assert sum(map(repeats, requests_of(), free)) > 0 and sum(map(repeats, requests_of(), bound)) == 0
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
@@ -246,7 +254,7 @@ def test_beam_search_is_transformers_own_and_the_same_for_all_seeds(make):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, num_beams=3,
             no_repeat_ngram_size=2, eos_token_id=0, pad_token_id=0,
         )[0, len(prompt.prompt) :].tolist()  # fmt: skip
-        assert first.tokens == second.tokens == [t for t in expected if t] and (first.seed, second.seed) == (10, 20)
+        assert first.tokens == second.tokens == [t for t in expected if t]
         assert first.ended == (0 in expected)
 
 
@@ -273,20 +281,25 @@ def test_vllm_is_asked_with_a_seed_for_each_request(monkeypatch, tmp_path):
 
         def generate(self, inputs, settings, use_tqdm):
             asked["inputs"], asked["settings"] = inputs, settings
-            row = lambda ids: type("R", (), {"outputs": [type("O", (), {"token_ids": ids})]})  # noqa: E731
-            return [row([5, 6, 0] if n % 2 else [7, 8]) for n in range(len(inputs))]
+            output = lambda ids: type("R", (), {"outputs": [type("O", (), {"token_ids": ids})]})  # noqa: E731
+            return [output([5, 6, 0] if n % 2 else [7, 8]) for n in range(len(inputs))]
 
     fake = type("Vllm", (), {"LLM": Llm, "SamplingParams": dict})
     monkeypatch.setitem(sys.modules, "vllm", fake)
     config = load(["model=gpt2", "eval.engine=vllm", "eval.top_k=5"])
     engine = VllmEngine(config, Weights(str(tmp_path)))
     finished = []
-    written = engine.write(PROMPTS[:2], Writing("set", [10, 20], config.eval, 0, 0), finished.append)
-    assert [(g.id, g.seed, g.tokens, g.ended) for g in written] == [
-        ("p1", 10, [7, 8], False), ("p1", 20, [5, 6], True), ("p3", 10, [7, 8], False), ("p3", 20, [5, 6], True),
+    none, begun = Request("none", [3], "none", 0), Request("begun", [3, 4], "begun", 2, beginning=[5, 6])
+    requests = [*requests_of(PROMPTS[:2])[:3], none, begun]
+    written = engine.write(requests, Decoding(config.eval, 0, 0), finished.append)
+    assert [(r.tokens, r.ended) for r in written] == [
+        ([7, 8], False), ([5, 6], True), ([7, 8], False), ([], False), ([5, 6], True),
     ]  # fmt: skip
     assert len({s["seed"] for s in asked["settings"]}) == 4 and asked["settings"][0]["top_k"] == 5
-    assert asked["inputs"][2] == {"prompt_token_ids": PROMPTS[1].prompt} and finished == [4]
+    assert asked["settings"][0]["seed"] == int.from_bytes(hashlib.sha256(b"10/set/p1").digest()[:4], "little")
+    assert [s["max_tokens"] for s in asked["settings"]] == [12, 12, 12, 2]
+    assert asked["inputs"][2:] == [{"prompt_token_ids": PROMPTS[1].prompt}, {"prompt_token_ids": [3, 4, 5, 6]}]
+    assert finished == [5]
     assert asked["model"]["max_model_len"] == config.train.max_prompt_length + config.eval.max_new_tokens
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="pip install vllm"):

@@ -17,7 +17,9 @@ from transformers import TrainerCallback, TrainingArguments
 from distill.base.errors import UserError
 from distill.config import load
 from distill.data.encode import FILLER, IGNORE, Collator, Encoded, shift
-from distill.generation.engine import Mixture, Writing, generate
+from distill.generation.engine import generate
+from distill.generation.reader import Mixture
+from distill.generation.requests import Decoding, Request
 from distill.losses import build
 from distill.samplers import Sample, Step, names
 from distill.samplers import build as build_sampler
@@ -227,7 +229,7 @@ def test_rounded_weights_write_as_loaded_ones_do(tmp_path):
     student = tiny_llama(scale=0.2)
     student.save_pretrained(tmp_path)
     loaded = type(student).from_pretrained(tmp_path, dtype=torch.bfloat16)
-    rounded = writer(student, dtype=torch.bfloat16)._pen()
+    rounded = writer(student, dtype=torch.bfloat16)._generating_model()
     ours, theirs = dict(rounded.named_buffers()), dict(loaded.named_buffers())
     assert ours.keys() == theirs.keys() and ours
     assert all(torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours)
@@ -274,8 +276,8 @@ def test_under_bf16_rounded_weights_write_and_follow_the_student():
 def test_a_mixture_draws_from_both():
     """First tokens over many seeds against the mixed probabilities."""
     student, teacher, count, share = tiny_gpt2(), tiny_gpt2(hidden=24, seed=9), 3000, 0.4
-    decode = DECODE.model_copy(update={"max_new_tokens": 1})
-    written = generate(Mixture(student, teacher, share), ROWS[5:6], Writing("x", range(count), decode, -1, 0))
+    requests = [Request("r", ROWS[5].prompt, str(number), 1) for number in range(count)]
+    written = generate(Mixture(student, teacher, share), requests, Decoding(DECODE, -1, 0))
     q, p = (m(torch.tensor([ROWS[5].prompt])).logits[0, -1].softmax(-1) for m in (student, teacher))
     frequency = torch.bincount(torch.tensor([g.tokens[0] for g in written]), minlength=VOCAB) / count
     mixed = (1 - share) * q + share * p

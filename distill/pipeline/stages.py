@@ -15,7 +15,8 @@ from distill.config.train import StageTrainConfig
 from distill.data.encode import Collator, Encoded
 from distill.data.sets import Dataset
 from distill.data.templates import render
-from distill.generation.stage import Evaluator, Scored, read_generations, remove_groups
+from distill.generation.resumable import remove_groups
+from distill.generation.stage import Evaluator, Scored, read_generations
 from distill.losses import build
 from distill.models import create
 from distill.models.load import Shape, Weights, load_model, load_tokenizer, quiet_transformers, shape_of, supplied
