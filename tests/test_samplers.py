@@ -209,9 +209,24 @@ def test_eos_is_kept_where_pad_is_eos_and_what_never_ends_is_marked():
     batch = Collator(EOS)([s.row for s in ended])
     for s, labels in zip(ended, batch["labels"], strict=True):
         assert labels[labels != IGNORE].tolist() == s.row.response  # EOS is a target, padding is none
-    tight = writer(tokens=40, max_length=12).write(ROWS, "s", 1)
-    assert all(len(s.row.prompt) + len(s.row.response) <= 12 for s in tight)
-    assert all(s.ended == (s.row.response[-1:] == [EOS]) for s in tight)
+
+
+def test_max_length_cuts_what_would_be_written_without_it():
+    """One text ends exactly at the limit, one is cut just before its EOS, and one prompt leaves no room at all."""
+    free = writer(tokens=40).write(ROWS, "s", 1)
+    lengths = [len(s.row.prompt) + len(s.row.response) for s in free if s.ended]
+    for limit in {12, max(lengths), max(lengths) - 1, max(len(row.prompt) for row in ROWS)}:
+        for whole, cut in zip(free, writer(tokens=40, max_length=limit).write(ROWS, "s", 1), strict=True):
+            room = limit - len(whole.row.prompt)
+            assert cut.row == replace(whole.row, response=whole.row.response[:room])
+            assert cut.ended == (whole.ended and len(whole.row.response) <= room)
+
+
+def test_a_text_is_drawn_from_the_stream_of_seed_step_and_example():
+    requests = [Request(row.id, row.prompt, f"7/train step 4/{row.id}", 8) for row in ROWS]
+    responses = generate(tiny_gpt2(), requests, Decoding(DECODE, EOS, EOS))
+    tokens = [[*r.tokens, *([EOS] if r.ended else [])] for r in responses]
+    assert [s.row.response for s in writer().write(ROWS, "step 4", 4)] == tokens
 
 
 def test_the_published_labels_are_late_and_lack_eos():
