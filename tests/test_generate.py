@@ -237,16 +237,18 @@ def test_requests_of_every_kind_in_one_batch_are_answered_as_alone(case, monkeyp
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
-def test_a_finished_long_response_leaves_space_for_what_is_there(make, monkeypatch):
-    """Buffers that one long response made large count until they are copied, when short rows take its place."""
+def test_buffers_that_a_long_response_widened_count_after_its_end(make, monkeypatch):
+    """Until they are copied: eight short rows of one prefix are replaced in place, then those of eight prefixes."""
     model = make()
     spy = Spy(monkeypatch, model)
-    prompts = [[1 + (3 * i + n) % (VOCAB - 1) for i in range(30)] for n in range(40)]
-    requests = [Request(f"{n:02}", prompt, str(n), 60 if n == 0 else 61 - n) for n, prompt in enumerate(prompts)]
-    bound = 8 * (30 + 60 + SPARE)
+    prompts = [[1 + (3 * i + n) % (VOCAB - 1) for i in range(59)] + [n + 1] for n in range(40)]
+    requests = [Request("0", prompts[0], "0", 59)]
+    requests += [Request(f"1 {n:02}", prompts[n], f"{n} {row}", 3) for n in range(1, 21) for row in range(8)]
+    requests += [Request(f"2 {n:02}", prompts[n], f"{n}", 3) for n in range(21, 40)]
+    bound = 2 * 60 + 9 * (59 + SPARE)
     together = answer(model, requests, eos=-1, batch_tokens=bound)
     assert [len(response.tokens) for response in together] == [request.room for request in requests]
-    assert max(spy.columns) <= bound and False in spy.appended
+    assert max(spy.columns) <= bound and spy.appended.count(False) >= 20
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])

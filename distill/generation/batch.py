@@ -129,6 +129,8 @@ class Batch:
         Args:
             places: how many finished rows they may replace; None where their rows are appended.
         """
+        if not self.waiting:
+            return 0
         unfinished = [row for row in self.live if not row.done]
         prefixes = {row.prefix: row.prefix_length for row in unfinished}  # each is held once
         longest, rows = max(prefixes.values(), default=0), len(self.live)
