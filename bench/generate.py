@@ -19,7 +19,8 @@ from bench.measure import held_mb, in_own_process, met, peak_mb, report
 from distill.base.memory import reset_peak
 from distill.config import load
 from distill.data.encode import Encoded, Encoder
-from distill.generation.engine import Generation, Writing, generate
+from distill.generation.engine import generate
+from distill.generation.requests import Decoding, Request, Response, stream_name
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline.plan import Plan
@@ -56,12 +57,16 @@ class Bench:
 
     def ours(self, seeds: tuple[int, ...], prompts: int = PROMPTS) -> int:
         """Tokens written, EOS not counted."""
-        return sum(len(g.tokens) for g in self.written(seeds, prompts, self.config.eval.batch_tokens))
+        return sum(len(response.tokens) for response in self.written(seeds, prompts, self.config.eval.batch_tokens))
 
-    def written(self, seeds: tuple[int, ...], prompts: int, batch_tokens: int) -> list[Generation]:
+    def written(self, seeds: tuple[int, ...], prompts: int, batch_tokens: int) -> list[Response]:
         decode = self.config.eval.model_copy(update={"batch_tokens": batch_tokens})
-        writing = Writing("dolly", seeds, decode, self.tokenizer.eos_token_id, self.pad)
-        return generate(self.model, self.prompts[:prompts], writing)
+        requests = [
+            Request(p.id, p.prompt, stream_name(seed, "dolly", p.id), NEW)
+            for p in self.prompts[:prompts]
+            for seed in seeds
+        ]
+        return generate(self.model, requests, Decoding(decode, self.tokenizer.eos_token_id, self.pad))
 
     def passes(self, seed: int, batch: int, padded: int | None) -> int:
         """One pass of `generate` in batches of like length, left-padded to `padded` or the batch's longest."""

@@ -26,22 +26,22 @@ from distill.pipeline.store import Store
 
 RUN = """
 import os, sys
-import distill.generation.engine as generate, distill.generation.stage as stage
+import distill.generation.load as engines, distill.generation.requests as requests
 from distill.config import load
 from distill.base.processes import leave_processes
 from distill.pipeline.plan import Plan
 from distill.pipeline.stages import Stages
-generate.FILLS = 0  # every prompt is a group
-after, original = int(sys.argv[1]), stage.write_group
-def counted(model, prompts, *more):
+requests.GROUP_BATCHES = 0  # every prompt is a group
+after, original = int(sys.argv[1]), engines.write_group
+def counted(model, group, *more):
     global after
     if after == 0:
         os._exit(9)
     after -= 1
     # whole, beside another process's lines
-    os.write(1, f" wrote {prompts[0].id} as {os.environ.get('RANK', '0')}\\n".encode())
-    return original(model, prompts, *more)
-stage.write_group = counted
+    os.write(1, f" wrote {group[0].id} as {os.environ.get('RANK', '0')}\\n".encode())
+    return original(model, group, *more)
+engines.write_group = counted
 Stages(Plan(load(sys.argv[2:]))).evaluate("student", [10, 20])
 leave_processes()
 """
@@ -129,7 +129,7 @@ def test_a_stop_while_seeds_become_artifacts_writes_nothing_again(trained, whole
         Stages(Plan(load(words_))).evaluate("student", [10, 20])
     monkeypatch.setattr(Store, "_finish", finish)
     stages = Stages(Plan(load([w.replace(",vicuna", "") for w in words_])))
-    monkeypatch.setattr("distill.generation.stage.write_group", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr("distill.generation.load.write_group", lambda *_: pytest.fail("written again"))
     stages.evaluate("student", [10, 20])
     monkeypatch.undo()
     assert run(trained, -1)[0] == 0

@@ -1,10 +1,13 @@
-"""Texts that depend on model, prompt and seed alone."""
+"""Responses that depend on model, prefix, stream and room alone."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import VOCAB, tiny_gpt2, tiny_llama, tiny_opt
@@ -13,9 +16,10 @@ from distill.base.errors import UserError
 from distill.config import load
 from distill.data.encode import Encoded, Encoder
 from distill.data.examples import make_examples
-from distill.generation.cache import ROOM, RowCache
+from distill.generation.cache import SPARE, RowCache
 from distill.generation.decode import Chooser, NgramBan, RowStream
-from distill.generation.engine import Writing, generate, groups
+from distill.generation.engine import generate
+from distill.generation.requests import Decoding, Request, groups, stream_name
 from distill.generation.vllm import VllmEngine
 from distill.models.load import Weights
 from distill.models.tokenizers import train_tokenizer
@@ -24,20 +28,26 @@ DECODE = load(["model=micro"]).eval.model_copy(update={"max_new_tokens": 12})
 PROMPTS = [Encoded(f"p{n}", [1 + (7 * i + n) % (VOCAB - 1) for i in range(n)], []) for n in (1, 3, 9, 4, 6, 2, 5)]
 
 
-def write(model, prompts=PROMPTS, seeds=(10, 20), eos=0, **decode):
-    return generate(model, prompts, Writing("set", list(seeds), DECODE.model_copy(update=decode), eos, 0))
+def requests_of(prompts=PROMPTS, seeds=(10, 20), room=12):
+    """One for each prompt and seed, as an evaluation has them."""
+    return [Request(p.id, p.prompt, stream_name(s, "set", p.id), room) for p in prompts for s in seeds]
+
+
+def answer(model, requests, eos=0, **settings):
+    return generate(model, requests, Decoding(DECODE.model_copy(update=settings), eos, 0))
+
+
+def write(model, prompts=PROMPTS, seeds=(10, 20), eos=0, max_new_tokens=12, **settings):
+    return answer(model, requests_of(prompts, seeds, max_new_tokens), eos, **settings)
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
 def test_batch_size_order_and_company_do_not_matter(make):
     model = make()
-    whole = write(model)
-    assert [(g.id, g.seed) for g in whole] == [(p.id, s) for p in PROMPTS for s in (10, 20)]
-    one_by_one = write(model, batch_tokens=1)
-    shuffled = {(g.id, g.seed): g for g in write(model, PROMPTS[::-1])}
-    alone = {(g.id, g.seed): g for s in (10, 20) for p in PROMPTS for g in write(model, [p], [s])}
-    for ours, single in zip(whole, one_by_one, strict=True):
-        assert ours == single == shuffled[ours.id, ours.seed] == alone[ours.id, ours.seed]
+    whole, requests = write(model), requests_of()
+    assert write(model, batch_tokens=1) == whole
+    assert answer(model, requests[::-1]) == whole[::-1]
+    assert [answer(model, [request])[0] for request in requests] == whole
     assert len({tuple(g.tokens) for g in whole}) > len(PROMPTS)  # seeds differ
 
 
@@ -70,7 +80,7 @@ def test_draws_follow_the_models_distribution():
 @pytest.mark.parametrize("warp", [{}, {"top_k": 1}, {"top_p": 0.9}])
 def test_a_token_that_cannot_win_never_does(warp):
     """Of 50,257 tokens one stands 200 above all: numpy's exponentials hold a 0 in one of two hundred such draws."""
-    choose, stream = Chooser(DECODE.model_copy(update=warp)), RowStream(1, "set", "x")
+    choose, stream = Chooser(DECODE.model_copy(update=warp)), RowStream("1/set/x")
     logits = torch.zeros(1, 50257)
     logits[0, 7] = 200.0
     assert {int(choose(logits.clone(), [stream], [None])[0]) for _ in range(3000)} == {7}
@@ -114,9 +124,17 @@ def test_an_answer_that_starts_with_eos_is_empty():
     assert only.tokens == [] and only.ended
 
 
+def test_a_streams_numbers_stay_those_of_kept_texts():
+    assert stream_name(10, "dolly", "ab12") == "10/dolly/ab12"
+    bits = np.random.Philox(key=int.from_bytes(hashlib.sha256(b"10/dolly/ab12").digest()[:16], "little"))
+    numbers = torch.empty(5)
+    RowStream("10/dolly/ab12").fill(numbers)
+    assert numbers.tolist() == np.random.Generator(bits).standard_exponential(5, np.float32).tolist()
+
+
 def test_streams_are_their_own():
     def drawn(seed=10, set_name="set", example="x", times=1):
-        stream, numbers = RowStream(seed, set_name, example), torch.empty(5)
+        stream, numbers = RowStream(stream_name(seed, set_name, example)), torch.empty(5)
         for _ in range(times):
             stream.fill(numbers)
         return numbers
@@ -126,30 +144,47 @@ def test_streams_are_their_own():
         assert not drawn().eq(other).any()
 
 
+class Spy:
+    """Notes what a model is given while it generates.
+
+    Attributes:
+        prefilled: rows of each forward pass that read prefixes.
+        decoded: rows of each forward pass that read one token a row.
+        columns: of the KV cache, allocated ones included, after each of the latter.
+        appended: for each time that prefixes were added to others, whether their rows were appended.
+    """
+
+    def __init__(self, monkeypatch, model):
+        self.prefilled, self.decoded, self.columns, self.appended = [], [], [], []
+        forward, join = type(model).forward, RowCache.join
+
+        def watched(model, *args, input_ids, past_key_values, **more):
+            output = forward(model, *args, input_ids=input_ids, past_key_values=past_key_values, **more)
+            if isinstance(past_key_values, RowCache):
+                layer = past_key_values.layers[0]
+                self.columns.append(sum(x[:, 0, :, 0].numel() for x in (layer._buffers[0], layer.prefix_keys)))
+            rows = self.decoded if isinstance(past_key_values, RowCache) else self.prefilled
+            rows.append(len(input_ids))
+            return output
+
+        def joins(cache, prefixes, mask, rows, *more):
+            self.appended.append(rows is None)
+            join(cache, prefixes, mask, rows, *more)
+
+        monkeypatch.setattr(type(model), "forward", watched)
+        monkeypatch.setattr(RowCache, "join", joins)
+
+
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
 def test_rows_leave_and_prompts_join_within_the_bound(make, monkeypatch):
     """Few rows fit: every text is that of a prompt alone, and no more is ever held than `batch_tokens`."""
-    model, held, joined = make(), [], []
-    forward, join = type(model).forward, RowCache.join
-
-    def counted(self, *args, past_key_values, **more):
-        output = forward(self, *args, past_key_values=past_key_values, **more)
-        if isinstance(past_key_values, RowCache):
-            layer = past_key_values.layers[0]
-            held.append(sum(x[:, 0, :, 0].numel() for x in (layer._buffers[0], layer.prompt_keys)))
-        return output
-
-    def joins(self, prompts, mask, rows, *more):
-        joined.append(rows is None)
-        join(self, prompts, mask, rows, *more)
-
-    monkeypatch.setattr(type(model), "forward", counted)
-    monkeypatch.setattr(RowCache, "join", joins)
+    model = make()
+    spy = Spy(monkeypatch, model)
     prompts = [Encoded(f"q{n}", [1 + (5 * i + n) % (VOCAB - 1) for i in range(1 + n % 9)], []) for n in range(30)]
     eos = write(model, PROMPTS[:1], [10], eos=-1)[0].tokens[3]  # an id that is drawn now and then
-    bound = 6 * (9 + 12 + ROOM)
+    bound = 6 * (9 + 12 + SPARE)
     together = write(model, prompts, eos=eos, batch_tokens=bound)
-    assert max(held) <= bound and set(joined) == {True, False}  # below, and in the places of finished rows
+    assert max(spy.columns) <= bound and set(spy.appended) == {True, False}
     assert {g.ended for g in together} == {True, False}
     for got, (prompt, seed) in zip(together, [(p, s) for p in prompts for s in (10, 20)], strict=True):
         assert [got] == write(model, [prompt], [seed], eos=eos)
@@ -167,9 +202,133 @@ def test_no_course_of_joining_and_leaving_changes_a_text(case):
     seeds = list(range(draw.choice([1, 2, 5])))
     eos = draw.choice(write(model, prompts[:1], [7], eos=-1)[0].tokens[1:])
     for rows in (1, 3, 16):
-        batch = write(model, prompts, seeds, eos=eos, batch_tokens=rows * (draw.choice([0, 9, 30]) + 12 + ROOM))
+        batch = write(model, prompts, seeds, eos=eos, batch_tokens=rows * (draw.choice([0, 9, 30]) + 12 + SPARE))
         for got, (prompt, seed) in zip(batch, [(p, s) for p in prompts for s in seeds], strict=True):
             assert [got] == write(model, [prompt], [seed], eos=eos), (rows, prompt.id, seed)
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_requests_of_every_kind_in_one_batch_are_answered_as_alone(case, monkeypatch):
+    """Numbers of rows a prefix, rooms and beginnings differ; some prefixes are equal; bounds from none to all rows."""
+    draw = random.Random(case)
+    model = (tiny_gpt2, tiny_llama, tiny_opt)[case % 3]()
+    requests = []
+    for n in range(draw.choice([3, 12])):
+        prompt = [draw.randrange(1, VOCAB) for _ in range(draw.choice([1, 2, 5, 9, 30]))]
+        beginnings = [[], [draw.randrange(1, VOCAB) for _ in range(draw.choice([1, 4, 20]))]]
+        requests += [
+            Request(f"r{n}", prompt, f"{n}/{row}", draw.choice([0, 1, 3, 12, 40]), draw.choice(beginnings))
+            for row in range(draw.choice([1, 1, 2, 9]))
+        ]
+    draw.shuffle(requests)
+    requests.append(Request("equal", requests[0].prefix, "equal", 7))
+    free = answer(model, [Request("r", [5, 6, 7], "r", 12)], eos=-1)[0].tokens
+    eos, ngrams = draw.choice(free[1:]), {"no_repeat_ngram_size": draw.choice([0, 2])}
+    alone = [answer(model, [request], eos, **ngrams)[0] for request in requests]
+    spy = Spy(monkeypatch, model)
+    largest = max(
+        len(request.prefix) + sum(other.prefix == request.prefix for other in requests) * (40 + SPARE)
+        for request in requests
+    )
+    for bound in (1, largest, 3 * largest, 16384):
+        spy.columns.clear()
+        assert answer(model, requests, eos, batch_tokens=bound, **ngrams) == alone, bound
+        assert bound == 1 or max(spy.columns) <= bound
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_buffers_that_a_long_response_widened_count_after_its_end(make, monkeypatch):
+    """Until they are copied: eight short rows of one prefix are replaced in place, then those of eight prefixes."""
+    model = make()
+    spy = Spy(monkeypatch, model)
+    prompts = [[1 + (3 * i + n) % (VOCAB - 1) for i in range(59)] + [n + 1] for n in range(40)]
+    requests = [Request("0", prompts[0], "0", 59)]
+    requests += [Request(f"1 {n:02}", prompts[n], f"{n} {row}", 3) for n in range(1, 21) for row in range(8)]
+    requests += [Request(f"2 {n:02}", prompts[n], f"{n}", 3) for n in range(21, 40)]
+    bound = 2 * 60 + 9 * (59 + SPARE)
+    together = answer(model, requests, eos=-1, batch_tokens=bound)
+    assert [len(response.tokens) for response in together] == [request.room for request in requests]
+    assert max(spy.columns) <= bound and spy.appended.count(False) >= 20
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_a_beginning_is_read_with_the_prompt(make, monkeypatch):
+    """It continues as transformers does behind the same tokens, and as a longer prompt does under the same stream."""
+    model = make()
+    beginning = [9, 8, 7, 6]
+    begun = [Request(r.id, r.prompt, r.stream, 10, beginning) for r in requests_of()]
+    longer = [Request(r.id, [*r.prompt, *beginning], r.stream, 10) for r in requests_of()]
+    spy = Spy(monkeypatch, model)
+    sampled = answer(model, begun, eos=-1)
+    assert len(spy.decoded) == 9  # the beginning is never read token by token
+    assert sampled == answer(model, longer, eos=-1) != write(model, eos=-1, max_new_tokens=10)
+    monkeypatch.undo()
+    for settings in ({}, {"no_repeat_ngram_size": 2}, {"num_beams": 3}):
+        greedy = answer(model, begun[::2], eos=-1, do_sample=False, **settings)
+        for response, request in zip(greedy, begun[::2], strict=True):
+            ids = torch.tensor([[*request.prompt, *beginning]])
+            expected = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, eos_token_id=None,
+                pad_token_id=0, **settings,
+            )  # fmt: skip
+            assert response.tokens == expected[0, ids.shape[1] :].tolist() and not response.ended
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_greedy_response_goes_on_behind_any_of_its_beginnings(size):
+    """Also where an n-gram may not come twice: those of the beginning, and those that cross its ends, count."""
+    model, (prompt,) = tiny_gpt2(), PROMPTS[4:5]
+    settings = {"eos": -1, "do_sample": False, "no_repeat_ngram_size": size}
+    (whole,) = answer(model, [Request("w", prompt.prompt, "", 40)], **settings)
+    parts = [Request("p", prompt.prompt, "", 40 - n, whole.tokens[:n]) for n in range(41)]
+    assert [response.tokens for response in answer(model, parts, **settings)] == [whole.tokens[n:] for n in range(41)]
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_room_cuts_a_response_and_changes_nothing_before(make):
+    model, free = make(), write(make(), eos=-1)
+    eos = free[0].tokens[4]
+    whole = write(model, eos=eos)
+    for room in range(12):
+        for cut, response in zip(write(model, eos=eos, max_new_tokens=room), whole, strict=True):
+            assert cut.tokens == response.tokens[:room]
+            assert cut.ended == (response.ended and len(response.tokens) < room)  # EOS takes a place of its own
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": False}, {"do_sample": False, "num_beams": 2}])
+def test_no_room_asks_the_model_nothing_and_every_response_is_reported(settings, monkeypatch):
+    model = tiny_gpt2()
+    spy, reported = Spy(monkeypatch, model), []
+    none = requests_of(room=0)
+    assert [(r.tokens, r.ended) for r in answer(model, none, **settings)] == [([], False)] * len(none)
+    assert not spy.prefilled and answer(model, [], **settings) == []
+    requests = [*none[:3], *requests_of(room=4), *requests_of(room=9)]
+    decoding = Decoding(DECODE.model_copy(update=settings), 0, 0)
+    responses = generate(model, requests, decoding, reported.append)
+    assert sum(reported) == len(responses) == len(requests) and all(count > 0 for count in reported)
+    for bad, message in (
+        (Request("none", [], "s", 3), "prompt none has no token"),
+        (Request("b", [1], "s", -1), "request b has room for -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(model, [*requests, bad], decoding)
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_equal_prefixes_are_read_once(make, monkeypatch):
+    """Whatever their ids, and whether a token stands in the prompt or in the beginning."""
+    model = make()
+    spy = Spy(monkeypatch, model)
+    requests = [
+        Request("a", [5, 6, 7, 8], "a", 12), Request("z", [9], "z", 12), Request("b", [5, 6], "b", 3, [7, 8]),
+        Request("c", [5, 6, 7, 8], "c", 12), Request("d", [], "d", 12, [9]),
+    ]  # fmt: skip
+    answer(model, requests, eos=-1)
+    assert sum(spy.prefilled) == 2 and spy.decoded[0] == 5
+    spy.prefilled.clear(), spy.decoded.clear()
+    a, z, b, c, d = answer(model, requests, eos=-1, do_sample=False)
+    assert sum(spy.prefilled) == 2 and spy.decoded[0] == 3  # nothing is drawn: one row for each prefix and room
+    assert a == c and z == d and b.tokens == a.tokens[:3]
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
@@ -198,15 +357,25 @@ def test_an_empty_instruction_is_a_prompt_and_no_tokens_are_none():
 
 
 def test_groups_are_fixed_by_prompts_alone():
-    decode = DECODE.model_copy(update={"batch_tokens": 10})
-    writing = Writing("set", [10, 20], decode, 0, 0)
-    cut = groups(PROMPTS, writing)
-    assert len(cut) > 1 and sorted(i for group in cut for i in group) == list(range(len(PROMPTS)))
-    lengths = [len(PROMPTS[i].prompt) for group in cut for i in group]
+    settings, requests = DECODE.model_copy(update={"batch_tokens": 10}), requests_of()
+    cut = groups(requests, settings)
+    assert len(cut) > 1 and sorted(i for group in cut for i in group) == list(range(len(requests)))
+    lengths = [len(requests[i].prompt) for group in cut for i in group]
     assert lengths == sorted(lengths, reverse=True)
-    turned = groups(PROMPTS[::-1], writing)
-    ids = [[[ps[i].id for i in group] for group in gs] for ps, gs in ((PROMPTS, cut), (PROMPTS[::-1], turned))]
-    assert ids[0] == ids[1]
+    turned = requests_of(PROMPTS[::-1])
+    streams = [[turned[i].stream for i in group] for group in groups(turned, settings)]
+    assert streams == [[requests[i].stream for i in group] for group in cut]
+
+
+def test_groups_hold_all_requests_of_a_prefix():
+    """Also when their ids stand far apart; a group is closed by its columns, own rooms counted, or by its prefixes."""
+    requests = [Request(f"{n:03}", [n % 70 + 1, 5], str(n), 1) for n in range(140)]
+    cut = groups(requests, DECODE)
+    assert [len({requests[i].prompt[0] for i in group}) for group in cut] == [64, 6]
+    assert [requests[i].id for i in cut[0][:4]] == ["000", "070", "001", "071"]
+    settings = DECODE.model_copy(update={"batch_tokens": 100})  # a group is closed at 800
+    rooms = [Request(f"{n}", [1, n + 1], "s", room) for n, room in enumerate([798, 5, 5, 790, 2])]
+    assert groups(rooms, settings) == [[0], [1, 2, 3], [4]]
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -228,12 +397,12 @@ def test_a_text_without_repeats():
     free = write(model, PROMPTS, do_sample=False, eos=-1, max_new_tokens=40)
     bound = write(model, PROMPTS, do_sample=False, eos=-1, max_new_tokens=40, no_repeat_ngram_size=2)
 
-    def repeats(g):
-        prompt = next(p.prompt for p in PROMPTS if p.id == g.id)
-        pairs = list(zip([*prompt, *g.tokens], [*prompt, *g.tokens][1:], strict=False))
+    def repeats(request, response):
+        tokens = [*request.prompt, *response.tokens]
+        pairs = list(itertools.pairwise(tokens))
         return len(pairs) - len(set(pairs))
 
-    assert sum(map(repeats, free)) > 0 and sum(map(repeats, bound)) == 0
+    assert sum(map(repeats, requests_of(), free)) > 0 and sum(map(repeats, requests_of(), bound)) == 0
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
@@ -246,7 +415,7 @@ def test_beam_search_is_transformers_own_and_the_same_for_all_seeds(make):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, num_beams=3,
             no_repeat_ngram_size=2, eos_token_id=0, pad_token_id=0,
         )[0, len(prompt.prompt) :].tolist()  # fmt: skip
-        assert first.tokens == second.tokens == [t for t in expected if t] and (first.seed, second.seed) == (10, 20)
+        assert first.tokens == second.tokens == [t for t in expected if t]
         assert first.ended == (0 in expected)
 
 
@@ -273,20 +442,25 @@ def test_vllm_is_asked_with_a_seed_for_each_request(monkeypatch, tmp_path):
 
         def generate(self, inputs, settings, use_tqdm):
             asked["inputs"], asked["settings"] = inputs, settings
-            row = lambda ids: type("R", (), {"outputs": [type("O", (), {"token_ids": ids})]})  # noqa: E731
-            return [row([5, 6, 0] if n % 2 else [7, 8]) for n in range(len(inputs))]
+            output = lambda ids: type("R", (), {"outputs": [type("O", (), {"token_ids": ids})]})  # noqa: E731
+            return [output([5, 6, 0] if n % 2 else [7, 8]) for n in range(len(inputs))]
 
     fake = type("Vllm", (), {"LLM": Llm, "SamplingParams": dict})
     monkeypatch.setitem(sys.modules, "vllm", fake)
     config = load(["model=gpt2", "eval.engine=vllm", "eval.top_k=5"])
     engine = VllmEngine(config, Weights(str(tmp_path)))
     finished = []
-    written = engine.write(PROMPTS[:2], Writing("set", [10, 20], config.eval, 0, 0), finished.append)
-    assert [(g.id, g.seed, g.tokens, g.ended) for g in written] == [
-        ("p1", 10, [7, 8], False), ("p1", 20, [5, 6], True), ("p3", 10, [7, 8], False), ("p3", 20, [5, 6], True),
+    none, begun = Request("none", [3], "none", 0), Request("begun", [3, 4], "begun", 2, beginning=[5, 6])
+    requests = [*requests_of(PROMPTS[:2])[:3], none, begun]
+    written = engine.write(requests, Decoding(config.eval, 0, 0), finished.append)
+    assert [(r.tokens, r.ended) for r in written] == [
+        ([7, 8], False), ([5, 6], True), ([7, 8], False), ([], False), ([5, 6], True),
     ]  # fmt: skip
     assert len({s["seed"] for s in asked["settings"]}) == 4 and asked["settings"][0]["top_k"] == 5
-    assert asked["inputs"][2] == {"prompt_token_ids": PROMPTS[1].prompt} and finished == [4]
+    assert asked["settings"][0]["seed"] == int.from_bytes(hashlib.sha256(b"10/set/p1").digest()[:4], "little")
+    assert [s["max_tokens"] for s in asked["settings"]] == [12, 12, 12, 2]
+    assert asked["inputs"][2:] == [{"prompt_token_ids": PROMPTS[1].prompt}, {"prompt_token_ids": [3, 4, 5, 6]}]
+    assert finished == [5]
     assert asked["model"]["max_model_len"] == config.train.max_prompt_length + config.eval.max_new_tokens
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="pip install vllm"):

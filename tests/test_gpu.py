@@ -45,7 +45,7 @@ def test_gradients_of_bf16_factors_are_summed_in_fp32():
 def test_a_rows_stream_on_the_device_is_its_own():
     def drawn(seed):
         numbers = torch.empty(1000, device="cuda")
-        RowStream(seed, "dolly", "one", "cuda").fill(numbers)
+        RowStream(f"{seed}/dolly/one", "cuda").fill(numbers)
         return numbers
 
     assert torch.equal(drawn(10), drawn(10)) and not torch.equal(drawn(10), drawn(20))

@@ -17,7 +17,9 @@ from transformers import TrainerCallback, TrainingArguments
 from distill.base.errors import UserError
 from distill.config import load
 from distill.data.encode import FILLER, IGNORE, Collator, Encoded, shift
-from distill.generation.engine import Mixture, Writing, generate
+from distill.generation.engine import generate
+from distill.generation.reader import Mixture
+from distill.generation.requests import Decoding, Request
 from distill.losses import build
 from distill.samplers import Sample, Step, names
 from distill.samplers import build as build_sampler
@@ -207,9 +209,24 @@ def test_eos_is_kept_where_pad_is_eos_and_what_never_ends_is_marked():
     batch = Collator(EOS)([s.row for s in ended])
     for s, labels in zip(ended, batch["labels"], strict=True):
         assert labels[labels != IGNORE].tolist() == s.row.response  # EOS is a target, padding is none
-    tight = writer(tokens=40, max_length=12).write(ROWS, "s", 1)
-    assert all(len(s.row.prompt) + len(s.row.response) <= 12 for s in tight)
-    assert all(s.ended == (s.row.response[-1:] == [EOS]) for s in tight)
+
+
+def test_max_length_cuts_what_would_be_written_without_it():
+    """One text ends exactly at the limit, one is cut just before its EOS, and one prompt leaves no room at all."""
+    free = writer(tokens=40).write(ROWS, "s", 1)
+    lengths = [len(s.row.prompt) + len(s.row.response) for s in free if s.ended]
+    for limit in {12, max(lengths), max(lengths) - 1, max(len(row.prompt) for row in ROWS)}:
+        for whole, cut in zip(free, writer(tokens=40, max_length=limit).write(ROWS, "s", 1), strict=True):
+            room = limit - len(whole.row.prompt)
+            assert cut.row == replace(whole.row, response=whole.row.response[:room])
+            assert cut.ended == (whole.ended and len(whole.row.response) <= room)
+
+
+def test_a_text_is_drawn_from_the_stream_of_seed_step_and_example():
+    requests = [Request(row.id, row.prompt, f"7/train step 4/{row.id}", 8) for row in ROWS]
+    responses = generate(tiny_gpt2(), requests, Decoding(DECODE, EOS, EOS))
+    tokens = [[*r.tokens, *([EOS] if r.ended else [])] for r in responses]
+    assert [s.row.response for s in writer().write(ROWS, "step 4", 4)] == tokens
 
 
 def test_the_published_labels_are_late_and_lack_eos():
@@ -227,7 +244,7 @@ def test_rounded_weights_write_as_loaded_ones_do(tmp_path):
     student = tiny_llama(scale=0.2)
     student.save_pretrained(tmp_path)
     loaded = type(student).from_pretrained(tmp_path, dtype=torch.bfloat16)
-    rounded = writer(student, dtype=torch.bfloat16)._pen()
+    rounded = writer(student, dtype=torch.bfloat16)._generating_model()
     ours, theirs = dict(rounded.named_buffers()), dict(loaded.named_buffers())
     assert ours.keys() == theirs.keys() and ours
     assert all(torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours)
@@ -274,8 +291,8 @@ def test_under_bf16_rounded_weights_write_and_follow_the_student():
 def test_a_mixture_draws_from_both():
     """First tokens over many seeds against the mixed probabilities."""
     student, teacher, count, share = tiny_gpt2(), tiny_gpt2(hidden=24, seed=9), 3000, 0.4
-    decode = DECODE.model_copy(update={"max_new_tokens": 1})
-    written = generate(Mixture(student, teacher, share), ROWS[5:6], Writing("x", range(count), decode, -1, 0))
+    requests = [Request("r", ROWS[5].prompt, str(number), 1) for number in range(count)]
+    written = generate(Mixture(student, teacher, share), requests, Decoding(DECODE, -1, 0))
     q, p = (m(torch.tensor([ROWS[5].prompt])).logits[0, -1].softmax(-1) for m in (student, teacher))
     frequency = torch.bincount(torch.tensor([g.tokens[0] for g in written]), minlength=VOCAB) / count
     mixed = (1 - share) * q + share * p

@@ -1,45 +1,51 @@
-"""Keys and values of the rows that are being written: a prompt's held once for all its rows, each row's answer apart.
+"""The KV cache of a batch whose rows share prefixes: a prefix is held once for all its rows, each response apart.
 
-Decoding reads a prompt's keys and values once for all of its rows, and the two parts' attentions are put together by
-their log-sum-exps. Rows leave, prompts take the places of finished ones, and neither copies the others.
+A prefix is a prompt, perhaps with the beginning of a response. A decoding step attends to the prefixes and to the
+responses separately, and combines the two by their log-sum-exps. So a prefix's keys and values are read once for all of
+its rows, and rows are added or removed without copying them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-ROOM = 32  # columns allocated ahead: a step writes into them, where DynamicCache copies all that it holds
-NAME = "shared_prompts"
-FEW = 4  # queries that read one key head
+from distill.generation.attention import attend, attention_bias
+
+SPARE = 32  # columns allocated ahead: a step writes into them, where DynamicCache copies the whole cache
 
 
 class RowsLayer(DynamicLayer):
-    """A layer's answers `[rows, heads, columns, width]`, views of larger buffers, and their prompts likewise."""
+    """One layer's keys and values.
+
+    `keys` and `values` are those of the responses, `[rows, key heads, columns, width]`, views of larger buffers;
+    `prefix_keys` and `prefix_values` those of the prefixes, `[prefixes, key heads, columns, width]`.
+    """
 
     keys: Any
     values: Any
 
-    def __init__(self, prompt: Any, rows: int):
+    def __init__(self, prefixes: Any, rows: int):
         super().__init__()
-        self.lazy_initialization(prompt.keys, prompt.values)
-        self.prompt_keys: Tensor = prompt.keys
-        self.prompt_values: Tensor = prompt.values
-        _, heads, _, width = prompt.keys.shape
+        self.lazy_initialization(prefixes.keys, prefixes.values)
+        self.prefix_keys: Tensor = prefixes.keys
+        self.prefix_values: Tensor = prefixes.values
+        _, heads, _, width = prefixes.keys.shape
         self._allocate(rows, heads, 0, width)
 
+    @property
+    def allocated(self) -> int:
+        """Columns of the response buffers, used or not."""
+        return self._buffers[0].shape[2]
+
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write a column of the answers and give them all."""
-        if self.start + self.length + 1 > self._buffers[0].shape[2]:
+        """Append one column to the responses and return all their keys and values."""
+        if self.start + self.length + 1 > self.allocated:
             self.select(None)
         end = self.start + self.length
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
@@ -49,49 +55,52 @@ class RowsLayer(DynamicLayer):
         return self.keys, self.values
 
     def trim(self, columns: int) -> None:
-        """Forget the first columns of the answers; nothing is copied."""
+        """Drop the first columns of the responses. Nothing is copied."""
         self.start += columns
         self.length -= columns
         self._view()
 
     def select(self, rows: Tensor | None, more: int = 0) -> None:
-        """Keep these rows, or all, with so many empty ones below."""
-        held = self.keys, self.values
-        kept, heads, columns, width = held[0].shape
-        kept = kept if rows is None else len(rows)
-        self._allocate(kept + more, heads, columns, width, kept)
-        for buffer, states in zip(self._buffers, held, strict=True):
-            place = buffer[:kept, :, :columns]
+        """Keep these rows (None: all) and append `more` empty ones. Copies them into new buffers."""
+        before = self.keys, self.values
+        count, heads, columns, width = before[0].shape
+        count = count if rows is None else len(rows)
+        self._allocate(count + more, heads, columns, width, count)
+        for buffer, states in zip(self._buffers, before, strict=True):
+            target = buffer[:count, :, :columns]
             if rows is None:
-                place.copy_(states)
+                target.copy_(states)
             else:
-                torch.index_select(states, 0, rows, out=place)  # else it would be copied twice
+                torch.index_select(states, 0, rows, out=target)  # indexing would copy twice
 
-    def keep_prompts(self, prompts: Tensor) -> None:
-        """Keep these prompts."""
-        self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
+    def keep_prefixes(self, prefixes: Tensor) -> None:
+        """Keep these prefixes only."""
+        self.prefix_keys, self.prefix_values = self.prefix_keys[prefixes], self.prefix_values[prefixes]
 
-    def trim_prompts(self, columns: int) -> None:
-        """Forget the first columns of the prompts."""
-        self.prompt_keys, self.prompt_values = (x[:, :, columns:] for x in (self.prompt_keys, self.prompt_values))
+    def trim_prefixes(self, columns: int) -> None:
+        """Drop the first columns of the prefixes."""
+        self.prefix_keys, self.prefix_values = (x[:, :, columns:] for x in (self.prefix_keys, self.prefix_values))
 
-    def add(self, other: Any, places: Tensor | None) -> None:
-        """Put other prompts in the place of these, or below all; the shorter ones are padded on their left."""
-        columns = max(self.prompt_keys.shape[2], other.keys.shape[2])
-        mine = [_widened(x, columns) for x in (self.prompt_keys, self.prompt_values)]
-        theirs = [_widened(x, columns) for x in (other.keys, other.values)]
-        if places is None:
-            mine = [torch.cat(both) for both in zip(mine, theirs, strict=True)]
+    def add(self, other: Any, replaced: Tensor | None) -> None:
+        """Add the prefixes of a prefilled layer: in place of the `replaced` ones, or (None) behind all.
+
+        The narrower of the two is padded on its left.
+        """
+        columns = max(self.prefix_keys.shape[2], other.keys.shape[2])
+        present = [_widened(x, columns) for x in (self.prefix_keys, self.prefix_values)]
+        added = [_widened(x, columns) for x in (other.keys, other.values)]
+        if replaced is None:
+            present = [torch.cat(pair) for pair in zip(present, added, strict=True)]
         else:
-            for x, new in zip(mine, theirs, strict=True):
-                x[places] = new
-        self.prompt_keys, self.prompt_values = mine
+            for states, new in zip(present, added, strict=True):
+                states[replaced] = new
+        self.prefix_keys, self.prefix_values = present
 
     def _allocate(self, rows: int, heads: int, columns: int, width: int, filled: int = 0) -> None:
-        """Buffers of so many rows and columns; those of the first `filled` rows are left for the caller to write."""
-        size = (rows, heads, columns + ROOM, width)
+        """New buffers for so many rows and columns. The caller writes the columns of the first `filled` rows."""
+        size = (rows, heads, columns + SPARE, width)
         self._buffers = [torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(2)]
-        for buffer in self._buffers:  # what no mask lets through is not read, but it must be finite
+        for buffer in self._buffers:  # masked columns have no weight, but they must be finite
             buffer[:filled, :, columns:] = 0
             buffer[filled:] = 0
         self.start, self.length = 0, columns
@@ -102,177 +111,133 @@ class RowsLayer(DynamicLayer):
 
 
 class RowCache(Cache):
-    """The cache of rows that share their prompts.
+    """The KV cache of rows that share their prefixes.
 
     Attributes:
-        prompt_mask: `[prompts, columns]`, 1 where a prompt has a token.
-        mask: `[rows, columns]`, 1 where an answer has one.
-        prompt_of: `[rows]`, each row's prompt.
+        prefix_mask: `[prefixes, columns]`, 1 where a prefix has a token. Prefixes are padded on their left.
+        mask: `[rows, columns]`, 1 where a response has a token.
+        prefix_of: `[rows]`, the index of each row's prefix.
     """
 
     layers: Any
 
-    def __init__(self, prompts: Cache, prompt_mask: Tensor, several: int):
-        count = len(prompt_mask)
-        super().__init__(layers=[RowsLayer(layer, count * several) for layer in prompts.layers])
-        self.prompt_mask = prompt_mask
-        self.prompt_of = torch.arange(count, device=prompt_mask.device).repeat_interleave(several)
-        self.mask = prompt_mask.new_zeros(count * several, 0)
+    def __init__(self, prefixes: Cache, prefix_mask: Tensor, rows_each: Sequence[int]):
+        """A cache of prefilled prefixes, each with so many rows, side by side."""
+        rows = sum(rows_each)
+        super().__init__(layers=[RowsLayer(layer, rows) for layer in prefixes.layers])
+        self.prefix_mask = prefix_mask
+        self.prefix_of = repeated(rows_each, prefix_mask.device)
+        self.mask = prefix_mask.new_zeros(rows, 0)
         self._arrange()
 
-    def join(self, prompts: Cache, prompt_mask: Tensor, rows: Tensor | None, several: int, finished: Tensor) -> None:
-        """Let other prompts' rows join, in the place of `rows` or below all; no finished row keeps its prompt."""
-        count = len(prompt_mask)
-        new = self._add_prompts(prompts, prompt_mask, finished).repeat_interleave(several)
+    @property
+    def allocated(self) -> int:
+        """Columns of the response buffers, used or not."""
+        return self.layers[0].allocated
+
+    def join(
+        self, prefixes: Cache, prefix_mask: Tensor, rows: Tensor | None, rows_each: Sequence[int], finished: Tensor
+    ) -> None:
+        """Add prefilled prefixes with their rows, and drop the prefixes that only finished rows read.
+
+        Args:
+            prefix_mask: `[new prefixes, columns]`.
+            rows: the finished rows that the new ones replace `[new rows]`, or None to append them.
+            rows_each: how many rows each new prefix has.
+            finished: all finished rows, those that are replaced included.
+        """
+        new = self._add_prefixes(prefixes, prefix_mask, finished)[repeated(rows_each, prefix_mask.device)]
         if rows is None:
-            self.prompt_of = torch.cat([self.prompt_of, new])
-            self.mask = torch.cat([self.mask, self.mask.new_zeros(count * several, self.mask.shape[1])])
+            self.prefix_of = torch.cat([self.prefix_of, new])
+            self.mask = torch.cat([self.mask, self.mask.new_zeros(len(new), self.mask.shape[1])])
             for layer in self.layers:
-                layer.select(None, count * several)
+                layer.select(None, len(new))
         else:
-            self.prompt_of[rows], self.mask[rows] = new, 0
+            self.prefix_of[rows], self.mask[rows] = new, 0
         self._arrange()
 
-    def _add_prompts(self, prompts: Cache, prompt_mask: Tensor, finished: Tensor) -> Tensor:
-        """Put prompts where none is that a row still reads; their places `[prompts]`."""
-        count, readers = len(prompt_mask), torch.ones_like(self.prompt_of, dtype=torch.bool)
-        readers[finished] = False
-        read = torch.zeros(len(self.prompt_mask), dtype=torch.bool, device=readers.device)
-        read[self.prompt_of[readers]] = True
-        free, places = (~read).nonzero().squeeze(-1), None
+    def _add_prefixes(self, prefixes: Cache, prefix_mask: Tensor, finished: Tensor) -> Tensor:
+        """Add prefixes, in place of those that only finished rows read if they are as many; their indices."""
+        count, unfinished = len(prefix_mask), torch.ones_like(self.prefix_of, dtype=torch.bool)
+        unfinished[finished] = False
+        needed = torch.zeros(len(self.prefix_mask), dtype=torch.bool, device=unfinished.device)
+        needed[self.prefix_of[unfinished]] = True
+        free, replaced = (~needed).nonzero().squeeze(-1), None
         if len(free) == count:
-            places = free
+            replaced = free
         elif len(free):
-            # A finished row that stays reads some prompt or other, and means nothing
-            self._keep_prompts(read.nonzero().squeeze(-1), (read.cumsum(0) - 1).clamp_min(0)[self.prompt_of])
-        columns = max(self.prompt_mask.shape[1], prompt_mask.shape[1])
-        self.prompt_mask, prompt_mask = left_padded(self.prompt_mask, columns), left_padded(prompt_mask, columns)
-        for layer, theirs in zip(self.layers, prompts.layers, strict=True):
-            layer.add(theirs, places)
-        if places is None:
-            held = len(self.prompt_mask)
-            self.prompt_mask = torch.cat([self.prompt_mask, prompt_mask])
-            return torch.arange(held, held + count, device=read.device)
-        self.prompt_mask[places] = prompt_mask
-        return places
+            # A finished row that stays is given some other prefix: what it computes means nothing
+            self._keep_prefixes(needed.nonzero().squeeze(-1), (needed.cumsum(0) - 1).clamp_min(0)[self.prefix_of])
+        columns = max(self.prefix_mask.shape[1], prefix_mask.shape[1])
+        self.prefix_mask, prefix_mask = left_padded(self.prefix_mask, columns), left_padded(prefix_mask, columns)
+        for layer, added in zip(self.layers, prefixes.layers, strict=True):
+            layer.add(added, replaced)
+        if replaced is None:
+            present = len(self.prefix_mask)
+            self.prefix_mask = torch.cat([self.prefix_mask, prefix_mask])
+            return torch.arange(present, present + count, device=needed.device)
+        self.prefix_mask[replaced] = prefix_mask
+        return replaced
 
-    def _keep_prompts(self, kept: Tensor, prompt_of: Tensor) -> None:
-        self.prompt_mask, self.prompt_of = self.prompt_mask[kept], prompt_of
+    def _keep_prefixes(self, prefixes: Tensor, prefix_of: Tensor) -> None:
+        self.prefix_mask, self.prefix_of = self.prefix_mask[prefixes], prefix_of
         for layer in self.layers:
-            layer.keep_prompts(kept)
+            layer.keep_prefixes(prefixes)
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows, and the prompts that they read."""
+        """Keep these rows, and the prefixes that they read."""
         self.mask = self.mask[rows]
-        kept, self.prompt_of = self.prompt_of[rows].unique(return_inverse=True)
-        if len(kept) < len(self.prompt_mask):
-            self._keep_prompts(kept, self.prompt_of)
+        prefixes, self.prefix_of = self.prefix_of[rows].unique(return_inverse=True)
+        if len(prefixes) < len(self.prefix_mask):
+            self._keep_prefixes(prefixes, self.prefix_of)
         for layer in self.layers:
             layer.select(rows)
         self._arrange()
 
     def trim(self, columns: int) -> None:
-        """Forget the first columns of the answers, which no row reads."""
+        """Drop the first columns of the responses, which no unfinished row reads."""
         if columns:
             self.mask = self.mask[:, columns:]
             for layer in self.layers:
                 layer.trim(columns)
 
-    def trim_prompts(self) -> None:
-        """Forget the columns that no prompt uses."""
-        unread = int((self.prompt_mask.sum(0) == 0).sum())  # left of all, as prompts end together
-        if unread:
-            self.prompt_mask = self.prompt_mask[:, unread:]
+    def trim_prefixes(self) -> None:
+        """Drop the columns that no prefix uses."""
+        unused = int((self.prefix_mask.sum(0) == 0).sum())  # all on the left, since prefixes end together
+        if unused:
+            self.prefix_mask = self.prefix_mask[:, unused:]
             for layer in self.layers:
-                layer.trim_prompts(unread)
+                layer.trim_prefixes(unused)
 
     def next_column(self, dtype: torch.dtype) -> Tensor:
-        """Open a column for a step's tokens; what the answers' attention adds to its scores `[rows, 1, 1, columns]`."""
+        """Open a column for a step's tokens; the attention bias of the responses `[rows, 1, 1, columns]`."""
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
-        self._prompt_bias = _bias(self.prompt_mask, dtype)
-        return _bias(self.mask, dtype)
+        self._prefix_bias = attention_bias(self.prefix_mask, dtype)
+        return attention_bias(self.mask, dtype)
 
     def _arrange(self) -> None:
-        """Set each prompt's rows side by side: `lines` has row 0 where a prompt has fewer than others."""
-        counts = self.prompt_of.bincount(minlength=len(self.prompt_mask))
+        """Index the rows by prefix, each with as many slots as the largest has rows; row 0 fills the others."""
+        counts = self.prefix_of.bincount(minlength=len(self.prefix_mask))
         most = int(counts.max())
-        order = self.prompt_of.argsort(stable=True)
+        order = self.prefix_of.argsort(stable=True)
         first = counts.cumsum(0) - counts
-        sorted_ = self.prompt_of[order]
+        sorted_ = self.prefix_of[order]
         at = sorted_ * most + torch.arange(len(order), device=order.device) - first[sorted_]
-        self.lines = order.new_zeros(len(counts) * most)
-        self.lines[at] = order
-        self.place = torch.empty_like(order)
-        self.place[order] = at
+        self.row_of_slot = order.new_zeros(len(counts) * most)
+        self.row_of_slot[at] = order
+        self.slot_of_row = torch.empty_like(order)
+        self.slot_of_row[order] = at
 
-    def over_prompts(self, layer: RowsLayer, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Attention of `query` `[rows, key heads, queries, width]` over each row's prompt, with its log-sum-exp."""
+    def over_prefixes(self, layer: RowsLayer, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Attention of `query` `[rows, key heads, queries, width]` over each row's prefix, with its log-sum-exp."""
         _, heads, queries, width = query.shape
-        prompts = len(self.prompt_mask)
-        beside = query[self.lines].view(prompts, -1, heads, queries, width).transpose(1, 2)
-        beside = beside.reshape(prompts, heads, -1, width)
-        out, lse = _attend(beside, layer.prompt_keys, layer.prompt_values, self._prompt_bias, scale)
-        out = out.view(prompts, heads, -1, queries, width).transpose(1, 2).reshape(-1, heads, queries, width)
-        lse = lse.view(prompts, heads, -1, queries).transpose(1, 2).reshape(-1, heads, queries)
-        return out[self.place], lse[self.place]
-
-
-_READING: ContextVar[RowCache | None] = ContextVar("reading", default=None)
-
-
-@contextmanager
-def reading(cache: RowCache) -> Iterator[None]:
-    """Within it a model that shares prompts decodes over this cache."""
-    token = _READING.set(cache)
-    try:
-        yield
-    finally:
-        _READING.reset(token)
-
-
-@contextmanager
-def sharing_prompts(model: Any) -> Iterator[None]:
-    """Within it the model's attention is this module's; reading prompts is transformers' own as before."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def _forward(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
-) -> tuple[Tensor, Any]:
-    """An attention function for transformers: from `[rows, heads, tokens, width]` to `[rows, tokens, heads, width]`."""
-    cache = _READING.get()
-    if cache is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
-    rows, heads, _, width = query.shape
-    scale = width**-0.5 if more.get("scaling") is None else more["scaling"]
-    grouped = query.reshape(rows, key.shape[1], -1, width)  # the query heads that read one key head
-    assert attention_mask is not None
-    own, own_lse = _attend(grouped, key, value, attention_mask, scale)
-    prompts, prompt_lse = cache.over_prompts(cache.layers[module.layer_idx], grouped, scale)
-    share = torch.sigmoid(own_lse - prompt_lse).unsqueeze(-1)  # of the two parts' mass
-    out = torch.lerp(prompts.float(), own.float(), share).to(query.dtype)
-    return out.view(rows, 1, heads, width), None
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention and the log-sum-exp of its scores `[rows, heads, queries]` in fp32."""
-    # Few queries in fp32 are quicker as products; in bf16 those would round the scores
-    if query.device.type == "cpu" and (query.shape[2] > FEW or query.dtype != torch.float32):
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=bias, scale=scale
-        )
-    scores = torch.matmul(query, key.transpose(2, 3)).float().mul_(scale).add_(bias.float())
-    lse = scores.logsumexp(-1)
-    return torch.matmul(scores.sub_(lse.unsqueeze(-1)).exp_().to(value.dtype), value), lse
-
-
-def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask == 0, -torch.inf)[:, None, None]
+        prefixes = len(self.prefix_mask)
+        beside = query[self.row_of_slot].view(prefixes, -1, heads, queries, width).transpose(1, 2)
+        beside = beside.reshape(prefixes, heads, -1, width)
+        out, lse = attend(beside, layer.prefix_keys, layer.prefix_values, self._prefix_bias, scale)
+        out = out.view(prefixes, heads, -1, queries, width).transpose(1, 2).reshape(-1, heads, queries, width)
+        lse = lse.view(prefixes, heads, -1, queries).transpose(1, 2).reshape(-1, heads, queries)
+        return out[self.slot_of_row], lse[self.slot_of_row]
 
 
 def _widened(states: Tensor, columns: int) -> Tensor:
@@ -280,9 +245,10 @@ def _widened(states: Tensor, columns: int) -> Tensor:
 
 
 def left_padded(mask: Tensor, columns: int) -> Tensor:
-    """A mask with zeros on its left up to so many columns."""
+    """The mask with zeros on its left, `columns` wide."""
     return torch.nn.functional.pad(mask, (columns - mask.shape[1], 0))
 
 
-AttentionInterface.register(NAME, _forward)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def repeated(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Each index as often as it counts: `[2, 0, 1]` gives `[0, 0, 2]`."""
+    return torch.tensor([index for index, count in enumerate(counts) for _ in range(count)], device=device).long()

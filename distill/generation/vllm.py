@@ -1,10 +1,10 @@
-"""Writing responses by vLLM, for those who have it: the same prompts and settings, a seed for each request."""
+"""Generation by vLLM, where it is installed: the same requests and settings, with a seed for each request."""
 
 from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,17 +12,16 @@ import torch
 from distill.base.errors import UserError
 from distill.base.processes import world_size
 from distill.config.schema import Config
-from distill.data.encode import Encoded
 from distill.generation.decode import row_digest
-from distill.generation.engine import Generation, Writing
+from distill.generation.requests import Decoding, Progress, Request, Response, check_requests
 from distill.models.load import Weights, load_model, load_tokenizer
 
 
 class VllmEngine:
     """One model behind vLLM.
 
-    Its texts are drawn by its own sampler: reproducible by (model, prompt, seed) as far as vLLM is, and others than the
-    engine's of this project.
+    vLLM has its own sampler: its responses are not those of this project's engine, and they are reproducible only as
+    far as vLLM is.
 
     Raises:
         UserError: vLLM is not installed, or several processes were started.
@@ -36,7 +35,7 @@ class VllmEngine:
         if world_size() > 1:
             raise UserError("eval.engine=vllm spreads over devices by itself; start one process, not several")
         gc.collect()
-        torch.cuda.empty_cache()  # what training left would be missing from the engine's share
+        torch.cuda.empty_cache()  # vLLM takes a share of the memory that is free
         self._vllm = vllm
         place, dtype = weights.base, torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         if weights.adapter is not None:  # vLLM reads whole models
@@ -52,29 +51,34 @@ class VllmEngine:
             enable_prefix_caching=True,
         )
 
-    def write(
-        self, prompts: Sequence[Encoded], writing: Writing, progress: Callable[[int], object]
-    ) -> list[Generation]:
-        """One response for each prompt and seed, by prompt, then seed."""
-        decode, rows = writing.decode, [(prompt, seed) for prompt in prompts for seed in writing.seeds]
-        settings = [
+    def write(self, requests: Sequence[Request], decoding: Decoding, progress: Progress) -> list[Response]:
+        """One response for each request, in their order; see `distill.generation.engine.generate`.
+
+        Raises:
+            ValueError: a request has neither a prompt nor a beginning, or its room is negative.
+        """
+        check_requests(requests)
+        sampling = decoding.settings
+        with_room = [request for request in requests if request.room]  # vLLM refuses to write 0 tokens
+        parameters = [
             self._vllm.SamplingParams(
-                temperature=decode.temperature if decode.do_sample else 0.0,
-                top_p=decode.top_p,
-                top_k=decode.top_k or -1,
-                max_tokens=decode.max_new_tokens,
-                seed=int.from_bytes(row_digest(seed, writing.set_name, prompt.id)[:4], "little"),
+                temperature=sampling.temperature if sampling.do_sample else 0.0,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k or -1,
+                max_tokens=request.room,
+                seed=int.from_bytes(row_digest(request.stream)[:4], "little"),
                 ignore_eos=True,
-                stop_token_ids=[writing.eos_id],
+                stop_token_ids=[decoding.eos_id],
                 detokenize=False,
             )
-            for prompt, seed in rows
+            for request in with_room
         ]
-        inputs = [{"prompt_token_ids": prompt.prompt} for prompt, _ in rows]
-        written = []
-        for (prompt, seed), output in zip(rows, self._llm.generate(inputs, settings, use_tqdm=False), strict=True):
-            tokens = list(output.outputs[0].token_ids)
-            ended = bool(tokens) and tokens[-1] == writing.eos_id
-            written.append(Generation(prompt.id, seed, tokens[:-1] if ended else tokens, ended))
-        progress(len(written))
-        return written
+        inputs = [{"prompt_token_ids": request.prefix} for request in with_room]
+        outputs = iter(self._llm.generate(inputs, parameters, use_tqdm=False) if inputs else [])
+        responses = []
+        for request in requests:
+            tokens = list(next(outputs).outputs[0].token_ids) if request.room else []
+            ended = bool(tokens) and tokens[-1] == decoding.eos_id
+            responses.append(Response(tokens[:-1] if ended else tokens, ended))
+        progress(len(responses))
+        return responses

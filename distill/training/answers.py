@@ -12,9 +12,10 @@ from distill.base.processes import is_main_process
 from distill.config.schema import Config
 from distill.data.encode import Encoded, EncodedSet, fitted
 from distill.data.examples import Example
-from distill.generation.engine import Writing
-from distill.generation.stage import Evaluator, remove_groups, written_in
-from distill.models.load import Weights
+from distill.generation.load import load_engine
+from distill.generation.requests import Decoding
+from distill.generation.resumable import read_responses, write_resumably
+from distill.models.load import Weights, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.samplers import Sampler
 from distill.training.encoding import plain_sampling, training_encoder
@@ -23,31 +24,30 @@ ANSWERS = "answers.jsonl"
 
 
 def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: Sequence[Example], folder: Path) -> Any:
-    """Let the teacher answer every prompt; a run that was stopped goes on behind its last group.
+    """Let the teacher answer every prompt. A run that was stopped continues after its last finished group.
 
     Returns:
-        What the manifest tells: rows, mean length in tokens, share that EOS ended in percent.
+        Entries for the manifest: rows, mean length in tokens, share that EOS ended in percent.
     """
     decode = plain_sampling(config.eval, sampler)
-    evaluator = Evaluator(config.model_copy(update={"eval": decode}), teacher)
-    tokenizer, limit = evaluator.tokenizer, config.train.max_length
+    tokenizer, limit = load_tokenizer(teacher), config.train.max_length
+    write = load_engine(config.model_copy(update={"eval": decode}), teacher)
     prompts = training_encoder(config, tokenizer).prompts(examples)
-    seed = config.train.shared_seed
-    writing = Writing("train", [seed], decode, tokenizer.eos_token_id, pad_id(tokenizer))
-    evaluator.write_all(prompts.rows, writing, {seed: folder}, "  the teacher's answers")
+    decoding = Decoding(decode, tokenizer.eos_token_id, pad_id(tokenizer))
+    folders = {config.train.shared_seed: folder}
+    write_resumably(write, prompts.rows, "train", decoding, folders, "  the teacher's answers")
     if not is_main_process():
         return {}
-    written = written_in(folder, prompts.rows)
+    responses = read_responses(folder, prompts.rows)
     rows = []
-    for prompt, one in zip(prompts.rows, written, strict=True):
-        tokens = [*one.tokens, *([tokenizer.eos_token_id] if one.ended else [])]
+    for prompt, response in zip(prompts.rows, responses, strict=True):
+        tokens = [*response.tokens, *([tokenizer.eos_token_id] if response.ended else [])]
         rows.append(Encoded(prompt.id, prompt.prompt, fitted(prompt.prompt, tokens, limit)[0]))
     (folder / ANSWERS).write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    remove_groups(folder)
     return {
         "rows": len(rows),
         "length": sum(len(row.response) for row in rows) / len(rows),
-        "eos_rate": 100 * sum(one.ended for one in written) / len(rows),
+        "eos_rate": 100 * sum(response.ended for response in responses) / len(rows),
     }
 
 

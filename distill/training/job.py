@@ -23,7 +23,8 @@ from distill.config.train import StageTrainConfig
 from distill.data.encode import EncodedSet, Encoder
 from distill.data.examples import Example
 from distill.evaluation.rouge import rouge_l
-from distill.generation.engine import Writing, generate
+from distill.generation.engine import generate
+from distill.generation.requests import Decoding, Request, stream_name
 from distill.losses import build
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import Weights, add_lora, check_head, check_positions, load_model, load_tokenizer, output_head
@@ -199,7 +200,7 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
 
 
 def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: Any) -> Sampling:
-    """The sampler with the pen that the student writes with."""
+    """The sampler with the writer that generates the student's responses."""
     assert isinstance(model.teacher, NewTextTeacher) and model.divergence is not None
     limit = "train.max_prompt_length and sampler.max_new_tokens"
     decode = plain_sampling(job.config.eval, sampler)
@@ -270,13 +271,16 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     examples = list(job.valid)[: settings.valid_rows]
     prompts = encoder.prompts(examples).rows
     by_id = {e.id: e for e in examples}
-    writing = Writing("valid", [job.seed], plain_sampling(evaluation), tokenizer.eos_token_id, pad_id(tokenizer))
+    decoding = Decoding(plain_sampling(evaluation), tokenizer.eos_token_id, pad_id(tokenizer))
+    requests = [
+        Request(p.id, p.prompt, stream_name(job.seed, "valid", p.id), evaluation.max_new_tokens) for p in prompts
+    ]
 
     def score(model: Any) -> float:
-        with bar(len(prompts), "  validation ROUGE-L", "row") as shown:
-            written = generate(model, prompts, writing, shown.update)
-        texts = [tokenizer.decode(g.tokens, skip_special_tokens=True) for g in written]
-        scores = rouge_l(texts, [by_id[g.id].references for g in written])
+        with bar(len(requests), "  validation ROUGE-L", "row") as progress_bar:
+            responses = generate(model, requests, decoding, progress_bar.update)
+        texts = [tokenizer.decode(response.tokens, skip_special_tokens=True) for response in responses]
+        scores = rouge_l(texts, [by_id[request.id].references for request in requests])
         return sum(scores) / len(scores)
 
     return score

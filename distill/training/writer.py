@@ -1,4 +1,4 @@
-"""The student's pen in training: the engine of evaluation on the model that is being trained."""
+"""Responses of the student in training, by the engine of evaluation on the model that is being trained."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from distill.base.processes import rank, world_size
 from distill.config.evaluation import EvalConfig
-from distill.data.encode import IGNORE, Collator, Encoded, fitted
-from distill.generation.engine import Generation, Mixture, Writing, generate
+from distill.data.encode import IGNORE, Collator, Encoded
+from distill.generation.engine import generate
+from distill.generation.reader import Mixture
+from distill.generation.requests import Decoding, Request, Response, stream_name
 from distill.losses import Divergence, Drawn, Head
 from distill.losses.fused import chunk_size
 from distill.losses.mixtures import log_mixture
@@ -22,22 +24,27 @@ from distill.models.load import last_hidden, output_head
 from distill.samplers.base import Origin, Sample
 from distill.teacher.signal import NewTextTeacher
 
-READ = 16  # rows that log-probabilities are read of at once
+FIGURES_BATCH = 16  # rows of a forward pass that reads log-probabilities
 
 
 @dataclass
 class StudentWriter:
-    """Lets the student write, with one random stream a row: a text depends on the student's weights, the prompt, the
-    training's seed and the step, not on the batch or the number of processes.
+    """Generates responses with the student, each from a random stream of its own.
+
+    A response depends on the student's weights, the prompt, the training seed and the step, not on the batch or on the
+    number of processes.
 
     Attributes:
-        student: in training; it is put into eval mode to write, and back.
-        divergence: what the texts are for; a policy gradient gets its figures.
-        decode: sampling settings and `batch_tokens`, the memory that writing may take.
-        max_length: tokens of prompt and response together, beyond which a text is cut.
+        student: the model in training. It is in eval mode while it generates.
+        teacher: the other part of a mixture; it reads the responses for their figures.
+        divergence: the loss that the responses are for; a policy gradient needs figures of them.
+        decode: sampling settings, the most new tokens, and `batch_tokens`, which bounds the memory.
+        seed: the training seed.
+        max_length: the most tokens of prompt and response together; a response that reaches it is cut.
         late: whether targets stand one position too far on (published quirk).
-        erased: token that is taken out of prompts and responses (published quirk: EOS where it is the pad token).
-        dtype: that evaluation runs in; other weights are rounded to it before they write.
+        erased: a token that is removed from prompts and responses (published quirk: EOS where it is the pad token).
+        dtype: the dtype of evaluation. Weights of another dtype are rounded to it for generation.
+        rank, processes: of the distributed run.
     """
 
     student: Any
@@ -57,54 +64,57 @@ class StudentWriter:
 
     def write(self, rows: Sequence[Encoded], stream: str, step: int, teacher_share: float = 0.0) -> list[Sample]:
         """See `distill.samplers.Writer`."""
-        prompts = [Encoded(row.id, row.prompt, []) for row in rows if row.response]
-        writing = Writing(f"train {stream}", [self.seed], self.decode, self.eos_id, self.pad_id)
-        training = self.student.training
+        requests = [self._request(row, stream) for row in rows if row.response]
+        settings, training = self.decode, self.student.training
         self.student.eval()
-        model: Any = self._pen()
+        model: Any = self._generating_model()
         if teacher_share:
             model = Mixture(model, self.teacher.live.model, teacher_share)
-            halved = max(1, self.decode.batch_tokens // 2)  # each of the two holds a cache
-            writing = replace(writing, decode=self.decode.model_copy(update={"batch_tokens": halved}))
-        written = generate(model, prompts, writing)
+            halved = max(1, settings.batch_tokens // 2)  # each of the two models has a KV cache
+            settings = settings.model_copy(update={"batch_tokens": halved})
+        responses = iter(generate(model, requests, Decoding(settings, self.eos_id, self.pad_id)))
         self.student.train(training)
         origin: Origin = "mixed" if teacher_share else "student"
-        texts = {one.id: one for one in written}
-        samples = [
-            Sample(*self._row(row, texts[row.id], stream), step, teacher_share, origin)
-            if row.id in texts
-            else Sample(row, step=step)
-            for row in rows
-        ]
+        samples = []
+        for row in rows:
+            if not row.response:  # fills a batch
+                samples.append(Sample(row, step=step))
+                continue
+            response = next(responses)
+            samples.append(Sample(self._row(row, response, stream), response.ended, step, teacher_share, origin))
         self._fresh += [sample for sample in samples if sample.origin == origin]
         return samples
 
     def taken(self) -> list[Sample]:
-        """What this process has written since the last time."""
+        """What this process has written since the last call."""
         fresh, self._fresh = self._fresh, []
         return fresh
 
-    def _row(self, row: Encoded, one: Generation, stream: str) -> tuple[Encoded, bool]:
-        """What was written as a row to train on, and whether it ended."""
-        tokens = [*one.tokens, *([self.eos_id] if one.ended else [])]
-        prompt, (tokens, cut) = row.prompt, fitted(row.prompt, tokens, self.max_length)
+    def _request(self, row: Encoded, stream: str) -> Request:
+        """A response that ends in its room fits into `max_length` with its EOS; others are cut there."""
+        room = min(self.decode.max_new_tokens, max(0, self.max_length - len(row.prompt)))
+        return Request(row.id, row.prompt, stream_name(self.seed, f"train {stream}", row.id), room)
+
+    def _row(self, row: Encoded, response: Response, stream: str) -> Encoded:
+        """A row to train on, made of a response."""
+        prompt, tokens = row.prompt, [*response.tokens, *([self.eos_id] if response.ended else [])]
         if self.erased is not None:
             prompt, tokens = ([t for t in ids if t != self.erased] for ids in (prompt, tokens))
-        return Encoded(f"{row.id}@{stream}", prompt, tokens, self.late), one.ended and not cut
+        return Encoded(f"{row.id}@{stream}", prompt, tokens, self.late)
 
-    def _pen(self) -> Any:
-        """The student, or a copy rounded to the dtype that evaluation runs in, which writes faster."""
+    def _generating_model(self) -> Any:
+        """The student, or a copy of it rounded to the dtype of evaluation, which generates faster."""
         if self.dtype == torch.float32:
             return self.student
         with torch.no_grad():
-            for ours, theirs in zip(self._rounded.parameters(), self.student.parameters(), strict=True):
-                if theirs.requires_grad:
-                    ours.copy_(theirs)
+            for rounded, trained in zip(self._rounded.parameters(), self.student.parameters(), strict=True):
+                if trained.requires_grad:
+                    rounded.copy_(trained)
         return self._rounded
 
     @cached_property
     def _rounded(self) -> Any:
-        """Parameters alone are rounded: buffers, such as rotary positions' frequencies, stay as loading has them."""
+        """Only parameters are rounded: loading a model keeps buffers, such as the rotary frequencies, in fp32 too."""
         rounded = {id(p): nn.Parameter(p.detach().to(self.dtype), False) for p in self.student.parameters()}
         return copy.deepcopy(self.student, rounded)
 
@@ -113,12 +123,13 @@ class StudentWriter:
         if not self.divergence.reads_figures:
             return list(samples)
         self.teacher.hold({sample.row.id for sample in samples})
-        mine = list(samples[self.rank :: self.processes])
-        drawn = self._together([self._drawn(mine[i : i + READ]) for i in range(0, len(mine), READ)])
-        found: list[Any] = [None] * len(samples)
-        for part, several in enumerate(drawn):
-            found[part :: self.processes] = [one for batch in several for one in batch]
-        return [replace(s, figures=f) for s, f in zip(samples, self.divergence.figures(found), strict=True)]
+        own = list(samples[self.rank :: self.processes])
+        batches = [own[i : i + FIGURES_BATCH] for i in range(0, len(own), FIGURES_BATCH)]
+        by_process = self._gathered([self._drawn(batch) for batch in batches])
+        drawn: list[Any] = [None] * len(samples)
+        for process, of_batches in enumerate(by_process):
+            drawn[process :: self.processes] = [of_sample for of_batch in of_batches for of_sample in of_batch]
+        return [replace(s, figures=f) for s, f in zip(samples, self.divergence.figures(drawn), strict=True)]
 
     @torch.no_grad()
     def _drawn(self, samples: Sequence[Sample]) -> list[Drawn]:
@@ -129,39 +140,39 @@ class StudentWriter:
         valid = labels != IGNORE
         self.student.eval()
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):  # as it will be trained
-            ours = last_hidden(self.student, ids, mask)[valid]
+            student_hidden = last_hidden(self.student, ids, mask)[valid]
         self.student.train(training)
-        theirs = self.teacher(ids, mask, valid, inputs["example_ids"])
+        teacher_hidden = self.teacher(ids, mask, valid, inputs["example_ids"])
         heads = output_head(self.student).to(self.dtype), self.teacher.head
         width = min(head.weight.shape[0] for head in heads)  # as the divergence cuts them
         q, p = (
             _log_probs(head, hidden.to(head.weight.dtype), labels[valid], width)
-            for head, hidden in zip(heads, (ours, theirs), strict=True)
+            for head, hidden in zip(heads, (student_hidden, teacher_hidden), strict=True)
         )
         share = samples[0].teacher_share
         m = log_mixture(p, q, share) if share else q
         lengths = valid.sum(1).tolist()
-        return [Drawn(*one) for one in zip(*(x.cpu().split(lengths) for x in (q, p, m)), strict=True)]
+        return [Drawn(*parts) for parts in zip(*(x.cpu().split(lengths) for x in (q, p, m)), strict=True)]
 
     def gather(self, samples: Sequence[Sample]) -> list[Sample]:
         """See `distill.samplers.Writer`."""
-        every = [sample for several in self._together(list(samples)) for sample in several]
-        return sorted(every, key=lambda sample: sample.row.id)
+        gathered = [sample for of_process in self._gathered(list(samples)) for sample in of_process]
+        return sorted(gathered, key=lambda sample: sample.row.id)
 
-    def _together(self, mine: Any) -> list[Any]:
-        """Every process's object, in the order of the processes."""
+    def _gathered(self, value: Any) -> list[Any]:
+        """Every process's value, in the order of the processes."""
         if self.processes == 1:
-            return [mine]
-        every: list[Any] = [None] * self.processes
-        torch.distributed.all_gather_object(every, mine)
-        return every
+            return [value]
+        values: list[Any] = [None] * self.processes
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 def _log_probs(head: Head, hidden: Tensor, targets: Tensor, width: int) -> Tensor:
     """Log-probabilities of tokens `[n]` over the first `width` classes, in fp32, from hidden states `[n, d]`."""
-    found = [hidden.new_zeros(0, dtype=torch.float32)]
+    chunks = [hidden.new_zeros(0, dtype=torch.float32)]
     step = chunk_size(head.weight.shape[0], hidden.device)
-    for at in range(0, len(targets), step):
-        logits = head(hidden[at : at + step])[:, :width]
-        found.append(logits.log_softmax(-1).gather(-1, targets[at : at + step, None]).squeeze(-1))
-    return torch.cat(found)
+    for start in range(0, len(targets), step):
+        logits = head(hidden[start : start + step])[:, :width]
+        chunks.append(logits.log_softmax(-1).gather(-1, targets[start : start + step, None]).squeeze(-1))
+    return torch.cat(chunks)

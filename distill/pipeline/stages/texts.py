@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.base.console import say
+from distill.base.errors import UserError
+from distill.base.processes import is_main_process, wait_for_everyone
+from distill.data.encode import EncodedSet, Encoder
 from distill.data.sets import Dataset
-from distill.generation.stage import Evaluator
+from distill.evaluation.responses import GENERATIONS, Scored, write_responses
+from distill.evaluation.rouge import rouge_l
+from distill.evaluation.text import exact_match
+from distill.generation.load import WriteGroup, load_engine
+from distill.generation.requests import Decoding
+from distill.generation.resumable import SeedResponse, read_responses, write_resumably
+from distill.models.tokenizers import pad_id
 from distill.pipeline.nodes import Maker, Node
 from distill.pipeline.store import Spec
 
@@ -18,7 +27,11 @@ if TYPE_CHECKING:
 
 
 class Texts(Maker):
-    """A role's responses to one set."""
+    """A role's responses to one set.
+
+    They are written group by group, for all seeds together (`write_resumably`); the groups' files stay until the seeds'
+    folders are finished artifacts.
+    """
 
     together = True
     quiet = True
@@ -28,11 +41,59 @@ class Texts(Maker):
 
     def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
         """See the base class."""
-        started = time.perf_counter()
-        seeds = [node.subject.seed for node in nodes if isinstance(node, Node) and node.subject is not None]
-        evaluator = Evaluator(self.plan.config, self.plan.weights(self.plan.model(self.role), self.role))
-        entries = evaluator.measure(self.dataset, dict(zip(seeds, folders, strict=True)))  # type: ignore[arg-type]
+        started, config, dataset = time.perf_counter(), self.plan.config, self.dataset
+        tokenizer = self.plan.session.tokenizer(self.role)
+        seeds = [node.subject.seed or 0 for node in nodes if isinstance(node, Node) and node.subject is not None]
+        prompts = self._prompts(tokenizer)
+        scored_before = all((folder / GENERATIONS).is_file() for folder in folders)
+        wait_for_everyone()  # before the main process moves them
+        if not scored_before:  # otherwise the run was stopped when some seeds were artifacts and these were not yet
+            decoding = Decoding(config.eval, tokenizer.eos_token_id, pad_id(tokenizer))
+            by_seed = dict(zip(seeds, folders, strict=True))
+            write_resumably(self._engine(), prompts.rows, dataset.name, decoding, by_seed, f"  {dataset.title}")
+        if not is_main_process():
+            return [{} for _ in folders]
+        references = {e.id: e.references for e in dataset.examples}
+        entries = []
+        for folder in folders:
+            responses = read_responses(folder, prompts.rows)
+            scored = _scored(tokenizer, responses, references)
+            write_responses(folder, scored)
+            entries.append(
+                {
+                    "rows": len(scored),
+                    "rouge_l": sum(row.rouge_l for row in scored) / len(scored),
+                    "ties": sum(response.ties for response in responses),
+                    "overlong": dict(prompts.counts),
+                }
+            )
         shown, seconds = ", ".join(map(str, seeds)), time.perf_counter() - started
-        prompts = len(self.dataset.examples)
-        say(f"evaluate {self.dataset.title}: {prompts} prompts, seeds {shown}, in {seconds:.0f} s")
+        say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
         return entries
+
+    def _engine(self) -> WriteGroup:
+        plan, session, role = self.plan, self.plan.session, self.role
+
+        def load() -> WriteGroup:
+            return load_engine(plan.config, plan.weights(plan.model(role), role), lambda: session.model(role))
+
+        engine: WriteGroup = session.shared(f"engine {role}", load)
+        return engine
+
+    def _prompts(self, tokenizer: Any) -> EncodedSet:
+        config = self.plan.config
+        limit = config.train.max_prompt_length
+        encoder = Encoder(tokenizer, config.data.template, limit, config.eval.overlong_prompt)
+        prompts = encoder.prompts(self.dataset.examples)
+        if prompts.said():
+            say(f"  {self.dataset.title}: {prompts.said()} (limit {limit} tokens)")
+        if not prompts.rows:
+            raise UserError(f"{self.dataset.title}: no prompt is left; set eval.overlong_prompt=cut")
+        return prompts
+
+
+def _scored(tokenizer: Any, responses: Sequence[SeedResponse], references: Mapping[str, Sequence[str]]) -> list[Scored]:
+    texts = [tokenizer.decode(r.tokens, skip_special_tokens=True) for r in responses]
+    expected = [references[r.id] for r in responses]
+    scores = zip(responses, texts, rouge_l(texts, expected), exact_match(texts, expected), strict=True)
+    return [Scored(r.id, text, len(r.tokens), r.ended, rouge, exact, r.tokens) for r, text, rouge, exact in scores]

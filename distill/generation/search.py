@@ -1,0 +1,34 @@
+"""Beam search by transformers' `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from distill.generation.batch import PrefixRows
+from distill.generation.requests import Decoding, Progress
+
+
+@torch.inference_mode()
+def beam_search(model: Any, prefixes: Sequence[PrefixRows], decoding: Decoding, progress: Progress) -> None:
+    """Write every row, one at a time: in a padded batch the n-grams that may not repeat would count the padding's."""
+    settings = decoding.settings
+    for prefix in prefixes:
+        ids = torch.tensor([prefix.tokens], device=model.device)
+        for row in prefix.rows:
+            config = GenerationConfig(
+                num_beams=settings.num_beams,
+                do_sample=False,
+                max_new_tokens=row.room,
+                no_repeat_ngram_size=settings.no_repeat_ngram_size or None,
+                eos_token_id=decoding.eos_id,
+                pad_token_id=decoding.pad_id,
+            )
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            tokens = output[0, ids.shape[1] :].tolist()
+            row.done, row.ended = True, decoding.eos_id in tokens
+            row.tokens = tokens[: tokens.index(decoding.eos_id)] if row.ended else tokens
+            progress(len(row.requests))
