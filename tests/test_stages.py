@@ -247,14 +247,14 @@ import os, sys
 from distill.config import load
 from distill.pipeline.plan import Plan
 from distill.pipeline.stages import Stages
-from distill.training import trainer
+from distill.training import callbacks
 step = int(sys.argv[1])
-original = trainer.Progress.on_step_end
+original = callbacks.Progress.on_step_end
 def stop(self, args, state, control, **kwargs):
     original(self, args, state, control, **kwargs)
     if state.global_step == step and "student" in self.label:
         os._exit(9)
-trainer.Progress.on_step_end = stop
+callbacks.Progress.on_step_end = stop
 Stages(Plan(load(sys.argv[2:]))).student()
 """
 
@@ -468,7 +468,7 @@ def test_bertscore_and_exposure_bias_stand_beside_a_row(smoke, tmp_path):
 
 
 def test_students_of_one_teacher_share_what_it_read(smoke, tmp_path, monkeypatch):
-    """References and the teacher's own texts are read by it once; the figures are those of a live teacher."""
+    """References and the teacher's own texts are read by it once; its values are those of a live teacher."""
     files, read = Files(tmp_path / "out", "t"), []
     original = write_store
     monkeypatch.setattr("distill.pipeline.stages.write_store", lambda *a: read.append(len(a[1])) or original(*a))

@@ -139,7 +139,7 @@ class Stages:
     def made(self, role: Role) -> Weights:
         """The model of a role; what is still to be made for it tells first what it will need."""
         for label, needed in self.ahead(role).items():
-            say(f"to come: {label} {needed.said()}")
+            say(f"to come: {label} {needed.describe()}")
         return self.teacher() if role == "teacher" else self.student()
 
     def ahead(self, role: Role) -> dict[str, Estimate]:

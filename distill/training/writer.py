@@ -1,4 +1,4 @@
-"""The student's pen in training: the engine of evaluation on the model that is being trained."""
+"""How the student writes in training: by the engine of evaluation, on the model that is being trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.base.processes import rank, world_size
 from distill.config.evaluation import EvalConfig
-from distill.data.encode import IGNORE, Collator, Encoded, fitted
+from distill.data.encode import IGNORE, LATE, ROLLOUT, STUDENT_TEXT, Collator, Encoded, fitted
 from distill.generation.engine import Generation, Mixture, Writing, generate
 from distill.losses import Divergence, Drawn, Head
 from distill.losses.fused import chunk_size
@@ -32,7 +32,7 @@ class StudentWriter:
 
     Attributes:
         student: in training; it is put into eval mode to write, and back.
-        divergence: what the texts are for; a policy gradient gets its figures.
+        divergence: what the texts are for; a policy gradient gets how their tokens were drawn.
         decode: sampling settings and `batch_tokens`, the memory that writing may take.
         max_length: tokens of prompt and response together, beyond which a text is cut.
         late: whether targets stand one position too far on (published quirk).
@@ -61,7 +61,7 @@ class StudentWriter:
         writing = Writing(f"train {stream}", [self.seed], self.decode, self.eos_id, self.pad_id)
         training = self.student.training
         self.student.eval()
-        model: Any = self._pen()
+        model: Any = self._writing_model()
         if teacher_share:
             model = Mixture(model, self.teacher.live.model, teacher_share)
             halved = max(1, self.decode.batch_tokens // 2)  # each of the two holds a cache
@@ -90,9 +90,10 @@ class StudentWriter:
         prompt, (tokens, cut) = row.prompt, fitted(row.prompt, tokens, self.max_length)
         if self.erased is not None:
             prompt, tokens = ([t for t in ids if t != self.erased] for ids in (prompt, tokens))
-        return Encoded(f"{row.id}@{stream}", prompt, tokens, self.late), one.ended and not cut
+        extras = {STUDENT_TEXT: True, **({LATE: True} if self.late else {})}
+        return Encoded(f"{row.id}@{stream}", prompt, tokens, extras), one.ended and not cut
 
-    def _pen(self) -> Any:
+    def _writing_model(self) -> Any:
         """The student, or a copy rounded to the dtype that evaluation runs in, which writes faster."""
         if self.dtype == torch.float32:
             return self.student
@@ -108,9 +109,9 @@ class StudentWriter:
         rounded = {id(p): nn.Parameter(p.detach().to(self.dtype), False) for p in self.student.parameters()}
         return copy.deepcopy(self.student, rounded)
 
-    def figures(self, samples: Sequence[Sample]) -> list[Sample]:
+    def with_rollout_data(self, samples: Sequence[Sample]) -> list[Sample]:
         """See `distill.samplers.Writer`; the log-probabilities are those of the student as it is now."""
-        if not self.divergence.reads_figures:
+        if not self.divergence.reads_rollout:
             return list(samples)
         self.teacher.hold({sample.row.id for sample in samples})
         mine = list(samples[self.rank :: self.processes])
@@ -118,7 +119,10 @@ class StudentWriter:
         found: list[Any] = [None] * len(samples)
         for part, several in enumerate(drawn):
             found[part :: self.processes] = [one for batch in several for one in batch]
-        return [replace(s, figures=f) for s, f in zip(samples, self.divergence.figures(found), strict=True)]
+        return [
+            replace(sample, row=replace(sample.row, extras={**sample.row.extras, ROLLOUT: data}))
+            for sample, data in zip(samples, self.divergence.rollout_data(found), strict=True)
+        ]
 
     @torch.no_grad()
     def _drawn(self, samples: Sequence[Sample]) -> list[Drawn]:
