@@ -291,11 +291,18 @@ def test_a_run_stopped_in_an_epochs_validation_loses_nothing(tmp_path):
     assert curve["eval_loss"].notna().sum() == 1
 
 
-@pytest.mark.parametrize(("model", "row"), [("gpt2", ["loss=skd", "sampler=adaptive", "sampler.threshold=0.9"]),
-                                            ("openllama2", ["loss=fkl"]), ("gpt2", ["method=minillm"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "row"),
+    [
+        ("gpt2", ["loss=skd", "sampler=adaptive", "sampler.threshold=0.9"]),
+        ("gpt2", ["loss=skd", "loss.optimizer.lr=0.01", "loss.optimizer.max_grad_norm=0.1"]),
+        ("openllama2", ["loss=fkl"]),
+        ("gpt2", ["method=minillm"]),
+    ],
+)
 def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model, row):
     """Killed inside an epoch, between two checkpoints; LoRA's dropout shows that random states come back too, skd that
-    a loss's own parameters do, and the others that a sampler's buffer does."""
+    a loss's own parameters and their optimizer do, and the others that a sampler's buffer does."""
     words = ["debug=smoke", f"model={model}", *row, "train.save_steps=1", f"paths.results={tmp_path}/results"]
 
     def run(store, step):
