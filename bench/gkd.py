@@ -2,7 +2,7 @@
 
 The same pair, rows, batches in the same order, and precision. Each run is a process of its own, and they take turns.
 Ours pays for its teacher signal apart: the store is written once, whatever the epochs, and its time is told.
-`python -m bench.gkd ours|live|trl|store` prints one run's figures.
+`python -m bench.gkd ours|live|trl|store` prints what one run took.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from distill.teacher.signal import LiveTeacher, StoredTeacher, write_store
 from distill.training.batches import BucketSampler
 from distill.training.distiller import Distiller
 from distill.training.encoding import training_encoder
+from distill.training.objective import objective_terms
 from distill.training.trainer import DistillTrainer
 
 BATCH, STEPS, ROUNDS = 4, 5, 2  # an epoch is STEPS batches; the first epoch warms up, the second is timed
@@ -85,7 +86,7 @@ def live(pair: Pair) -> float:
 
 
 def _trained(pair: Pair, teacher: LiveTeacher | StoredTeacher, folder: str) -> float:
-    distiller = Distiller(load_model(pair.student), teacher, build("jsd"), w_ce=0.0, w_kd=1.0)
+    distiller = Distiller(load_model(pair.student), teacher, objective_terms(build("jsd"), 0.0, 1.0))
     args = TrainingArguments(output_dir=f"{folder}/out", label_names=["labels"], **SHARED)
     trainer = DistillTrainer(
         distiller, args, pair.rows, pair.rows[:1], pair.tokenizer, pad_id(pair.tokenizer), BATCH, lambda model: 0.0
@@ -137,12 +138,12 @@ RUNS = {"ours": ours, "live": live, "trl": trl, "store": store}
 
 def main() -> None:
     Pair()  # makes the base weights, so that no run is timed or weighed with them
-    figures: dict[str, list[list[float]]] = {name: [] for name in RUNS}
+    measured: dict[str, list[list[float]]] = {name: [] for name in RUNS}
     for _ in range(ROUNDS):
         for name in RUNS:
-            figures[name].append(in_own_process("bench.gkd", name))
-    seconds = {name: min(f[0] for f in found) for name, found in figures.items()}
-    peaks = {name: min(f[1] for f in found) for name, found in figures.items()}
+            measured[name].append(in_own_process("bench.gkd", name))
+    seconds = {name: min(f[0] for f in found) for name, found in measured.items()}
+    peaks = {name: min(f[1] for f in found) for name, found in measured.items()}
     saved = seconds["live"] - seconds["ours"]  # a sample and epoch
     pays = seconds["store"] / saved if saved > 0 else float("inf")  # epochs until the store has paid for itself
     faster, smaller = seconds["trl"] / seconds["ours"], peaks["ours"] / peaks["trl"]

@@ -1,4 +1,4 @@
-"""Interleaved timing, peak memory in a process of its own, and the CSV that keeps the figures."""
+"""Interleaved timing, peak memory in a process of its own, and the CSV that keeps the results."""
 
 from __future__ import annotations
 

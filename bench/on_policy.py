@@ -5,7 +5,7 @@ from the manifest; what is done once (the teacher's stored hidden states) is not
 base weights, and the student starts from a short fine-tuning, as in the papers, so that its texts end. `loops` sets the
 training loop against TRL's GKDTrainer (lmbda=1) and DistillationTrainer on the same pair, prompts, lengths, batches and
 precision: all train on what the student has just written.
-`python -m bench.on_policy method NAME` prints one method's figures, `python -m bench.on_policy ours|gkd|distillation`
+`python -m bench.on_policy method NAME` prints what one method took, `python -m bench.on_policy ours|gkd|distillation`
 one loop's.
 """
 
@@ -35,6 +35,7 @@ from distill.samplers import build as build_sampler
 from distill.teacher.signal import LiveTeacher, NewTextTeacher
 from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling
+from distill.training.objective import objective_terms
 from distill.training.sampling import Sampling
 from distill.training.trainer import DistillTrainer
 from distill.training.writer import StudentWriter
@@ -100,12 +101,12 @@ def seed(name: str) -> int:
 
 def methods() -> None:
     Stages(Plan(load(START))).student()
-    figures: dict[str, list[list[float]]] = {name: [] for name in METHODS}
+    measured: dict[str, list[list[float]]] = {name: [] for name in METHODS}
     for _ in range(ROUNDS):
         for name in METHODS:
-            figures[name].append(in_own_process("bench.on_policy", "method", name))
-            print(name, *(f"{x:.3g}" for x in figures[name][-1]), flush=True)
-    best = {name: min(found) for name, found in figures.items()}
+            measured[name].append(in_own_process("bench.on_policy", "method", name))
+            print(name, *(f"{x:.3g}" for x in measured[name][-1]), flush=True)
+    best = {name: min(found) for name, found in measured.items()}
     rows: list[dict[str, object]] = []
     for name, (_, asked, published) in METHODS.items():
         seconds, share, tokens, peak = best[name]
@@ -131,7 +132,7 @@ def ours(pair: Pair) -> float:
     student, taught = load_model(pair.student), NewTextTeacher(LiveTeacher(load_model(pair.teacher)), None, False)
     divergence, pad = build("jsd"), pad_id(pair.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        distiller = Distiller(student, taught, divergence, w_ce=0.0, w_kd=1.0)
+        distiller = Distiller(student, taught, objective_terms(divergence, 0.0, 1.0))
         args = TrainingArguments(output_dir=f"{folder}/out", label_names=["labels"], **LOOP)
         sampler = build_sampler("on_policy", max_new_tokens=NEW)
         decode = plain_sampling(config.eval, sampler)
@@ -202,12 +203,12 @@ RUNS = {"ours": ours, "gkd": gkd, "distillation": distillation}
 
 def loops() -> None:
     started()  # so that no run is timed with it
-    figures: dict[str, list[list[float]]] = {name: [] for name in RUNS}
+    measured: dict[str, list[list[float]]] = {name: [] for name in RUNS}
     for _ in range(LOOP_ROUNDS):  # of minutes each
         for name in RUNS:
-            figures[name].append(in_own_process("bench.on_policy", name))
-            print(name, *(f"{x:.3g}" for x in figures[name][-1]), flush=True)
-    best = {name: min(found) for name, found in figures.items()}
+            measured[name].append(in_own_process("bench.on_policy", name))
+            print(name, *(f"{x:.3g}" for x in measured[name][-1]), flush=True)
+    best = {name: min(found) for name, found in measured.items()}
     rows: list[dict[str, object]] = []
     for name, (seconds, peak) in best.items():
         over = seconds / best["ours"][0]

@@ -21,6 +21,7 @@ from distill.pipeline.stages import Stages
 from distill.teacher.signal import StoredTeacher, write_store
 from distill.training.distiller import Distiller
 from distill.training.encoding import training_encoder
+from distill.training.objective import objective_terms
 
 BATCH = 8
 LIGHT = ("fkl", "rkl", "jsd", "ab")
@@ -46,9 +47,8 @@ def main() -> None:
         for name in names():
             loss = load([*WORDS, f"loss={name}"]).loss
             divergence = build(name, **loss.parameters)
-            runs[name] = _ours(
-                Distiller(model, signal, divergence, loss.w_ce, loss.w_kd, loss.temperature).train(), batch
-            )
+            terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature)
+            runs[name] = _ours(Distiller(model, signal, terms).train(), batch)
         seconds = interleaved(runs, 3)
     asked = {name: 1.15 if name in LIGHT else 1.3 for name in names()} | {"stock Trainer": 1.0}
     rows: list[dict[str, object]] = []

@@ -14,6 +14,7 @@ from distill.losses import build
 from distill.teacher.signal import LiveTeacher
 from distill.training.batches import BucketSampler, micro_batch_size
 from distill.training.distiller import Distiller
+from distill.training.objective import objective_terms
 from distill.training.trainer import DistillTrainer
 
 
@@ -28,7 +29,7 @@ def rows(count, seed=0, longest=12):
 
 def distiller(seed=0, w_ce=0.5, divergence=None, **more):
     teacher = LiveTeacher(tiny_gpt2(hidden=24, seed=9))
-    return Distiller(tiny_gpt2(seed=seed), teacher, divergence or build("ab"), w_ce=w_ce, w_kd=1.0, **more)
+    return Distiller(tiny_gpt2(seed=seed), teacher, objective_terms(divergence or build("ab"), w_ce, 1.0), **more)
 
 
 class Gradients(TrainerCallback):
@@ -109,7 +110,7 @@ def test_padding_and_order_change_nothing():
     loss = model(**batch)["loss"]
     torch.testing.assert_close(model(**Collator(0)(pair[::-1]))["loss"], loss)
     wide = {k: torch.nn.functional.pad(v, (0, 7), value=-100 if k == "labels" else 0)
-            for k, v in batch.items() if k != "example_ids"}  # fmt: skip
+            for k, v in batch.items() if k not in ("example_ids", "extras")}  # fmt: skip
     torch.testing.assert_close(model(**wide)["loss"], loss)
 
 
@@ -125,7 +126,7 @@ def test_prompt_tokens_do_not_enter_the_loss_but_their_text_does():
 
 def test_the_teacher_stays_in_eval_mode_and_gets_no_gradient():
     teacher = tiny_gpt2(seed=9)
-    model = Distiller(tiny_gpt2(), LiveTeacher(teacher), build("fkl"), w_ce=0.0, w_kd=1.0)
+    model = Distiller(tiny_gpt2(), LiveTeacher(teacher), objective_terms(build("fkl"), 0.0, 1.0))
     model.train()
     assert model.student.training and not any(m.training for m in teacher.modules())
     model(**Collator(0)(rows(2)))["loss"].backward()
@@ -134,7 +135,7 @@ def test_the_teacher_stays_in_eval_mode_and_gets_no_gradient():
 
 def test_vocabularies_that_differ_by_padding_are_cut():
     wide = tiny_gpt2(vocab=VOCAB + 3, seed=9)
-    model = Distiller(tiny_gpt2(), LiveTeacher(wide), build("fkl"), w_ce=0.0, w_kd=1.0).eval()
+    model = Distiller(tiny_gpt2(), LiveTeacher(wide), objective_terms(build("fkl"), 0.0, 1.0)).eval()
     batch = Collator(0)(rows(2))
     value = model(**batch)["loss"]
     valid = batch["labels"] != -100
@@ -147,7 +148,7 @@ def test_temperature_divides_both_logits():
     batch = Collator(0)(rows(2))
     valid = batch["labels"] != -100
     student, teacher = tiny_gpt2(), tiny_gpt2(seed=9)
-    model = Distiller(student, LiveTeacher(teacher), build("rkl"), w_ce=0.0, w_kd=1.0, temperature=2.0).eval()
+    model = Distiller(student, LiveTeacher(teacher), objective_terms(build("rkl"), 0.0, 1.0, 2.0)).eval()
     q, p = (m(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[valid] for m in (student, teacher))
     torch.testing.assert_close(model(**batch)["loss"], build("rkl")(q / 2, p / 2).mean())
 

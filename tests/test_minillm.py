@@ -24,7 +24,7 @@ def test_advantage_is_the_mean_reward_of_what_follows():
     clipped = build("minillm", reward_scale=1.0, reward_clip=a)  # a, -a, 0, a
     assert clipped.long_term(one).tolist() == pytest.approx([0.0, a / 2, a, 0.0])
     assert plain.long_term(drawn([0.1], [0.9], [0.1])).tolist() == [0.0]  # nothing comes after the last
-    mixed, weight, advantage = plain.figures([one])[0].T.double()
+    mixed, weight, advantage = plain.rollout_data([one])[0].T.double()
     assert mixed.tolist() == pytest.approx(np.log([0.3, 0.7, 0.1, 0.2]).tolist())
     assert weight.tolist() == pytest.approx([0.25 / 0.3, 0.8 / 0.7, 1.0, 0.5]) and advantage[2] == pytest.approx(2 * a)
 
@@ -32,9 +32,9 @@ def test_advantage_is_the_mean_reward_of_what_follows():
 def test_whitening_is_over_the_whole_rollout():
     rng = np.random.default_rng(0)
     texts = [drawn(*rng.uniform(0.05, 0.9, (3, n))) for n in (4, 1, 7)]
-    every = torch.cat([f[:, 2] for f in build("minillm").figures(texts)])
+    every = torch.cat([data[:, 2] for data in build("minillm").rollout_data(texts)])
     assert float(every.mean()) == pytest.approx(0, abs=1e-6) and float(every.std(correction=0)) == pytest.approx(1)
-    raw = torch.cat([f[:, 2] for f in build("minillm", whiten=False).figures(texts)])
+    raw = torch.cat([data[:, 2] for data in build("minillm", whiten=False).rollout_data(texts)])
     assert np.corrcoef(raw, every)[0, 1] == pytest.approx(1)
 
 
@@ -64,9 +64,9 @@ def test_value_and_gradient_of_drawn_tokens(seed):
     own = torch.tensor(logits).log_softmax(-1)[torch.arange(count), torch.tensor(tokens)].numpy()
     mixed = own - np.log(np.resize([0.5, 0.9, 1.1, 1.7], count))  # ratios
     weight, advantage = rng.uniform(0.3, 1.5, count), rng.normal(size=count)
-    figures = torch.tensor(np.stack([mixed, weight, advantage], 1))
+    data = torch.tensor(np.stack([mixed, weight, advantage], 1))
     student = torch.tensor(logits, requires_grad=True)
-    values = build("minillm", clip=0.2).with_figures(figures)(student, teacher, torch.tensor(tokens))
+    values = build("minillm", clip=0.2).with_rollout_data(data)(student, teacher, torch.tensor(tokens))
     values.sum().backward()
     for i in range(count):
         value, gradient = reference(
@@ -80,8 +80,8 @@ def test_beyond_the_clip_a_tokens_policy_has_no_gradient():
     teacher = torch.zeros(1, 4).log_softmax(-1)
     for ratio, advantage, free in [(1.5, 1.0, False), (1.5, -1.0, True), (0.5, 1.0, True), (0.5, -1.0, False)]:
         student = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
-        figures = torch.tensor([[math.log(0.25 / ratio), 0.0, advantage]], dtype=torch.float64)
-        build("minillm").with_figures(figures)(student, teacher, torch.tensor([2])).sum().backward()
+        data = torch.tensor([[math.log(0.25 / ratio), 0.0, advantage]], dtype=torch.float64)
+        build("minillm").with_rollout_data(data)(student, teacher, torch.tensor([2])).sum().backward()
         assert bool(student.grad.abs().sum() > 0) == free
 
 
@@ -101,34 +101,34 @@ def test_in_expectation_it_is_the_gradient_of_the_responses_reverse_kl():
             student, teacher = torch.stack([first, second[a]]), torch.stack([p1, p2[a]])
             tokens = torch.tensor([a, b])
             own, theirs = (x.log_softmax(-1).detach()[[0, 1], tokens] for x in (student, teacher))
-            figures = loss.figures([Drawn(own, theirs, own)])[0].double()
-            figures[:, 2] = loss.long_term(Drawn(own, theirs, own))  # figures are fp32
-            total = total + whole[a, b].detach().exp() * loss.with_figures(figures)(student, teacher, tokens).sum()
+            data = loss.rollout_data([Drawn(own, theirs, own)])[0].double()
+            data[:, 2] = loss.long_term(Drawn(own, theirs, own))  # rollout_data is fp32
+            total = total + whole[a, b].detach().exp() * loss.with_rollout_data(data)(student, teacher, tokens).sum()
     total.backward()
     torch.testing.assert_close(first.grad, exact[0], rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(second.grad, exact[1], rtol=1e-6, atol=1e-8)
 
 
-def test_chunks_slice_the_figures_with_the_tokens():
+def test_chunks_slice_the_rollout_data_with_the_tokens():
     torch.manual_seed(0)
     count, classes = 37, 53
     hidden, weight = torch.randn(count, 6, dtype=torch.float64), torch.randn(classes, 6, dtype=torch.float64)
     theirs, other = torch.randn(count, 5, dtype=torch.float64), torch.randn(classes, 5, dtype=torch.float64)
     targets = torch.randint(classes, (count,))
-    figures = torch.stack([torch.randn(count) - 4, torch.rand(count), torch.randn(count)], 1).double()
+    data = torch.stack([torch.randn(count) - 4, torch.rand(count), torch.randn(count)], 1).double()
     loss = build("minillm")
     grads = []
     for chunk in (None, 7):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         if chunk is None:
-            total = loss.with_figures(figures)(h @ w.T, theirs @ other.T, targets).sum()
+            total = loss.with_rollout_data(data)(h @ w.T, theirs @ other.T, targets).sum()
         else:
-            total = fused(loss, h, w, theirs, other, chunk, targets, figures=figures)
+            total = fused(loss, h, w, theirs, other, chunk, targets, rollout_data=data)
         total.backward()
         grads.append((total.detach(), h.grad, w.grad))
     for dense, chunked in zip(*grads, strict=True):
         torch.testing.assert_close(dense, chunked)
     with pytest.raises(TypeError, match="reads nothing of a token but its id"):
-        fused(build("rkl"), hidden, weight, theirs, other, 7, targets, figures=figures)
-    with pytest.raises(ValueError, match="figures has 3 rows"):
-        fused(loss, hidden, weight, theirs, other, 7, targets, figures=figures[:3])
+        fused(build("rkl"), hidden, weight, theirs, other, 7, targets, rollout_data=data)
+    with pytest.raises(ValueError, match="rollout_data has 3 rows"):
+        fused(loss, hidden, weight, theirs, other, 7, targets, rollout_data=data[:3])

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from distill.base.errors import UserError
 from distill.config import load
-from distill.data.encode import FILLER, IGNORE, Collator, Encoded, shift
+from distill.data.encode import FILLER, IGNORE, LATE, ROLLOUT, SPANS, STUDENT_TEXT, Collator, Encoded, shift
 from distill.generation.engine import generate
 from distill.generation.reader import Mixture
 from distill.generation.requests import Decoding, Request
@@ -27,6 +27,7 @@ from distill.samplers.base import StudentText
 from distill.teacher.signal import LiveTeacher, NewTextTeacher
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
+from distill.training.objective import objective_terms
 from distill.training.sampling import Sampling
 from distill.training.trainer import DistillTrainer
 from distill.training.writer import StudentWriter
@@ -37,7 +38,7 @@ STEP = Step(3, 10, 1, len(ROWS))
 DECODE = load(["model=micro"]).eval
 
 
-class Pen:
+class FakeWriter:
     """Writes `[step, 9, EOS]` to every row; alone, or as one of several processes."""
 
     rank, processes = 0, 1
@@ -53,8 +54,9 @@ class Pen:
             for row in rows
         ]
 
-    def figures(self, samples):
-        return [replace(sample, figures=torch.zeros(3, 3)) for sample in samples]
+    def with_rollout_data(self, samples):
+        drawn = {ROLLOUT: torch.arange(9.0).view(3, 3), SPANS: [(0, 2)]}
+        return [replace(sample, row=replace(sample.row, extras=drawn)) for sample in samples]
 
     def gather(self, samples):
         return list(samples)
@@ -66,30 +68,30 @@ def test_every_sampler_is_known():
 
 @pytest.mark.parametrize("name", ["fixed", "teacher"])
 def test_text_that_does_not_change_stays(name):
-    samples = build_sampler(name).next(ROWS, STEP, Pen())
+    samples = build_sampler(name).next(ROWS, STEP, FakeWriter())
     assert [s.row for s in samples] == ROWS and {s.origin for s in samples} == {"dataset" if name == "fixed" else name}
 
 
 def test_on_policy_trains_on_what_was_just_written():
-    sampler, pen = build_sampler("on_policy"), Pen()
-    samples = sampler.next(ROWS, STEP, pen)
-    assert pen.calls == [("step 3", [r.id for r in ROWS], 0.0)] and {s.origin for s in samples} == {"student"}
+    sampler, fake = build_sampler("on_policy"), FakeWriter()
+    samples = sampler.next(ROWS, STEP, fake)
+    assert fake.calls == [("step 3", [r.id for r in ROWS], 0.0)] and {s.origin for s in samples} == {"student"}
     assert [s.row.prompt for s in samples] == [r.prompt for r in ROWS] and not sampler.held()
 
 
 def test_mixed_writes_with_its_probability():
-    sampler, pen = build_sampler("mixed", probability=0.3), Pen()
-    kinds = Counter(sampler.next(ROWS, Step(n, 2000, 4, len(ROWS)), pen)[0].origin for n in range(2000))
+    sampler, fake = build_sampler("mixed", probability=0.3), FakeWriter()
+    kinds = Counter(sampler.next(ROWS, Step(n, 2000, 4, len(ROWS)), fake)[0].origin for n in range(2000))
     assert abs(kinds["student"] / 2000 - 0.3) < 3 * (0.21 / 2000) ** 0.5 and kinds.keys() == {"student", "dataset"}
 
 
 @pytest.mark.parametrize(("name", "writes"), [("mixed", 0.5), ("on_policy", 1.0)])
 def test_the_published_draw_goes_through_a_buffer(name, writes):
     """ImitKD and GKD of DistiLLM's code: what is trained on was mostly written at other steps."""
-    sampler, pen = build_sampler(name, draw="buffer", capacity=30), Pen()
+    sampler, fake = build_sampler(name, draw="buffer", capacity=30), FakeWriter()
     ages = []
     for n in range(40):
-        samples = sampler.next(ROWS, Step(n, 40, 4, len(ROWS)), pen)
+        samples = sampler.next(ROWS, Step(n, 40, 4, len(ROWS)), fake)
         ages += [n - s.step for s in samples if s.origin == "replay"]
         assert {s.origin for s in samples} <= {"replay", "dataset"} and len(samples) == len(ROWS)
     assert max(ages) >= 1 and len(sampler.held()) == 30  # the newest, of whole and half batches
@@ -103,7 +105,7 @@ def test_the_adaptive_rule_against_a_sequence_worked_by_hand():
     after = [0.2, 0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.4, 0.4, 0.5]  # rises at 2.11 > 2.10, 2.22 > 2.21, 2.33 > 2.32
     for loss, threshold in zip(losses, after, strict=True):
         sampler.observe({"eval_loss": loss, "eval_ce": 0.0})
-        assert sampler.figures()["threshold"] == pytest.approx(threshold), loss
+        assert sampler.log_values()["threshold"] == pytest.approx(threshold), loss
     for n in range(30):
         sampler.observe({"eval_loss": 10.0 + n, "eval_ce": 0.0})
     assert sampler.current == 1.0
@@ -118,10 +120,10 @@ def test_the_adaptive_rule_against_a_sequence_worked_by_hand():
 def test_adaptive_batches_come_in_their_shares(share, early, late):
     sampler, steps = build_sampler("adaptive", threshold=0.6, fresh_share=share, capacity=24), 4000
     for n in range(8):  # a buffer that is not full is filled first
-        sampler.next(ROWS, Step(n, steps, 2, len(ROWS)), Pen())
+        sampler.next(ROWS, Step(n, steps, 2, len(ROWS)), FakeWriter())
     kinds = {True: Counter(), False: Counter()}
     for n in [*range(steps // 5), *range(steps * 4 // 5, steps)]:
-        (kind,) = {s.origin for s in sampler.next(ROWS, Step(n, steps, 3, len(ROWS)), Pen())}
+        (kind,) = {s.origin for s in sampler.next(ROWS, Step(n, steps, 3, len(ROWS)), FakeWriter())}
         kinds[n < steps // 2][kind] += 1
     for first, expected in ((True, early), (False, late)):
         counts = kinds[first]
@@ -130,26 +132,26 @@ def test_adaptive_batches_come_in_their_shares(share, early, late):
 
 
 def test_while_the_buffer_is_not_full_all_is_written():
-    sampler, pen = build_sampler("adaptive", threshold=1.0, fresh_share="increasing", capacity=36), Pen()
-    kinds = [sampler.next(ROWS, Step(n, 1000, 2, len(ROWS)), pen)[0].origin for n in range(5)]
+    sampler, fake = build_sampler("adaptive", threshold=1.0, fresh_share="increasing", capacity=36), FakeWriter()
+    kinds = [sampler.next(ROWS, Step(n, 1000, 2, len(ROWS)), fake)[0].origin for n in range(5)]
     assert kinds == ["student"] * 3 + ["replay"] * 2
 
 
 def test_rollouts_are_written_once_and_read_in_passes():
-    sampler, pen = build_sampler("rollout", rollouts=8, passes=3, teacher_share=0.2), Pen()
+    sampler, fake = build_sampler("rollout", rollouts=8, passes=3, teacher_share=0.2), FakeWriter()
     sampler.prepare(ROWS, 4)
-    steps = [sampler.next(ROWS[:4], Step(n, 100, 1, 4), pen) for n in range(18)]
-    assert len(pen.calls) == 4  # three cycles of two batches, three times; the second goes round
-    assert {share for _, _, share in pen.calls} == {0.2}
-    asked = [name for _, names_, _ in pen.calls for name in names_]
+    steps = [sampler.next(ROWS[:4], Step(n, 100, 1, 4), fake) for n in range(18)]
+    assert len(fake.calls) == 4  # three cycles of two batches, three times; the second goes round
+    assert {share for _, _, share in fake.calls} == {0.2}
+    asked = [name for _, names_, _ in fake.calls for name in names_]
     assert len(asked) == 24 and Counter(asked) == dict.fromkeys((r.id for r in ROWS), 2)  # 24 prompts of 12
     for cycle in range(3):
         of_cycle = steps[6 * cycle : 6 * cycle + 6]
         read = Counter(s.row.id for step in of_cycle for s in step)
         assert len(read) == 8 and set(read.values()) == {3}
         orders = {tuple(s.row.id for step in of_cycle[2 * i : 2 * i + 2] for s in step) for i in range(3)}
-        assert len(orders) == 3 and all(s.figures is not None for s in of_cycle[0])
-    assert len(sampler.next(ROWS[:3], Step(18, 100, 1, 3), pen)) == 3  # an epoch's last batch may be smaller
+        assert len(orders) == 3 and all(ROLLOUT in s.row.extras for s in of_cycle[0])
+    assert len(sampler.next(ROWS[:3], Step(18, 100, 1, 3), fake)) == 3  # an epoch's last batch may be smaller
     with pytest.raises(ValueError, match="8 rollouts are no whole number of batches of 5"):
         sampler.prepare(ROWS, 5)
 
@@ -157,10 +159,10 @@ def test_rollouts_are_written_once_and_read_in_passes():
 @pytest.mark.parametrize("name", ["mixed", "adaptive", "rollout"])
 def test_a_state_comes_back_to_the_bit(name):
     params = {"mixed": {"draw": "buffer"}, "adaptive": {"threshold": 0.8, "capacity": 30}, "rollout": {"rollouts": 12}}
-    whole, pen = build_sampler(name, **params[name]), Pen()
+    whole, fake = build_sampler(name, **params[name]), FakeWriter()
     whole.prepare(ROWS, 12)
     for n in range(6):
-        whole.next(ROWS, Step(n, 40, 5, len(ROWS)), pen)
+        whole.next(ROWS, Step(n, 40, 5, len(ROWS)), fake)
         whole.observe({"eval_loss": 1.0 + n, "eval_ce": 0.0})
     file = io.BytesIO()
     torch.save(whole.state(), file)
@@ -169,17 +171,17 @@ def test_a_state_comes_back_to_the_bit(name):
     again.prepare(ROWS, 12)
     again.restore(torch.load(file, weights_only=True))
     for n in range(6, 12):
-        ours, theirs = (s.next(ROWS, Step(n, 40, 5, len(ROWS)), pen) for s in (whole, again))
+        ours, theirs = (s.next(ROWS, Step(n, 40, 5, len(ROWS)), fake) for s in (whole, again))
         assert [s.state().keys() for s in ours] == [s.state().keys() for s in theirs]
         for a, b in zip(ours, theirs, strict=True):
-            assert replace(a, figures=None) == replace(b, figures=None)
-            assert (a.figures is None) == (b.figures is None) and (
-                a.figures is None or torch.equal(a.figures, b.figures)
-            )
-        assert whole.figures() == again.figures()
+            assert a == b and a.row.extras.keys() == b.row.extras.keys()
+            if name == "rollout":
+                assert torch.equal(a.row.extras[ROLLOUT], b.row.extras[ROLLOUT])
+                assert a.row.extras[SPANS] == b.row.extras[SPANS] == [(0, 2)]
+        assert whole.log_values() == again.log_values()
 
 
-def writer(student=None, teacher=None, tokens=8, **more):
+def student_writer(student=None, teacher=None, tokens=8, **more):
     student = student or tiny_gpt2()
     taught = NewTextTeacher(LiveTeacher(teacher or tiny_gpt2(hidden=24, seed=9)), None, remember=True)
     decode = DECODE.model_copy(update={"max_new_tokens": tokens})
@@ -188,21 +190,21 @@ def writer(student=None, teacher=None, tokens=8, **more):
 
 
 def test_what_is_written_does_not_depend_on_batch_or_order():
-    whole = {s.row.id: s for s in writer().write(ROWS, "step 4", 4)}
-    turned = writer().write(ROWS[::-1], "step 4", 4)
-    alone = [s for row in ROWS for s in writer().write([row], "step 4", 4)]
+    whole = {s.row.id: s for s in student_writer().write(ROWS, "step 4", 4)}
+    turned = student_writer().write(ROWS[::-1], "step 4", 4)
+    alone = [s for row in ROWS for s in student_writer().write([row], "step 4", 4)]
     assert all(whole[s.row.id] == s for s in [*turned, *alone]) and len(whole) == len(ROWS)
-    other = writer().write(ROWS, "step 5", 5)
+    other = student_writer().write(ROWS, "step 5", 5)
     assert [s.row.response for s in other] != [s.row.response for s in whole.values()]
-    small = writer()
+    small = student_writer()
     small.decode = small.decode.model_copy(update={"batch_tokens": 1})
     assert {s.row.id: s for s in small.write(ROWS, "step 4", 4)} == whole
 
 
 def test_eos_is_kept_where_pad_is_eos_and_what_never_ends_is_marked():
-    pen = writer(tokens=40)
-    samples = pen.write([*ROWS, FILLER], "s", 1)
-    assert samples[-1].row == FILLER and len(pen.taken()) == len(ROWS) and pen.taken() == []
+    writer = student_writer(tokens=40)
+    samples = writer.write([*ROWS, FILLER], "s", 1)
+    assert samples[-1].row == FILLER and len(writer.taken()) == len(ROWS) and writer.taken() == []
     ended, cut = ([s for s in samples[:-1] if s.ended is is_] for is_ in (True, False))
     assert ended and cut and all(EOS not in s.row.response for s in cut)
     assert all(s.row.response[-1] == EOS and EOS not in s.row.response[:-1] for s in ended)
@@ -213,10 +215,10 @@ def test_eos_is_kept_where_pad_is_eos_and_what_never_ends_is_marked():
 
 def test_max_length_cuts_what_would_be_written_without_it():
     """One text ends exactly at the limit, one is cut just before its EOS, and one prompt leaves no room at all."""
-    free = writer(tokens=40).write(ROWS, "s", 1)
+    free = student_writer(tokens=40).write(ROWS, "s", 1)
     lengths = [len(s.row.prompt) + len(s.row.response) for s in free if s.ended]
     for limit in {12, max(lengths), max(lengths) - 1, max(len(row.prompt) for row in ROWS)}:
-        for whole, cut in zip(free, writer(tokens=40, max_length=limit).write(ROWS, "s", 1), strict=True):
+        for whole, cut in zip(free, student_writer(tokens=40, max_length=limit).write(ROWS, "s", 1), strict=True):
             room = limit - len(whole.row.prompt)
             assert cut.row == replace(whole.row, response=whole.row.response[:room])
             assert cut.ended == (whole.ended and len(whole.row.response) <= room)
@@ -226,15 +228,15 @@ def test_a_text_is_drawn_from_the_stream_of_seed_step_and_example():
     requests = [Request(row.id, row.prompt, f"7/train step 4/{row.id}", 8) for row in ROWS]
     responses = generate(tiny_gpt2(), requests, Decoding(DECODE, EOS, EOS))
     tokens = [[*r.tokens, *([EOS] if r.ended else [])] for r in responses]
-    assert [s.row.response for s in writer().write(ROWS, "step 4", 4)] == tokens
+    assert [s.row.response for s in student_writer().write(ROWS, "step 4", 4)] == tokens
 
 
 def test_the_published_labels_are_late_and_lack_eos():
-    samples = writer(tokens=40, late=True, erased=EOS).write(ROWS, "s", 1)
+    samples = student_writer(tokens=40, late=True, erased=EOS).write(ROWS, "s", 1)
     assert any(s.ended for s in samples)
     for s in samples:
-        assert s.row.late and EOS not in s.row.response
-        ids, targets = shift(s.row.prompt, s.row.response, s.row.late)
+        assert s.row.extras == {STUDENT_TEXT: True, LATE: True} and EOS not in s.row.response
+        ids, targets = shift(s.row.prompt, s.row.response, late=True)
         assert ids == [*s.row.prompt, *s.row.response] and targets[: len(s.row.prompt)] == [IGNORE] * len(s.row.prompt)
         assert targets[len(s.row.prompt) :] == s.row.response  # each at its own position, so the first is not predicted
 
@@ -244,7 +246,7 @@ def test_rounded_weights_write_as_loaded_ones_do(tmp_path):
     student = tiny_llama(scale=0.2)
     student.save_pretrained(tmp_path)
     loaded = type(student).from_pretrained(tmp_path, dtype=torch.bfloat16)
-    rounded = writer(student, dtype=torch.bfloat16)._generating_model()
+    rounded = student_writer(student, dtype=torch.bfloat16)._generating_model()
     ours, theirs = dict(rounded.named_buffers()), dict(loaded.named_buffers())
     assert ours.keys() == theirs.keys() and ours
     assert all(torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours)
@@ -259,33 +261,35 @@ def test_a_policy_gradients_ratios_have_no_dropout():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.3
     loss = build("minillm", whiten=False)
-    model = Distiller(student, LiveTeacher(tiny_gpt2(hidden=24, seed=9)), loss, w_ce=0.0, w_kd=1.0).train()
+    model = Distiller(student, LiveTeacher(tiny_gpt2(hidden=24, seed=9)), objective_terms(loss, 0.0, 1.0)).train()
     assert not student.training
-    samples = (pen := writer(student, divergence=loss)).figures(pen.write(ROWS, "s", 1, 0.3))
-    batch, figures = Collator(EOS)([s.row for s in samples]), torch.cat([s.figures for s in samples])
+    own = student_writer(student, divergence=loss)
+    samples = own.with_rollout_data(own.write(ROWS, "s", 1, 0.3))
+    batch = Collator(EOS)([s.row for s in samples])
+    drawn = batch["extras"][ROLLOUT]
     valid = batch["labels"] != IGNORE
     logits = student(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[valid].log_softmax(-1)
-    own = logits.gather(-1, batch["labels"][valid][:, None])[:, 0]
-    torch.testing.assert_close((own - figures[:, 0]).exp(), figures[:, 1], rtol=1e-4, atol=1e-5)
-    assert Distiller(student, model.teacher, build("rkl"), w_ce=0.0, w_kd=1.0).train().student.training
+    log_probs = logits.gather(-1, batch["labels"][valid][:, None])[:, 0]
+    torch.testing.assert_close((log_probs - drawn[:, 0]).exp(), drawn[:, 1], rtol=1e-4, atol=1e-5)
+    assert Distiller(student, model.teacher, objective_terms(build("rkl"), 0.0, 1.0)).train().student.training
 
 
 def test_a_students_mode_comes_back():
     student = tiny_gpt2().train()
-    writer(student).write(ROWS[:2], "s", 1)
+    student_writer(student).write(ROWS[:2], "s", 1)
     assert student.training and student.config._attn_implementation == "sdpa"
 
 
 def test_under_bf16_rounded_weights_write_and_follow_the_student():
     student = tiny_gpt2()
-    pen = writer(student, dtype=torch.bfloat16)
-    first = [s.row for s in pen.write(ROWS, "s", 1)]
-    expected = writer(tiny_gpt2().to(torch.bfloat16)).write(ROWS, "s", 1)
+    writer = student_writer(student, dtype=torch.bfloat16)
+    first = [s.row for s in writer.write(ROWS, "s", 1)]
+    expected = student_writer(tiny_gpt2().to(torch.bfloat16)).write(ROWS, "s", 1)
     assert first == [s.row for s in expected] and student.dtype == torch.float32
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    assert [s.row for s in pen.write(ROWS, "s", 1)] != first
+    assert [s.row for s in writer.write(ROWS, "s", 1)] != first
 
 
 def test_a_mixture_draws_from_both():
@@ -300,12 +304,12 @@ def test_a_mixture_draws_from_both():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_figures_are_of_the_texts_tokens(share):
+def test_rollout_data_is_of_the_texts_tokens(share):
     """Log-probabilities along each text, in float64 and token by token."""
     student, teacher = tiny_gpt2(), tiny_gpt2(hidden=24, seed=9)
     loss = build("minillm", whiten=False, reward_scale=1.0)
-    pen = writer(student, teacher, divergence=loss)
-    samples = pen.figures(pen.write(ROWS, "s", 1, share))
+    writer = student_writer(student, teacher, divergence=loss)
+    samples = writer.with_rollout_data(writer.write(ROWS, "s", 1, share))
     for s in samples:
         ids = torch.tensor([[*s.row.prompt, *s.row.response]])
         q, p = (m.double()(ids).logits[0].detach().softmax(-1) for m in (student, teacher))
@@ -317,7 +321,7 @@ def test_figures_are_of_the_texts_tokens(share):
         rewards = np.log(theirs / ours)
         advantage = [rewards[i + 1 :].mean() if i + 1 < len(rewards) else 0.0 for i in range(len(rewards))]
         expected = np.stack([np.log(mixed), ours / mixed, advantage], 1)
-        np.testing.assert_allclose(s.figures.numpy(), expected, rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(s.row.extras[ROLLOUT].numpy(), expected, rtol=2e-4, atol=2e-4)
 
 
 def test_texts_that_come_again_are_read_by_the_teacher_once():
@@ -352,11 +356,11 @@ class Tokenizer:
         return type("Encoding", (), {"input_ids": [1 + ord(c) % (VOCAB - 1) for c in text]})
 
 
-def first_step(tmp_path, rows, sampler=None, corpus=None, micro=4, **objective):
+def first_step(tmp_path, rows, sampler=None, corpus=None, micro=4, mean="tokens", **objective):
     """Gradients and loss of the first step over all rows, and what was sampled."""
-    objective = {"divergence": build("ab"), "w_ce": 0.0, **objective}
+    terms = objective_terms(**{"divergence": build("ab"), "w_ce": 0.0, "w_kd": 1.0, **objective})
     student, teacher = tiny_gpt2(), LiveTeacher(tiny_gpt2(hidden=24, seed=9))
-    model = Distiller(student, NewTextTeacher(teacher, None, True), objective.pop("divergence"), w_kd=1.0, **objective)
+    model = Distiller(student, NewTextTeacher(teacher, None, True), terms, mean)
     seen, sampled = {}, []
 
     class Stop(DistillTrainer):
@@ -374,9 +378,9 @@ def first_step(tmp_path, rows, sampler=None, corpus=None, micro=4, **objective):
         max_steps=1, learning_rate=0.0, max_grad_norm=1e9, save_strategy="no", report_to=[], disable_tqdm=True,
         remove_unused_columns=False, label_names=["labels"], use_cpu=True, seed=7, logging_steps=1,
     )  # fmt: skip
-    pen = writer(student, divergence=model.divergence)
-    pen.teacher = model.teacher
-    sampling = Sampling(build_sampler(sampler), pen) if sampler else None
+    writer = student_writer(student, divergence=model.divergence)
+    writer.teacher = model.teacher
+    sampling = Sampling(build_sampler(sampler), writer) if sampler else None
     trainer = Stop(model, args, rows, rows, Tokenizer(), EOS, len(rows), lambda _: 0.0, sampling, corpus,
                    callbacks=[Keep()])  # fmt: skip
     trainer.train()
@@ -417,17 +421,19 @@ def test_cross_entropy_leaves_out_what_the_student_wrote(tmp_path):
     with_ce, _, _ = first_step(tmp_path, ROWS, "on_policy", w_ce=0.7)
     for name in alone:
         torch.testing.assert_close(alone[name], with_ce[name])
-    model = Distiller(tiny_gpt2(), LiveTeacher(tiny_gpt2(hidden=24, seed=9)), build("ab"), w_ce=0.7, w_kd=1.0)
-    batch = Collator(EOS)(ROWS)
-    own = torch.tensor([i % 3 == 0 for i in range(len(ROWS))])
-    mixed = model(**batch, own_text=own, num_items_in_batch=1)["loss"]
+    model = Distiller(tiny_gpt2(), LiveTeacher(tiny_gpt2(hidden=24, seed=9)), objective_terms(build("ab"), 0.7, 1.0))
+    own = [i % 3 == 0 for i in range(len(ROWS))]
+    rows = [replace(row, extras={STUDENT_TEXT: True}) if o else row for row, o in zip(ROWS, own, strict=True)]
+    mixed = model(**Collator(EOS)(rows), num_items_in_batch=1)
     parts = [
-        Distiller(model.student, model.teacher, build("ab"), w_ce=w, w_kd=1.0)(
-            **Collator(EOS)([r for r, o in zip(ROWS, own, strict=True) if bool(o) == (w == 0)]), num_items_in_batch=1
-        )["loss"]
+        Distiller(model.student, model.teacher, objective_terms(build("ab"), w, 1.0))(
+            **Collator(EOS)([r for r, o in zip(ROWS, own, strict=True) if o == (w == 0)]), num_items_in_batch=1
+        )
         for w in (0.0, 0.7)
     ]
-    torch.testing.assert_close(mixed, sum(parts))
+    torch.testing.assert_close(mixed["loss"], sum(part["loss"] for part in parts))
+    torch.testing.assert_close(mixed["kd_sum"], sum(part["kd_sum"] for part in parts))
+    torch.testing.assert_close(mixed["ce_sum"], parts[1]["ce_sum"])
 
 
 @pytest.mark.parametrize(("mean", "micro"), [("tokens", 4), ("tokens", 12), ("micro_batches", 4)])
@@ -496,7 +502,7 @@ def test_the_page_tells_a_sampler_of_ones_own():
     }
     exec(code, space)
     sampler = space["EverySecond"](temperature=0.5)
-    kinds = [sampler.next(ROWS, Step(n, 4, 1, len(ROWS)), Pen())[0].origin for n in range(4)]
+    kinds = [sampler.next(ROWS, Step(n, 4, 1, len(ROWS)), FakeWriter())[0].origin for n in range(4)]
     assert kinds == ["dataset", "student"] * 2
     for name in names():
         assert f"| `{name}` |" in page

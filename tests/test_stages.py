@@ -124,7 +124,10 @@ def test_the_teacher_answers_once_and_its_text_is_trained_on(smoke, capsys):
     rows = read_answers(plan.store.folder(plan.answers)).rows
     manifest = plan.store.manifest(plan.answers)
     assert [r.id for r in rows] == [e.id for e in plan.data[0].examples] and manifest["rows"] == len(rows) == 21
-    assert manifest["length"] == pytest.approx(sum(len(r.response) for r in rows) / 21) and 0 <= manifest["eos_rate"] <= 100
+    assert (
+        manifest["length"] == pytest.approx(sum(len(r.response) for r in rows) / 21)
+        and 0 <= manifest["eos_rate"] <= 100
+    )
     own = training_encoder(plan.config, load_tokenizer(teacher(plan))).pairs(plan.data[0].examples, 512).rows
     assert [r.prompt for r in rows] == [r.prompt for r in own] and any(
         a.response != b.response for a, b in zip(rows, own, strict=True)
@@ -251,7 +254,7 @@ import os, sys
 from distill.config import load
 from distill.pipeline.plan import Plan
 from distill.pipeline.nodes import ensure
-from distill.training import trainer as callbacks
+from distill.training import callbacks
 step = int(sys.argv[1])
 original = callbacks.Progress.on_step_end
 def stop(self, args, state, control, **kwargs):
@@ -297,11 +300,18 @@ def test_a_run_stopped_in_an_epochs_validation_loses_nothing(tmp_path):
     assert curve["eval_loss"].notna().sum() == 1
 
 
-@pytest.mark.parametrize(("model", "row"), [("gpt2", ["loss=skd", "sampler=adaptive", "sampler.threshold=0.9"]),
-                                            ("openllama2", ["loss=fkl"]), ("gpt2", ["method=minillm"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "row"),
+    [
+        ("gpt2", ["loss=skd", "sampler=adaptive", "sampler.threshold=0.9"]),
+        ("gpt2", ["loss=skd", "loss.optimizer.lr=0.01", "loss.optimizer.max_grad_norm=0.1"]),
+        ("openllama2", ["loss=fkl"]),
+        ("gpt2", ["method=minillm"]),
+    ],
+)
 def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model, row):
     """Killed inside an epoch, between two checkpoints; LoRA's dropout shows that random states come back too, skd that
-    a loss's own parameters do, and the others that a sampler's buffer does."""
+    a loss's own parameters and their optimizer do, and the others that a sampler's buffer does."""
     words = ["debug=smoke", f"model={model}", *row, "train.save_steps=1", f"paths.results={tmp_path}/results"]
 
     def run(store, step):
@@ -471,7 +481,7 @@ def test_bertscore_and_exposure_bias_stand_beside_a_row(smoke):
 
 
 def test_students_of_one_teacher_share_what_it_read(smoke, monkeypatch):
-    """References and the teacher's own texts are read by it once; the figures are those of a live teacher."""
+    """References and the teacher's own texts are read by it once; its values are those of a live teacher."""
     read = []
     original = write_store
     monkeypatch.setattr(

@@ -36,6 +36,24 @@ class RegisteredConfig(Section):
         return {k: v for k, v in self.parameters.items() if k not in off or v != off[k]}
 
 
+class LossOptimizerConfig(Section):
+    """How a divergence's own parameters, such as a small network's, are trained; null is as the student's.
+
+    Attributes:
+        lr: the learning rate at the schedule's top; the schedule's shape and warm-up are the student's.
+        weight_decay: of AdamW, on weights (not on biases).
+        max_grad_norm: the limit that the norm of their gradients is clipped to, apart from the student's. With null
+            they are clipped together with the student's, by one norm.
+    """
+
+    lr: Positive | None = None
+    weight_decay: NotNegative | None = None
+    max_grad_norm: Positive | None = None
+
+
+AS_STUDENT = LossOptimizerConfig()
+
+
 class LossConfig(RegisteredConfig):
     """Objective `w_ce * CE + w_kd * divergence`; further keys are the divergence's own parameters.
 
@@ -46,6 +64,7 @@ class LossConfig(RegisteredConfig):
     w_kd: NotNegative
     temperature: Positive
     w_lm: NotNegative = 1.0
+    optimizer: LossOptimizerConfig = AS_STUDENT
 
     @property
     def switches(self) -> dict[str, Any]:
@@ -63,15 +82,21 @@ class LossConfig(RegisteredConfig):
     @model_validator(mode="after")
     def _known(self) -> LossConfig:
         from distill.losses import build, describe
+        from distill.losses.trainable import trainable_names
 
         if self.w_ce == 0 and self.w_kd == 0:
             raise ValueError("w_ce and w_kd are both 0; at least one must be larger")
         if self.name == "sft":
-            if self.w_kd or self.parameters:
+            if self.w_kd or self.parameters or self.optimizer != AS_STUDENT:
                 raise ValueError("sft has no divergence: w_kd must be 0 and nothing but w_ce is set")
             return self
         describe(self.name)
         build(self.name, **self.parameters)
+        if self.optimizer != AS_STUDENT and self.name not in (trainable := trainable_names()):
+            raise ValueError(
+                f"optimizer sets how the loss's own parameters are trained, and loss={self.name} has none; leave it"
+                f" out, or choose a loss that has some ({', '.join(trainable)})"
+            )
         return self
 
 

@@ -61,7 +61,7 @@ class Config(Section):
         from distill.losses.base import find
 
         loss, sampler = self.loss, self.sampler.name
-        rewarded = loss.name != "sft" and find(loss.name).reads_figures
+        rewarded = loss.name != "sft" and find(loss.name).reads_rollout
         if self.sampler.kind.writes and not loss.w_kd:
             why = "mixes in the teacher's" if sampler == "rollout" else "trains on the student's own"
             raise ValueError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distill.base.errors import UserError
 from distill.data.examples import Example
@@ -16,17 +17,45 @@ from distill.data.templates import render
 IGNORE = -100  # target of a position that does not count; the field's convention
 
 
+# Names of extras (`Encoded.extras`)
+LATE = "late_targets"  # bool: targets stand one position too far on, as published code has the student's own text
+STUDENT_TEXT = "student_text"  # bool: the student wrote the response, alone or with the teacher
+ROLLOUT = "rollout"  # tensor [n, k]: what a policy gradient reads of each token (`Divergence.rollout_data`)
+SPANS = "spans"  # pairs (first, behind last) of places in the response: tokens that belong together
+
+# What a row without an extra has in a batch where other rows have it. For one that is per token: the k numbers of each
+# token. Those of a rollout are log m, w and A as `distill.losses.minillm` reads them: it is then the reverse KL, as on
+# text that was not drawn.
+DEFAULTS: dict[str, Any] = {LATE: False, STUDENT_TEXT: False, SPANS: (), ROLLOUT: (0.0, 1.0, 0.0)}
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one example; `response` ends with EOS unless it was cut.
+    """A row: the token ids of one example, and what else is known of it.
 
-    `late` puts its targets one position too far on, as published code does with the student's own text.
+    Attributes:
+        id: names the text, for a stored teacher.
+        prompt: token ids.
+        response: token ids, with EOS at the end unless the response was cut.
+        extras: further data by name. A tensor `[len(response), k]` is per response token; anything else is of the row
+            as a whole. Plain values and tensors only, so that a checkpoint holds them. Extras do not take part in `==`.
+
+    Raises:
+        ValueError: an extra is a tensor that is not `[len(response), k]`.
     """
 
     id: str
     prompt: list[int]
     response: list[int]
-    late: bool = False
+    extras: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, value in self.extras.items():
+            if isinstance(value, Tensor) and (value.ndim != 2 or len(value) != len(self.response)):
+                raise ValueError(
+                    f"row {self.id}: the extra {name} is {list(value.shape)}, and the response has"
+                    f" {len(self.response)} tokens; per token it must be [{len(self.response)}, k]"
+                )
 
 
 # A row without a target. With several processes it fills the last, smaller batch, where accelerate would repeat rows.
@@ -144,8 +173,16 @@ class Collator:
         self.pad_id = pad_id
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, Any]:
-        """`input_ids`, `attention_mask`, `labels` as `[rows, longest]`, and `example_ids`."""
-        pairs = [shift(row.prompt, row.response, row.late) for row in rows]
+        """A batch of `input_ids`, `attention_mask` and `labels` `[B, T]`, `example_ids` and `extras`.
+
+        `extras` has every extra that one of the rows has: a list with one entry a row, or for one per token a tensor
+        `[N, k]` over the response tokens of all rows, row by row, as `labels != IGNORE` selects them. Rows without it
+        get its default (`DEFAULTS`).
+
+        Raises:
+            ValueError: rows lack an extra that has no default, or have different kinds of it.
+        """
+        pairs = [shift(row.prompt, row.response, row.extras.get(LATE, False)) for row in rows]
         longest = max(len(ids) for ids, _ in pairs)
         input_ids = torch.full((len(rows), longest), self.pad_id)
         attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -159,4 +196,26 @@ class Collator:
             "attention_mask": attention_mask,
             "labels": labels,
             "example_ids": [row.id for row in rows],
+            "extras": {name: _batched(name, rows) for name in dict.fromkeys(n for row in rows for n in row.extras)},
         }
+
+
+def _batched(name: str, rows: Sequence[Encoded]) -> Tensor | list[Any]:
+    """One extra of a batch; see `Collator`."""
+    per_token = next(isinstance(row.extras[name], Tensor) for row in rows if name in row.extras)
+    values: list[Any] = []
+    for row in rows:
+        if name not in row.extras and name not in DEFAULTS and (row.response or not per_token):
+            raise ValueError(
+                f"row {row.id} lacks the extra {name}, which other rows of its batch have and which has no default;"
+                " give it to every row, or enter a default in distill.data.encode.DEFAULTS"
+            )
+        if name in row.extras:
+            if isinstance(row.extras[name], Tensor) != per_token:
+                raise ValueError(f"the extra {name} is per token in some rows of a batch and per row in others")
+            values.append(row.extras[name])
+        elif not per_token:
+            values.append(DEFAULTS[name])
+        elif row.response:
+            values.append(torch.tensor(DEFAULTS[name]).expand(len(row.response), -1))
+    return torch.cat(values) if per_token else values

@@ -38,7 +38,7 @@ class Divergence:
         limits: what it becomes at the ends of its parameters, and its bounds.
         elsewhere: what public code does under its name.
         reads_targets: whether it needs the response tokens.
-        reads_figures: whether it reads more of each token than its id, where there is more (`with_figures`).
+        reads_rollout: whether it reads how each token was drawn, where that is known (`with_rollout_data`).
     """
 
     source: str = ""
@@ -46,7 +46,7 @@ class Divergence:
     limits: str = ""
     elsewhere: str = ""
     reads_targets: bool = False
-    reads_figures: bool = False
+    reads_rollout: bool = False
 
     @property
     def settles(self) -> bool:
@@ -70,12 +70,26 @@ class Divergence:
             (slope,) = torch.autograd.grad(value.sum(), free)
         return value.detach(), slope.contiguous()
 
-    def figures(self, responses: Sequence[Drawn]) -> list[Tensor]:
-        """What one that reads figures wants to know of each response's tokens `[n, k]`, from a whole rollout."""
+    def rollout_data(self, responses: Sequence[Drawn]) -> list[Tensor]:
+        """What it reads of each response's tokens, `[n, k]` a response.
+
+        Args:
+            responses: a whole rollout.
+
+        Raises:
+            TypeError: it reads nothing of a rollout (`reads_rollout`).
+        """
         raise TypeError(f"{type(self).__name__} reads nothing of a token but its id")
 
-    def with_figures(self, figures: Tensor) -> Divergence:
-        """Itself with what is known of each token `[N, k]` besides its id, for one that reads it (`reads_figures`)."""
+    def with_rollout_data(self, data: Tensor) -> Divergence:
+        """The divergence of tokens that were drawn in a rollout.
+
+        Args:
+            data: `[N, k]`, of each token what `rollout_data` gave.
+
+        Raises:
+            TypeError: it reads nothing of a rollout (`reads_rollout`).
+        """
         raise TypeError(f"{type(self).__name__} reads nothing of a token but its id")
 
     def for_batch(self, total: Callable[[Divergence], Tensor]) -> Divergence:

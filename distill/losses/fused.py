@@ -113,7 +113,7 @@ def fused(
     w_kd: float = 1.0,
     temperature: float = 1.0,
     parts: dict[str, Tensor] | None = None,
-    figures: Tensor | None = None,
+    rollout_data: Tensor | None = None,
 ) -> Tensor:
     """`w_ce` cross-entropy + `w_kd` divergence, summed over tokens: a scalar, differentiated once.
 
@@ -127,7 +127,7 @@ def fused(
         targets: response tokens `[N]`, for cross-entropy and the divergences that read them.
         temperature: divides both sides' logits in the divergence.
         parts: gets the sum's detached parts, `ce_sum` (where there are targets) and `kd_sum`, in nats.
-        figures: what a policy gradient knows of each token `[N, k]`, for a divergence that reads it.
+        rollout_data: how each token was drawn, `[N, k]`, for a divergence that reads it (`Divergence.rollout_data`).
 
     Raises:
         ValueError: what belongs together was not given together, or differs in length.
@@ -136,11 +136,11 @@ def fused(
     theirs = Head(teacher_head) if isinstance(teacher_head, Tensor) else teacher_head
     if (divergence is None) != (teacher_hidden is None or theirs is None):
         raise ValueError("a divergence needs teacher_hidden and teacher_head, and they a divergence")
-    reads_targets = divergence is not None and (divergence.reads_targets or figures is not None)
+    reads_targets = divergence is not None and (divergence.reads_targets or rollout_data is not None)
     if targets is None and (w_ce or reads_targets):
         raise ValueError("cross-entropy, or this divergence, reads the response tokens: pass targets")
     count = student_hidden.shape[0]
-    for name, rows in (("teacher_hidden", teacher_hidden), ("targets", targets), ("figures", figures)):
+    for name, rows in (("teacher_hidden", teacher_hidden), ("targets", targets), ("rollout_data", rollout_data)):
         if rows is not None and rows.shape[0] != count:
             raise ValueError(f"{name} has {rows.shape[0]} rows, student_hidden {count}")
     if temperature <= 0 or (chunk_tokens is not None and chunk_tokens < 1):
@@ -158,7 +158,7 @@ def fused(
             )
     job = _Job(divergence, theirs, chunk_tokens, w_ce, w_kd, temperature, torch.is_grad_enabled())
     total: Tensor
-    tokens = None if targets is None else _Tokens(targets, figures)
+    tokens = None if targets is None else _Tokens(targets, rollout_data)
     total, ce, kd = _Fused.apply(student_hidden, head.weight, head.bias, head, teacher_hidden, tokens, job, *own)
     if parts is not None and targets is not None:
         parts["ce_sum"] = ce
@@ -169,13 +169,13 @@ def fused(
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Response tokens `[N]`, and what else is known of each `[N, k]`."""
+    """Response tokens `[N]`, and how each was drawn `[N, k]`."""
 
     targets: Tensor
-    figures: Tensor | None
+    rollout_data: Tensor | None
 
     def __getitem__(self, part: slice) -> _Tokens:
-        return _Tokens(self.targets[part], None if self.figures is None else self.figures[part])
+        return _Tokens(self.targets[part], None if self.rollout_data is None else self.rollout_data[part])
 
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -275,8 +275,8 @@ class _Job:
             if self.temperature != 1.0:
                 ours, theirs = ours / self.temperature, theirs / self.temperature
             divergence, targets = self.divergence, None if tokens is None else tokens.targets
-            if tokens is not None and tokens.figures is not None:
-                divergence = divergence.with_figures(tokens.figures)
+            if tokens is not None and tokens.rollout_data is not None:
+                divergence = divergence.with_rollout_data(tokens.rollout_data)
             value, gradient = value_and_gradient(divergence, ours, theirs, targets)
             kd = value.sum()
             if self.w_kd != self.temperature:

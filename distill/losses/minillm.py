@@ -31,12 +31,12 @@ class MiniLLM(Divergence):
 
     source = "Gu et al. 2024 (MiniLLM), section 2.2 and algorithm 1"
     formula = "w KL(q || p) + max(-A r, -A clip(r))"
-    limits = "rkl without figures of the tokens"
+    limits = "rkl where it is not known how the tokens were drawn"
     elsewhere = (
         "the published code leaves w out of the first part, and counts a step's own reward in A, which the first part"
         " holds already; whitening and the rewards' scale are the code's, not the paper's"
     )
-    reads_figures = True
+    reads_rollout = True
     clip: float = 0.2
     reward_scale: float = 0.5
     reward_clip: float = 100.0
@@ -48,14 +48,14 @@ class MiniLLM(Divergence):
                 raise ValueError(f"{name}={getattr(self, name)} must be larger than 0")
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See the base class: without figures, the reverse KL."""
+        """See the base class: the reverse KL, since it is not known how the tokens were drawn."""
         return reverse_kl(student, teacher)
 
-    def with_figures(self, figures: Tensor) -> Divergence:
-        """The objective of drawn tokens; `figures` `[N, 3]` are their log m, w and A."""
-        return _Drawn(self.clip, figures)
+    def with_rollout_data(self, data: Tensor) -> Divergence:
+        """The objective of drawn tokens; `data` `[N, 3]` are their log m, w and A."""
+        return _Drawn(self.clip, data)
 
-    def figures(self, responses: Sequence[Drawn]) -> list[Tensor]:
+    def rollout_data(self, responses: Sequence[Drawn]) -> list[Tensor]:
         """What the objective reads of each response's tokens, `[n, 3]`: log m, w and A, in fp32.
 
         Args:
@@ -84,7 +84,7 @@ class MiniLLM(Divergence):
 
 @dataclass(frozen=True, eq=False)
 class _Drawn(Divergence):
-    """MiniLLM's objective with the figures of its tokens; `source` and the rest stand with `MiniLLM`."""
+    """MiniLLM's objective of tokens whose log m, w and A are known; `source` and the rest stand with `MiniLLM`."""
 
     clip: float
     known: Tensor

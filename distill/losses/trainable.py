@@ -1,11 +1,11 @@
-"""Divergences with parameters of their own, which the trainer optimises together with the student's."""
+"""Divergences with parameters of their own, which the trainer optimises beside the student's."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from distill.losses.base import Divergence
+from distill.losses.base import Divergence, find, names
 
 
 class TrainableDivergence(nn.Module, Divergence):
@@ -50,3 +50,8 @@ class TrainableDivergence(nn.Module, Divergence):
         held = self.sums()
         del self.__dict__["_sums"]
         return held
+
+
+def trainable_names() -> list[str]:
+    """The registered divergences that have parameters of their own."""
+    return [name for name in names() if issubclass(find(name), TrainableDivergence)]

@@ -38,7 +38,7 @@ class Wanted:
     training: Sequence[tuple[str, str]] = ()
 
 
-def measure(row: Row, wanted: Wanted = Wanted()) -> bool:
+def measure(row: Row, wanted: Wanted) -> bool:
     """See that a row's facts are in its run's folder; what is missing is made and added.
 
     Returns:
@@ -58,7 +58,7 @@ def measure(row: Row, wanted: Wanted = Wanted()) -> bool:
         if lacking:
             for node in upcoming(plan.store, lacking):
                 if (needs := node.maker.estimate()) is not None:
-                    say(f"to come: {node.label}{'' if node.stage == 'train' else f' {node.stage}'} {needs.said()}")
+                    say(f"to come: {node.label}{'' if node.stage == 'train' else f' {node.stage}'} {needs.describe()}")
             ensure(plan.store, lacking)
             if wanted.texts and row.role == "student":
                 _compare_with_teacher(row)

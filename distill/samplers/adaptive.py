@@ -69,9 +69,9 @@ class Adaptive(Replaying):
         elif loss > self.reference + self.eps:
             self.reference, self.current = loss, min(1.0, self.current + RISE)
 
-    def figures(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """The buffer's, and the threshold."""
-        return {**super().figures(), "threshold": self.current}
+        return {**super().log_values(), "threshold": self.current}
 
     def state(self) -> dict[str, Any]:
         """See the base class."""

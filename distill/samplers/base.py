@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from distill.base.registry import SWITCH, Registry
 from distill.data.encode import Encoded
@@ -26,7 +25,6 @@ class Sample:
         step: the training step that it was written at.
         teacher_share: the teacher's part of the mixture that its tokens were drawn from.
         origin: `mixed` is written by student and teacher together, `replay` by the student at an earlier step.
-        figures: what a policy gradient knows of each of the response's tokens `[n, k]`.
     """
 
     row: Encoded
@@ -34,11 +32,10 @@ class Sample:
     step: int = 0
     teacher_share: float = 0.0
     origin: Origin = "dataset"
-    figures: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
         """As plain values and tensors."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"row": asdict(self.row)}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"row": dict(vars(self.row))}
 
     @staticmethod
     def of(state: Mapping[str, Any]) -> Sample:
@@ -63,22 +60,23 @@ class Step:
 
 
 class Writer(Protocol):
-    """What a sampler has at hand at a step: the student's pen, and the other processes of the run."""
+    """What a sampler has at hand at a step: the student as it writes, and the other processes of the run."""
 
     rank: int
     processes: int
 
     def write(self, rows: Sequence[Encoded], stream: str, step: int, teacher_share: float = 0.0) -> list[Sample]:
-        """A response of the student to each row's prompt, or of its mixture with the teacher. A row without a response,
-        which fills a batch, stays as it is.
+        """A response of the student to each row's prompt, or of its mixture with the teacher, marked as such
+        (`distill.data.encode.STUDENT_TEXT`). A row without a response, which fills a batch, stays as it is.
 
         Args:
             stream: names the random streams beside the training's seed and the rows' ids.
         """
         ...
 
-    def figures(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples of a whole rollout (of all processes) with what the divergence reads of their tokens, if any."""
+    def with_rollout_data(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples of a whole rollout (of all processes), each with what the divergence reads of how its tokens were
+        drawn as an extra (`distill.data.encode.ROLLOUT`); as they are where it reads nothing."""
         ...
 
     def gather(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -142,8 +140,8 @@ class Sampler:
         """The texts that may come again."""
         return []
 
-    def figures(self) -> dict[str, float]:
-        """What to log of its state."""
+    def log_values(self) -> dict[str, float]:
+        """What to log of its state, by column of a training's curve."""
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -225,7 +223,7 @@ class Replaying(StudentText):
         """See the base class."""
         return self.buffer
 
-    def figures(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """Texts in the buffer and their mean age in steps."""
         ages = [self.now - sample.step for sample in self.buffer]
         return {"buffer": float(len(ages)), "buffer_age": sum(ages) / len(ages) if ages else 0.0}

@@ -80,13 +80,13 @@ class Rollout(Sampler):
         for rounds, prompts in chosen.items():  # a prompt that comes twice is answered by two streams
             share = prompts[writer.rank :: writer.processes]
             mine += writer.write(share, f"round {rounds}", step.number, self.teacher_share) if share else []
-        self.texts = writer.figures(writer.gather(mine))
+        self.texts = writer.with_rollout_data(writer.gather(mine))
 
     def held(self) -> list[Sample]:
         """See the base class."""
         return self.texts
 
-    def figures(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """Texts of the rollout and their age in steps."""
         return {
             "buffer": float(len(self.texts)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,8 @@ def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: 
     for prompt, response in zip(prompts.rows, responses, strict=True):
         tokens = [*response.tokens, *([tokenizer.eos_token_id] if response.ended else [])]
         rows.append(Encoded(prompt.id, prompt.prompt, fitted(prompt.prompt, tokens, limit)[0]))
-    (folder / ANSWERS).write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    lines = ({"id": row.id, "prompt": row.prompt, "response": row.response} for row in rows)
+    (folder / ANSWERS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {
         "rows": len(rows),
         "length": sum(len(row.response) for row in rows) / len(rows),
@@ -54,4 +54,6 @@ def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: 
 def read_answers(folder: Path) -> EncodedSet:
     """The rows that `write_answers` left."""
     with (folder / ANSWERS).open() as lines:
-        return EncodedSet([Encoded(**json.loads(line)) for line in lines])
+        rows = [json.loads(line) for line in lines]
+    # By name: artifacts of earlier versions have a field more.
+    return EncodedSet([Encoded(row["id"], row["prompt"], row["response"]) for row in rows])

@@ -2,93 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from distill.data.encode import IGNORE
-from distill.losses import Divergence, Head, fused
-from distill.models.load import last_hidden, output_head
+from distill.losses import Divergence
+from distill.models.load import last_hidden
 from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """The response positions of a micro-batch: hidden states `[N, d]`, targets `[N]`, figures `[N, k]`."""
-
-    hidden: Tensor
-    teacher: Tensor | None
-    targets: Tensor
-    figures: Tensor | None
-
-    def __getitem__(self, chosen: Tensor) -> _Tokens:
-        teacher, figures = (None if x is None else x[chosen] for x in (self.teacher, self.figures))
-        return _Tokens(self.hidden[chosen], teacher, self.targets[chosen], figures)
+from distill.training.micro_batch import MicroBatch
+from distill.training.objective import Objective, Term, objective_terms
 
 
 class Distiller(nn.Module):
-    """Student with objective `w_ce * CE + w_kd * divergence`, over response positions only.
+    """A student and the objective that it is trained on, over response positions only.
 
-    The heads read the hidden states of response positions alone and in chunks (`distill.losses.fused`), so prompts and
-    padding cost no logits, and long batches no memory for them. The teacher, live or stored
-    (`distill.teacher.signal`), is a submodule, so that it is moved with the student. A batch's mean is over its valid
-    tokens, or with `mean="micro_batches"`, as published code has it, over the token means of its micro-batches.
+    Terms read the hidden states of response positions alone (`distill.training.objective`), so prompts and padding cost
+    no logits. The teacher, live or stored (`distill.teacher.signal`), is a submodule, so that it is moved with the
+    student.
+
+    Args:
+        student: a causal language model.
+        teacher: needed where a term compares with it.
+        terms: of the objective; cross-entropy alone by default.
+        mean: `tokens`: a term's mean is over all that it counts in the global batch. `micro_batches`: it is over the
+            means of micro-batches, as published code has it.
+
+    Raises:
+        ValueError: there is a divergence without a teacher, or a teacher without a divergence.
     """
 
     def __init__(
         self,
         student: Any,
         teacher: LiveTeacher | StoredTeacher | NewTextTeacher | None = None,
-        divergence: Divergence | None = None,
-        w_ce: float = 1.0,
-        w_kd: float = 0.0,
-        temperature: float = 1.0,
+        terms: Sequence[Term] | None = None,
         mean: Literal["tokens", "micro_batches"] = "tokens",
-        w_lm: float = 0.0,
     ):
         super().__init__()
         # Whether Trainer hands in the valid tokens of the whole global batch; if not, it takes the mean of the
         # micro-batches' and processes' losses.
         self.accepts_loss_kwargs = mean == "tokens"
-        if (divergence is None) != (w_kd == 0) or (teacher is None) != (w_kd == 0):
-            raise ValueError("a divergence, a teacher and w_kd > 0 go together")
-        self.student, self.teacher, self.divergence = student, teacher, divergence
-        self.w_ce, self.w_kd, self.temperature, self.w_lm = w_ce, w_kd, temperature, w_lm
-        self.settled: Divergence | None = None  # what a divergence that reads the whole batch came to, by `settle`
+        self.student, self.teacher = student, teacher
+        self.objective = Objective(objective_terms() if terms is None else terms)
+        if (teacher is None) != (self.objective.kd is None):
+            raise ValueError("a divergence and a teacher go together: give both or neither")
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """The divergence from the teacher, if one is part of the objective."""
+        return None if self.objective.kd is None else self.objective.kd.divergence
 
     def train(self, mode: bool = True) -> Distiller:
-        """As in torch; a policy gradient's student stays in eval mode, since dropout would spoil the ratios of its
-        probabilities to those that its tokens were drawn by."""
+        """As in torch; the student stays in eval mode where a term needs it without dropout."""
         super().train(mode)
-        if self.divergence is not None and self.divergence.reads_figures:
+        if any(term.without_dropout for term in self.objective.terms):
             self.student.eval()
         return self
 
     @property
-    def settling(self) -> bool:
-        """Whether the divergence depends on all tokens of a batch."""
+    def settles(self) -> bool:
+        """Whether the divergence depends on all tokens of a global batch, so that `settle` must come first."""
         return self.divergence is not None and self.divergence.settles
 
     @torch.no_grad()
     def settle(self, batches: Sequence[dict[str, Any]], together: Callable[[Tensor], Tensor] = lambda x: x) -> None:
-        """Let a divergence that depends on all tokens of a batch choose what counts for these micro-batches.
+        """Let a divergence that depends on all tokens of a global batch choose what counts for it.
+
+        AlphaNet per batch, for instance, takes the one of two divergences whose sum over the global batch is larger.
+        The choice stands until the next call.
 
         Args:
             batches: keyword arguments of `forward`, all of a global batch that this process has.
             together: adds a sum up over processes.
         """
-        assert self.divergence is not None
         training = self.training
         self.eval()
-
-        def total(one: Divergence) -> Tensor:
-            self.settled = one
-            return together(torch.stack([self(**batch)["kd_sum"] for batch in batches]).sum())
-
-        self.settled = self.divergence.for_batch(total)
+        self.objective.settle(lambda: together(torch.stack([self(**batch)["kd_sum"] for batch in batches]).sum()))
         self.train(training)
 
     def forward(
@@ -97,77 +89,47 @@ class Distiller(nn.Module):
         attention_mask: Tensor,
         labels: Tensor,
         example_ids: Sequence[str] = (),
-        num_items_in_batch: Tensor | int | None = None,
-        own_text: Tensor | None = None,
-        figures: Tensor | None = None,
+        extras: Mapping[str, Any] | None = None,
         corpus: Tensor | None = None,
-        corpus_tokens: int = 1,
+        num_items_in_batch: Tensor | int | None = None,
+        counts: Mapping[str, int] | None = None,
         **_: Any,
-    ) -> dict[str, Tensor]:
-        """The objective's sum over response tokens divided by `num_items_in_batch`, and its detached parts.
+    ) -> dict[str, Any]:
+        """The objective of a micro-batch, as its share of the global batch's.
 
         Args:
             input_ids, attention_mask: `[B, T]`.
             labels: `[B, T]`, already shifted: `labels[b, t]` is what the logits at `t` predict, -100 where nothing is.
             example_ids: the rows' ids, for a stored teacher.
-            num_items_in_batch: valid tokens of the whole global batch; without it, of this batch.
-            own_text: `[B]`, rows that the student wrote itself: the objective's cross-entropy leaves them out.
-            figures: what a policy gradient knows of each valid token `[N, k]`.
-            corpus: blocks of plain text `[C, L]`; their mean cross-entropy, times `w_lm`, joins the loss.
-            corpus_tokens: the targets in the corpus of the whole global batch.
+            extras: what else is known of rows and tokens, as `distill.data.encode.Collator` gives it.
+            corpus: blocks of plain text `[C, L]`.
+            num_items_in_batch: response tokens of the whole global batch; without it, of this batch.
+            counts: of terms that count something else, how many there are in the whole global batch, by their names
+                (`Objective.counts`); without it, in this batch.
 
         Returns:
-            `loss`; `ce_sum` (outside training, or if it is part of the objective) and `kd_sum` in nats; `tokens`.
+            `loss`: the sum over terms of weight times share of the mean, a scalar; `tokens`: the response positions;
+            of each term that found something to count `<name>_sum`, detached and without weight, and `<name>_count`.
         """
         valid = labels != IGNORE
         hidden, theirs, head = last_hidden(self.student, input_ids, attention_mask)[valid], None, None
         if self.teacher is not None:
             theirs, head = self.teacher(input_ids, attention_mask, valid, example_ids), self.teacher.head
-        # Cross-entropy that is no part of the objective is measured in validation, and costs nothing in training.
-        inputs = _Tokens(hidden, theirs, labels[valid], figures)
-        parts: dict[str, Tensor] = {}
-        if own_text is None or not bool(own_text.any()):
-            total = self._objective(inputs, head, self.w_ce, parts)
-        else:
-            own = own_text.to(valid.device).repeat_interleave(valid.sum(1))
-            total = self._objective(inputs[own], head, 0.0, parts)
-            if not bool(own.all()):
-                total = total + self._objective(inputs[~own], head, self.w_ce, parts)
-        tokens = valid.sum()  # none in a micro-batch of fillers alone: its loss is 0
-        counted = torch.as_tensor(tokens if num_items_in_batch is None else num_items_in_batch)
-        loss = total / counted.clamp(min=1)
-        if corpus is not None:
-            if not self.accepts_loss_kwargs:  # Trainer takes the mean of the micro-batches' losses
-                corpus_tokens = corpus[:, 1:].numel()
-            loss = loss + self.w_lm * self._corpus(corpus) / corpus_tokens
-        return {"loss": loss, "tokens": tokens, **parts}
+        inputs = {"labels": labels, "extras": extras, "corpus": corpus}
+        batch = MicroBatch(inputs, valid, self.student, hidden, theirs, head, self.training)
+        loss: Tensor | None = None
+        found: dict[str, Any] = {}
+        for part in self.objective(batch):
+            whole = num_items_in_batch if part.counted is None else (counts or {}).get(part.counted)
+            share = part.total / _at_least_one(part.count if whole is None else whole)
+            loss = share if loss is None else loss + share
+            for name, value in part.sums.items():
+                found[f"{name}_sum"], found[f"{name}_count"] = value, part.count
+        if loss is None:  # no term found anything: as a sum over nothing, with a gradient
+            loss = hidden.sum() * 0.0
+        return {"loss": loss, "tokens": valid.sum(), **found}
 
-    def _objective(self, tokens: _Tokens, head: Head | None, w_ce: float, parts: dict[str, Tensor]) -> Tensor:
-        """The objective's sum over tokens; its parts are added to `parts`."""
-        divergence = self.divergence if self.settled is None else self.settled
-        needed = divergence is not None and (divergence.reads_targets or tokens.figures is not None)
-        found: dict[str, Tensor] = {}
-        total = fused(
-            divergence,
-            tokens.hidden,
-            output_head(self.student),
-            tokens.teacher,
-            head,
-            # Cross-entropy that is no part of the objective is measured in validation, and costs nothing in training.
-            targets=tokens.targets if w_ce or not self.training or needed else None,
-            w_ce=w_ce,
-            w_kd=self.w_kd,
-            temperature=self.temperature,
-            parts=found,
-            figures=tokens.figures,
-        )
-        for name, value in found.items():
-            parts[name] = parts[name] + value if name in parts else value
-        return total
 
-    def _corpus(self, blocks: Tensor) -> Tensor:
-        """Cross-entropy of plain text `[C, L]`, summed over all its tokens but the first of each block."""
-        hidden = last_hidden(self.student, blocks[:, :-1], torch.ones_like(blocks[:, :-1]))
-        return fused(
-            None, hidden.flatten(0, 1), output_head(self.student), targets=blocks[:, 1:].flatten(), w_ce=1.0, w_kd=0.0
-        )
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    """A divisor: nothing was counted in a micro-batch of fillers alone, whose sums are 0."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)

@@ -1,4 +1,4 @@
-"""What the stages will need, told before the first one starts: memory by part, disk, and about how long they take."""
+"""What the stages will need: memory by part, disk, and about how long they take. Shown before the first one starts."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Estimate:
         """All parts together."""
         return sum(self.parts.values())
 
-    def said(self) -> str:
-        """One line for a person."""
+    def describe(self) -> str:
+        """One line for a person: memory, time, disk, and what to do where memory does not reach."""
         large = {name: size for name, size in self.parts.items() if size >= self.bytes / 20}
         parts = ", ".join(f"{name} {decimal(round(size))}" for name, size in large.items())
         free = free_memory()

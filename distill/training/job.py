@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -33,12 +32,14 @@ from distill.samplers import Sampler
 from distill.samplers import build as build_sampler
 from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
 from distill.training.answers import read_answers
-from distill.training.batches import micro_batch_size
+from distill.training.arguments import finish_tracker, training_arguments
+from distill.training.callbacks import STEP_TIME, Progress, SaveEvery, StepTime
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling, training_encoder
-from distill.training.sampling import TOLD, Sampling
-from distill.training.trainer import DIVERGENCE, SAMPLER, STEP_TIME, DistillTrainer, Progress, SaveEvery, StepTime
+from distill.training.objective import objective_terms
+from distill.training.sampling import LOG_COLUMNS, Sampling
+from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer
 from distill.training.writer import StudentWriter
 
 CURVE = [
@@ -51,7 +52,7 @@ CURVE = [
     "eval_ce",
     "eval_kd",
     "eval_rouge_l",
-    *TOLD,
+    *LOG_COLUMNS,
 ]
 
 
@@ -102,7 +103,10 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     last = _last_checkpoint(checkpoints)
     sampler = build_sampler(job.sampler.name, **job.sampler.parameters)
     # The first validation is what later ones are compared with; a run that goes on has it already
-    args = _arguments(job, folder, sampler.writes, sampler.needs_reference and last is None)
+    validate_first = sampler.needs_reference and last is None
+    args = training_arguments(
+        job.config, job.schedule, job.label, job.seed, len(job.train), folder, sampler.writes, validate_first
+    )
     step_time, model = StepTime(), _distiller(job, tokenizer)
     if last:
         step_time.restore(Path(last))
@@ -118,6 +122,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         generate_score=_scorer(job, tokenizer, encoder),
         sampling=sampling,
         corpus=Corpus(job.pretraining, tokenizer, settings.max_length) if job.pretraining else None,
+        loss_optimizer=job.loss.optimizer,
         callbacks=[
             Progress(job.label, say),
             step_time,
@@ -131,12 +136,13 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     try:
         trainer.train(resume_from_checkpoint=last)
     finally:
-        _finish_tracker(job)
+        finish_tracker(job.config)
     best = trainer.state.best_model_checkpoint
     assert best is not None
     if trainer.args.should_save:
         _keep(Path(best), folder / "model")
-        _write_curve(trainer.state.log_history, folder / "curve.csv")
+        terms = [f"eval_{term.name}" for term in model.objective.terms]
+        _write_curve(trainer.state.log_history, terms, folder / "curve.csv")
         shutil.rmtree(checkpoints)
     return {
         "best_metric": {
@@ -195,8 +201,9 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
             say(f"  vocabulary widths {theirs} (teacher) and {ours} (student): cut to {min(theirs, ours)}")
         if isinstance(divergence, TrainableDivergence):
             divergence.prepare(min(theirs, ours), torch.device("cpu"))
-    loss, mean = job.loss, job.config.preset.loss_mean
-    return Distiller(student, teacher, divergence, loss.w_ce, loss.w_kd, loss.temperature, mean, loss.w_lm)
+    loss, w_lm = job.loss, job.loss.w_lm if job.pretraining else 0.0
+    terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature, w_lm)
+    return Distiller(student, teacher, terms, job.config.preset.loss_mean)
 
 
 def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: Any) -> Sampling:
@@ -223,48 +230,6 @@ def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: A
     return Sampling(sampler, writer)
 
 
-def _arguments(job: TrainingJob, folder: Path, each_step: bool, validate_first: bool) -> TrainingArguments:
-    settings, schedule, world = job.config.train, job.schedule, world_size()
-    micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
-    shape = schedule.schedule or settings.schedule
-    warmup = settings.warmup_steps if schedule.warmup_steps is None else schedule.warmup_steps
-    steps = -(-len(job.train) // schedule.global_batch_size) * schedule.epochs
-    args = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=schedule.global_batch_size // (micro * world),
-        num_train_epochs=schedule.epochs,
-        learning_rate=schedule.lr,
-        lr_scheduler_type="constant_with_warmup" if shape == "constant" else shape,
-        warmup_steps=warmup,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=1,
-        metric_for_best_model=schedule.select,
-        greater_is_better=schedule.select == "rouge_l",
-        eval_on_start=validate_first,
-        logging_steps=1 if each_step else max(1, min(10, steps // 50)),
-        logging_nan_inf_filter=False,  # would hide what compute_loss stops on
-        remove_unused_columns=False,
-        label_names=["labels"],
-        seed=job.seed,
-        data_seed=job.seed,
-        bf16=settings.precision == "bf16",
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        ddp_broadcast_buffers=False,  # a stored teacher's head is one, and the same in every process
-        report_to=_tracker(job),
-        run_name=job.label,
-    )
-    # One process drives one device; several devices are several processes (torchrun, accelerate launch).
-    args._n_gpu = min(1, torch.cuda.device_count())
-    return args
-
-
 def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     """A function from a model to its mean ROUGE-L on the validation prompts (one seed, plain sampling)."""
     settings, evaluation = job.config.train, job.config.eval
@@ -284,30 +249,6 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
         return sum(scores) / len(scores)
 
     return score
-
-
-def _tracker(job: TrainingJob) -> list[str]:
-    """Trainer's own integrations; wandb goes offline when nobody is logged in."""
-    if job.config.tracker.name == "csv":
-        return []
-    import os
-
-    import wandb
-
-    os.environ["WANDB_PROJECT"] = job.config.tracker.project
-    os.environ.setdefault("WANDB_DIR", job.config.paths.store)
-    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
-        os.environ["WANDB_MODE"] = "offline"
-        wandb.teardown()  # settings are read from the environment once
-    return ["wandb"]
-
-
-def _finish_tracker(job: TrainingJob) -> None:
-    """End the stage's run, so that the next stage gets its own."""
-    if job.config.tracker.name == "wandb":
-        import wandb
-
-        wandb.finish()
 
 
 def _last_checkpoint(checkpoints: Path) -> str | None:
@@ -335,9 +276,15 @@ def _keep(best: Path, target: Path) -> None:
     shutil.copytree(best, target, ignore=ignore)
 
 
-def _write_curve(history: list[dict[str, Any]], path: Path) -> None:
-    """Training and validation figures by step."""
+def _write_curve(history: list[dict[str, Any]], terms: Sequence[str], path: Path) -> None:
+    """Write what was logged of training steps and validations, a line each.
+
+    Args:
+        terms: columns of the objective's terms; those that `CURVE` lacks come last, where there are values.
+    """
+    lines = [line for line in history if "loss" in line or "eval_loss" in line]
+    more = [name for name in terms if name not in CURVE and any(name in line for line in lines)]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, CURVE, extrasaction="ignore", restval="")
+        writer = csv.DictWriter(file, [*CURVE, *more], extrasaction="ignore", restval="")
         writer.writeheader()
-        writer.writerows(row for row in history if "loss" in row or "eval_loss" in row)
+        writer.writerows(lines)

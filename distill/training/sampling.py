@@ -16,16 +16,16 @@ OWN = ("student", "replay", "mixed")  # origins of text that the student wrote, 
 # Columns of a curve: shares of the step's rows that the student wrote, and that it wrote at an earlier step; the
 # buffer's texts and their mean age in steps; the adaptive threshold; of what this process wrote in this step the mean
 # length in tokens and the share that EOS ended; seconds of writing and of learning
-TOLD = ("student_share", "replay_share", "buffer", "buffer_age", "threshold", "response_length", "eos_rate",
-        "seconds_writing", "seconds_learning")  # fmt: skip
+LOG_COLUMNS = ("student_share", "replay_share", "buffer", "buffer_age", "threshold", "response_length", "eos_rate",
+               "seconds_writing", "seconds_learning")  # fmt: skip
 
 
 class Sampling:
-    """A sampler with the pen that its student writes with."""
+    """A sampler with the student as it writes."""
 
     def __init__(self, sampler: Sampler, writer: StudentWriter):
         self.sampler, self.writer = sampler, writer
-        self.figures: dict[str, float] = {}
+        self._values: dict[str, float] = {}
         self.written: dict[str, int] = {"texts": 0, "tokens": 0, "cut": 0}  # by this process, since the start
         self._learning_since = 0.0
 
@@ -37,24 +37,24 @@ class Sampling:
         self.writer.teacher.hold({sample.row.id for sample in self.sampler.held()})
         now = self._learning_since = time.perf_counter()
         count = len(samples)
-        self.figures = {
+        self._values = {
             "student_share": sum(s.origin in OWN for s in samples) / count,
             "replay_share": sum(s.origin == "replay" or (s.origin in OWN and s.step < step.number) for s in samples)
             / count,
-            **self.sampler.figures(),
+            **self.sampler.log_values(),
             "seconds_writing": now - started,
         }
         if fresh := self.writer.taken():
             lengths = [len(one.row.response) for one in fresh]
             ended = sum(one.ended for one in fresh)
-            self.figures |= {"response_length": sum(lengths) / len(fresh), "eos_rate": 100 * ended / len(fresh)}
+            self._values |= {"response_length": sum(lengths) / len(fresh), "eos_rate": 100 * ended / len(fresh)}
             for name, more in zip(self.written, (len(fresh), sum(lengths), len(fresh) - ended), strict=True):
                 self.written[name] += more
         return samples
 
-    def told(self) -> dict[str, float]:
-        """The step's figures, to be logged when it has been learned from."""
-        return {**self.figures, "seconds_learning": time.perf_counter() - self._learning_since}
+    def log_values(self) -> dict[str, float]:
+        """The step's values by column (`LOG_COLUMNS`), to be logged when it has been learned from."""
+        return {**self._values, "seconds_learning": time.perf_counter() - self._learning_since}
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Let the sampler take note of a validation, as the first process saw it: the others must decide alike."""

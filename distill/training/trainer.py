@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from distill.base.console import bar
 from distill.base.errors import UserError
+from distill.config.objective import AS_STUDENT, LossOptimizerConfig
 from distill.data.encode import FILLER, Collator, Encoded
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import without_adapter
@@ -24,9 +23,9 @@ from distill.samplers import Step
 from distill.training.batches import BucketSampler
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
-from distill.training.sampling import OWN, Sampling
+from distill.training.objective import Term
+from distill.training.sampling import Sampling
 
-STEP_TIME = "step_time.json"
 SAMPLER = "sampler.pt"  # the sampler's state, in a checkpoint
 DIVERGENCE = "divergence.pt"  # parameters of a divergence that has its own, beside the student's in a checkpoint
 
@@ -38,6 +37,7 @@ class DistillTrainer(Trainer):
         generate_score: gives mean ROUGE-L of the student's own responses on the validation set.
         sampling: where responses come from if not all are the rows' own.
         corpus: plain text whose cross-entropy is part of each step.
+        loss_optimizer: how the divergence's own parameters are trained where that differs from the student's.
     """
 
     model: Distiller
@@ -54,10 +54,11 @@ class DistillTrainer(Trainer):
         generate_score: Callable[[Any], float],
         sampling: Sampling | None = None,
         corpus: Corpus | None = None,
+        loss_optimizer: LossOptimizerConfig = AS_STUDENT,
         **kwargs: Any,
     ):
         self.global_batch_size, self.generate_score = global_batch_size, generate_score
-        self.sampling, self.corpus = sampling, corpus
+        self.sampling, self.corpus, self.loss_optimizer = sampling, corpus, loss_optimizer
         self.rows = {row.id: row for row in [*train_rows, FILLER]}
         if sampling is not None:
             sampling.sampler.prepare(train_rows, global_batch_size)
@@ -66,6 +67,11 @@ class DistillTrainer(Trainer):
             raise UserError(
                 "FSDP and DeepSpeed: the student that writes in training is whole; use sampler=fixed or teacher, or"
                 " several processes without sharding (torchrun)"
+            )
+        if sharded and loss_optimizer != AS_STUDENT:
+            raise UserError(
+                "FSDP and DeepSpeed clip and step all parameters alike; leave loss.optimizer at null, or use several"
+                " processes without sharding (torchrun)"
             )
         self.lengths = [len(row.prompt) + len(row.response) for row in train_rows]
         super().__init__(
@@ -78,22 +84,61 @@ class DistillTrainer(Trainer):
             **kwargs,
         )
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in Trainer; parameters of the divergence's own get parameter groups of their own where their learning rate
+        or weight decay is set apart. The schedule multiplies the rates of all groups by one factor."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer, divergence, own = super().create_optimizer(model), self.model.divergence, self.loss_optimizer
+        if not isinstance(divergence, TrainableDivergence) or (own.lr is None and own.weight_decay is None):
+            return optimizer
+        parameters = dict(divergence.named_parameters())
+        moved = {id(parameter) for parameter in parameters.values()}
+        for group in optimizer.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
+        lr = self.args.learning_rate if own.lr is None else own.lr
+        decay = self.args.weight_decay if own.weight_decay is None else own.weight_decay
+        decayed = set(self.get_decay_parameter_names(divergence))
+        for wanted, weight_decay in ((True, decay), (False, 0.0)):
+            chosen = [parameter for name, parameter in parameters.items() if (name in decayed) == wanted]
+            if chosen:
+                optimizer.add_param_group({"params": chosen, "lr": lr, "weight_decay": weight_decay})
+        return optimizer
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """As in Trainer; a divergence's own parameters are clipped apart where they have a limit of their own. The norm
+        that is returned, and logged, is then the student's."""
+        divergence, limit = self.model.divergence, self.loss_optimizer.max_grad_norm
+        if limit is None or not isinstance(divergence, TrainableDivergence):
+            return super()._clip_grad_norm(model)
+        own = list(divergence.parameters())
+        known = {id(parameter) for parameter in own}
+        self.accelerator.clip_grad_norm_(own, limit)
+        others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+        return self.accelerator.clip_grad_norm_(others, self.args.max_grad_norm)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         together = self.args.per_device_train_batch_size * self.args.world_size
         fill_to = together if self.args.world_size > 1 else 1
         return BucketSampler(self.lengths, self.global_batch_size, self.args.seed, fill_to)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """As in Trainer, with the responses that the sampler chooses; a divergence that depends on the whole global
-        batch settles on what counts for it."""
+        """As in Trainer, with the responses that the sampler chooses and what each term counts in the global batch.
+
+        A divergence that depends on the whole global batch chooses here, before the first micro-batch is
+        differentiated, what counts for it.
+        """
         if self.sampling is not None:
             epoch_iterator = iter(self._sampled(list(islice(epoch_iterator, num_batches)), self.sampling))
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.corpus is not None:
             self._add_corpus(batches, self.corpus)
-        if self.model.settling:
-            settling = [self._prepare_inputs(batch) for batch in batches]
-            self.model.settle(settling, lambda x: self.accelerator.reduce(x, "sum"))
+        if self.model.accepts_loss_kwargs and (counts := self._counts(batches)):
+            for batch in batches:
+                batch["counts"] = counts
+        if self.model.settles:
+            prepared = [self._prepare_inputs(batch) for batch in batches]
+            self.model.settle(prepared, lambda x: self.accelerator.reduce(x, "sum"))
         return batches, items
 
     def _sampled(self, batches: list[dict[str, Any]], sampling: Sampling) -> list[dict[str, Any]]:
@@ -106,15 +151,16 @@ class DistillTrainer(Trainer):
         cut: list[dict[str, Any]] = []
         for end in accumulate(sizes):
             part = samples[end - sizes[len(cut)] : end]
-            figures = [s.figures for s in part if s.figures is not None]
-            cut.append(
-                {
-                    **self.data_collator([s.row for s in part]),  # type: ignore[misc]
-                    "own_text": torch.tensor([s.origin in OWN or not s.row.response for s in part]),
-                    **({"figures": torch.cat(figures)} if figures else {}),
-                }
-            )
+            cut.append(self.data_collator([sample.row for sample in part]))  # type: ignore[misc]
         return cut
+
+    def _counts(self, batches: list[dict[str, Any]]) -> dict[str, int]:
+        """What each term that counts no response tokens counts in the global batch, over all processes."""
+        counts = self.model.objective.counts(batches)
+        if not counts or self.args.world_size == 1:
+            return counts
+        every = torch.tensor(list(counts.values()), device=self.args.device)
+        return dict(zip(counts, self.accelerator.reduce(every, "sum").tolist(), strict=True))
 
     def _step(self) -> Step:
         """The step that comes now."""
@@ -126,15 +172,15 @@ class DistillTrainer(Trainer):
     def _add_corpus(self, batches: list[dict[str, Any]], corpus: Corpus) -> None:
         """Give each micro-batch its share of the step's plain text."""
         blocks = corpus.blocks(self._step(), self.global_batch_size)
-        mine = blocks[self.args.process_index :: self.args.world_size]
+        share = blocks[self.args.process_index :: self.args.world_size]
         for i, batch in enumerate(batches):
-            if len(part := mine[i :: len(batches)]):
-                batch["corpus"], batch["corpus_tokens"] = part, blocks[:, 1:].numel()
+            if len(part := share[i :: len(batches)]):
+                batch["corpus"] = part
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in Trainer; a training step's line tells what the sampler did."""
+        """As in Trainer; a training step's line has the sampler's values too."""
         if self.sampling is not None and "loss" in logs:
-            logs = {**logs, **self.sampling.told()}
+            logs = {**logs, **self.sampling.log_values()}
         super().log(logs, *args, **kwargs)
 
     def compute_loss(
@@ -148,7 +194,7 @@ class DistillTrainer(Trainer):
         example_ids = inputs["example_ids"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
-            terms = {k: v.item() for k, v in outputs.items() if k != "loss"}
+            terms = {k: v.item() for k, v in outputs.items() if k == "tokens" or k.endswith("_sum")}
             raise UserError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the batch of examples"
                 f" {', '.join(example_ids)} ({terms}); the optimizer has not stepped. Lower the learning rate, or"
@@ -157,20 +203,13 @@ class DistillTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation: token means of the objective and its parts, and ROUGE-L of sampled responses."""
+        """Validation: `eval_<name>`, the mean of each term of the objective, `eval_loss`, the sum of weight times mean,
+        and ROUGE-L of sampled responses."""
         started = time.perf_counter()
         self.model.eval()
-        sums: dict[str, float] = {}
-        with torch.inference_mode():
-            if self.model.settling:
-                self.model.settle(list(self._valid_batches()))
-            for batch in self._valid_batches():
-                outputs = self.model(**batch)
-                for key in ("ce_sum", "kd_sum", "tokens"):
-                    if key in outputs:
-                        sums[key] = sums.get(key, 0.0) + float(outputs[key])
-        metrics = {f"eval_{k.removesuffix('_sum')}": v / sums["tokens"] for k, v in sums.items() if k != "tokens"}
-        metrics["eval_loss"] = self.model.w_ce * metrics["eval_ce"] + self.model.w_kd * metrics.get("eval_kd", 0.0)
+        means = self._term_means()
+        metrics = {f"eval_{term.name}": mean for term, mean in means.items()}
+        metrics["eval_loss"] = sum(term.weight * mean for term, mean in means.items())
         if not math.isfinite(metrics["eval_loss"]):
             raise UserError(
                 f"the validation loss is {metrics['eval_loss']} after step {self.state.global_step} ({metrics});"
@@ -183,6 +222,19 @@ class DistillTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _term_means(self) -> dict[Term, float]:
+        """The mean of each term over the validation set; a term that finds nothing to count there is left out."""
+        sums: dict[str, float] = {}
+        with torch.inference_mode():
+            if self.model.settles:
+                self.model.settle(list(self._valid_batches()))
+            for batch in self._valid_batches():
+                outputs = self.model(**batch)
+                for name in (name for name in outputs if name.endswith(("_sum", "_count"))):
+                    sums[name] = sums.get(name, 0.0) + float(outputs[name])
+        counted = [term for term in self.model.objective.terms if sums.get(f"{term.name}_count")]
+        return {term: sums[f"{term.name}_sum"] / sums[f"{term.name}_count"] for term in counted}
 
     def _valid_batches(self) -> Any:
         """Validation batches of like length; their split changes nothing, since sums are taken."""
@@ -230,82 +282,3 @@ class DistillTrainer(Trainer):
         tied = set(getattr(student, "_tied_weights_keys", None) or ())
         if missing - tied:
             raise UserError(f"{folder}: the checkpoint lacks {sorted(missing - tied)[:3]}; remove the folder")
-
-
-class Progress(TrainerCallback):
-    """A progress bar with loss, speed and time left, and a line for each validation."""
-
-    def __init__(self, label: str, say: Callable[[str], None]):
-        self.label, self.say = label, say
-        self.bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar, at the step that a resumed run goes on from."""
-        self.bar = bar(state.max_steps, self.label, "step")
-        self.bar.update(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar."""
-        self.bar.update(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Show the training loss, or tell a validation's result."""
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-        if logs and "eval_loss" in logs:
-            self.say(
-                f"  {self.label}, epoch {state.epoch:.3g} of {args.num_train_epochs}:"
-                f" validation loss {logs['eval_loss']:.4f}, ROUGE-L {logs['eval_rouge_l']:.2f}"
-            )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the bar."""
-        self.bar.close()
-
-
-class StepTime(TrainerCallback):
-    """Seconds that the steps take, their batches and the optimizer's part included, validation and saving not; a run
-    that goes on counts on from its checkpoint."""
-
-    def __init__(self) -> None:
-        self.seconds, self.steps = 0.0, 0
-        self._mark = 0.0
-
-    def restore(self, checkpoint: Path) -> None:
-        """Go on from what a checkpoint tells; one of an earlier version tells nothing."""
-        if (checkpoint / STEP_TIME).is_file():
-            self.seconds, self.steps = json.loads((checkpoint / STEP_TIME).read_text())
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Time runs from here."""
-        self._mark = time.perf_counter()
-
-    on_evaluate = on_train_begin  # and again from behind each validation and checkpoint
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep the count in the checkpoint."""
-        if state.is_world_process_zero:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (checkpoint / STEP_TIME).write_text(json.dumps([self.seconds, self.steps]))
-        self._mark = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A step's time ends here, and the next one's begins."""
-        now = time.perf_counter()
-        self.seconds, self.steps, self._mark = self.seconds + now - self._mark, self.steps + 1, now
-
-
-class SaveEvery(TrainerCallback):
-    """A checkpoint every so many steps, beside those that Trainer makes each epoch."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Ask for a checkpoint when its step has come."""
-        # The step that ends an epoch is saved by Trainer after its validation; saved before it, a run that is stopped
-        # during the validation would go on without it.
-        epoch = state.max_steps // int(args.num_train_epochs)
-        if state.global_step % self.steps == 0 and state.global_step % epoch:
-            control.should_save = True
-        return control

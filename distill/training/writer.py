@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.base.processes import rank, world_size
 from distill.config.evaluation import EvalConfig
-from distill.data.encode import IGNORE, Collator, Encoded
+from distill.data.encode import IGNORE, LATE, ROLLOUT, STUDENT_TEXT, Collator, Encoded
 from distill.generation.engine import generate
 from distill.generation.reader import Mixture
 from distill.generation.requests import Decoding, Request, Response, stream_name
@@ -24,7 +24,7 @@ from distill.models.load import last_hidden, output_head
 from distill.samplers.base import Origin, Sample
 from distill.teacher.signal import NewTextTeacher
 
-FIGURES_BATCH = 16  # rows of a forward pass that reads log-probabilities
+ROLLOUT_BATCH = 16  # rows of a forward pass that reads log-probabilities
 
 
 @dataclass
@@ -36,8 +36,8 @@ class StudentWriter:
 
     Attributes:
         student: the model in training. It is in eval mode while it generates.
-        teacher: the other part of a mixture; it reads the responses for their figures.
-        divergence: the loss that the responses are for; a policy gradient needs figures of them.
+        teacher: the other part of a mixture; it reads the responses for their rollout data.
+        divergence: the loss that the responses are for; a policy gradient needs how their tokens were drawn.
         decode: sampling settings, the most new tokens, and `batch_tokens`, which bounds the memory.
         seed: the training seed.
         max_length: the most tokens of prompt and response together; a response that reaches it is cut.
@@ -100,7 +100,8 @@ class StudentWriter:
         prompt, tokens = row.prompt, [*response.tokens, *([self.eos_id] if response.ended else [])]
         if self.erased is not None:
             prompt, tokens = ([t for t in ids if t != self.erased] for ids in (prompt, tokens))
-        return Encoded(f"{row.id}@{stream}", prompt, tokens, self.late)
+        extras = {STUDENT_TEXT: True, **({LATE: True} if self.late else {})}
+        return Encoded(f"{row.id}@{stream}", prompt, tokens, extras)
 
     def _generating_model(self) -> Any:
         """The student, or a copy of it rounded to the dtype of evaluation, which generates faster."""
@@ -118,18 +119,21 @@ class StudentWriter:
         rounded = {id(p): nn.Parameter(p.detach().to(self.dtype), False) for p in self.student.parameters()}
         return copy.deepcopy(self.student, rounded)
 
-    def figures(self, samples: Sequence[Sample]) -> list[Sample]:
+    def with_rollout_data(self, samples: Sequence[Sample]) -> list[Sample]:
         """See `distill.samplers.Writer`; the log-probabilities are those of the student as it is now."""
-        if not self.divergence.reads_figures:
+        if not self.divergence.reads_rollout:
             return list(samples)
         self.teacher.hold({sample.row.id for sample in samples})
         own = list(samples[self.rank :: self.processes])
-        batches = [own[i : i + FIGURES_BATCH] for i in range(0, len(own), FIGURES_BATCH)]
+        batches = [own[i : i + ROLLOUT_BATCH] for i in range(0, len(own), ROLLOUT_BATCH)]
         by_process = self._gathered([self._drawn(batch) for batch in batches])
         drawn: list[Any] = [None] * len(samples)
         for process, of_batches in enumerate(by_process):
             drawn[process :: self.processes] = [of_sample for of_batch in of_batches for of_sample in of_batch]
-        return [replace(s, figures=f) for s, f in zip(samples, self.divergence.figures(drawn), strict=True)]
+        return [
+            replace(sample, row=replace(sample.row, extras={**sample.row.extras, ROLLOUT: data}))
+            for sample, data in zip(samples, self.divergence.rollout_data(drawn), strict=True)
+        ]
 
     @torch.no_grad()
     def _drawn(self, samples: Sequence[Sample]) -> list[Drawn]:

@@ -1,0 +1,101 @@
+"""From a config to the arguments of transformers' Trainer, and the tracker that it reports to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from distill.base.processes import world_size
+from distill.config.schema import Config
+from distill.config.train import StageTrainConfig
+from distill.training.batches import micro_batch_size
+
+
+def training_arguments(
+    config: Config,
+    schedule: StageTrainConfig,
+    label: str,
+    seed: int,
+    rows: int,
+    folder: Path,
+    log_each_step: bool,
+    validate_first: bool,
+) -> TrainingArguments:
+    """Trainer's arguments for one training stage.
+
+    Args:
+        label: names the run for the tracker.
+        seed: of the order of rows and of dropout.
+        rows: of the training set.
+        folder: checkpoints go to `folder/checkpoints`.
+        log_each_step: whether each step is logged, or about one in 50 of a training's.
+        validate_first: whether there is a validation before the first step.
+
+    Raises:
+        UserError: the global batch does not divide over the processes.
+    """
+    settings, world = config.train, world_size()
+    micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
+    shape = schedule.schedule or settings.schedule
+    warmup = settings.warmup_steps if schedule.warmup_steps is None else schedule.warmup_steps
+    steps = -(-rows // schedule.global_batch_size) * schedule.epochs
+    args = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=schedule.global_batch_size // (micro * world),
+        num_train_epochs=schedule.epochs,
+        learning_rate=schedule.lr,
+        lr_scheduler_type="constant_with_warmup" if shape == "constant" else shape,
+        warmup_steps=warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        metric_for_best_model=schedule.select,
+        greater_is_better=schedule.select == "rouge_l",
+        eval_on_start=validate_first,
+        logging_steps=1 if log_each_step else max(1, min(10, steps // 50)),
+        logging_nan_inf_filter=False,  # would hide what compute_loss stops on
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=seed,
+        data_seed=seed,
+        bf16=settings.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        ddp_broadcast_buffers=False,  # a stored teacher's head is one, and the same in every process
+        report_to=_tracker(config),
+        run_name=label,
+    )
+    # One process drives one device; several devices are several processes (torchrun, accelerate launch).
+    args._n_gpu = min(1, torch.cuda.device_count())
+    return args
+
+
+def _tracker(config: Config) -> list[str]:
+    """Trainer's own integrations; wandb goes offline when nobody is logged in."""
+    if config.tracker.name == "csv":
+        return []
+    import os
+
+    import wandb
+
+    os.environ["WANDB_PROJECT"] = config.tracker.project
+    os.environ.setdefault("WANDB_DIR", config.paths.store)
+    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+        os.environ["WANDB_MODE"] = "offline"
+        wandb.teardown()  # settings are read from the environment once
+    return ["wandb"]
+
+
+def finish_tracker(config: Config) -> None:
+    """End the stage's run, so that the next stage gets its own."""
+    if config.tracker.name == "wandb":
+        import wandb
+
+        wandb.finish()
