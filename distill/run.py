@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill.base.errors import FAILED, UserError, command, report
+from distill.base.locations import CONF, add_config_dir, take_config_dir
 from distill.config import Config
-from distill.config.compose import CONF, for_hydra, jobs, load, resolve
+from distill.config.compose import checked, for_hydra, jobs, load, resolve
 
 MULTIRUN = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
-          "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
-FIXED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+          "--experimental-rerun")  # fmt: skip
+FIXED = ("--config-path", "-cp", "--config-name", "-cn")
 HELP = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
+PRINTED = (["--cfg", "job"], ["-c", "job"], ["--cfg=job"])  # Hydra would compose anew for the same text
 ROWS = "rows.csv"  # what a job measured, in its own folder, for the table at the end of a sweep
 
 
@@ -95,6 +97,10 @@ def run_job(composed: DictConfig) -> None:
 
 
 def _measure(composed: DictConfig) -> None:
+    # A launcher may have started this process, which then does not know the command line
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.schema == "file" and source.provider != "main":
+            add_config_dir(source.path)
     config = resolve(composed)
     from distill.base.console import say
     from distill.base.processes import is_main_process
@@ -136,24 +142,47 @@ def _label(config: Config) -> str:
 
 
 def _called(name: str, parameters: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in parameters.items())
+    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in _flat(parameters))
     return f"{name}({shown})" if shown else name
+
+
+def _flat(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, those inside a group of parameters as `group.name`."""
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def main(words: list[str]) -> int:
     """Order the words, check all jobs, hand over to Hydra."""
-    flags, overrides = ordered(words)
+    flags, overrides = ordered(take_config_dir(words))
     fixed = [f for f in flags if f.split("=")[0] in FIXED]
     if fixed:
         raise UserError(
-            f"{fixed[0]}: the configuration is the one in conf/; change values as group=option or key=value"
+            f"{fixed[0]}: the configuration is the one in conf/; change values as group=option or key=value, and add"
+            " files of your own with --config-dir DIR"
         )
     if not any(f.split("=")[0] in HELP for f in flags):
+        if flags in PRINTED and not any(o.startswith("hydra") for o in overrides):
+            sys.stdout.write(merged_config(overrides))
+            return 0
         check(overrides, sweep=any(f in MULTIRUN for f in flags))
-        overrides = for_hydra(overrides)
-    sys.argv[1:] = [*flags, *overrides]
+    sys.argv[1:] = [*flags, *for_hydra(overrides)]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
     return 2 if FAILED else 0
+
+
+def merged_config(overrides: list[str]) -> str:
+    """What Hydra prints for `--cfg job`: one job's merged config, checked, interpolations as they are written.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    composed, config = checked(overrides)
+    check_folders(config)
+    return OmegaConf.to_yaml(composed)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Beside the overrides of `distill.run` it takes `rows=[A,B]` (these rows and the context rows only),
 `train_seeds=[1,2,3]` (students trained from several seeds) and `note="two rows ran at a time"`, what the program cannot
-know of a run; it is kept in the table's manifest and stands in its header from then on.
+know of a run; it is kept in the table's manifest and stands in its header from then on. `--config-dir DIR` adds a folder
+of your own configs (`DIR/loss/NAME.yaml`) and tables (`DIR/experiments/PAPER/TABLE.yaml`).
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ def main(words: list[str]) -> int:
 
 def prepare(words: list[str]) -> tuple[Table, list[str]]:
     """The table that a command line names, and the labels of its chosen rows."""
+    from distill.base.locations import take_config_dir
     from distill.results import experiment as experiments
 
+    words = take_config_dir(words)
+    if not words:
+        raise UserError("which table? Write PAPER/TABLE (python -m distill.list tables shows all)")
     name, overrides = words[0], words[1:]
     experiment = experiments.load(name)
     rows, overrides = option(overrides, "rows")
@@ -92,7 +97,7 @@ def _key(override: str) -> str:
 
 
 def _chosen(experiment: Any, rows: list[Any] | None) -> list[str]:
-    from distill.config.compose import nearest
+    from distill.base.errors import nearest
     from distill.results.report import CONTEXT
 
     known = [*CONTEXT, *experiment.rows]

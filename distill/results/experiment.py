@@ -13,15 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 from yaml import YAMLError
 
+from distill.base import locations
 from distill.base.errors import UserError
-from distill.base.provenance import ROOT
 from distill.config.evaluation import EvalConfig
 from distill.config.section import Section
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.bertscore import WHEEL, metric_name
 from distill.results.long import BENCHMARKS
 
-EXPERIMENTS, PAPER = ROOT / "experiments", ROOT / "results" / "paper"
+EXPERIMENTS, PAPER = locations.EXPERIMENTS, locations.PAPER
 
 
 CONTEXT = ("Teacher", "SFT")  # rows that every table has
@@ -99,7 +99,7 @@ def resolved(experiment: Experiment, evaluation: EvalConfig) -> Experiment:
 
 def names() -> list[str]:
     """All tables, as `paper/table`."""
-    return sorted(str(f.relative_to(EXPERIMENTS).with_suffix("")) for f in EXPERIMENTS.glob("*/*.yaml"))
+    return list(locations.tables(EXPERIMENTS))
 
 
 def load(name: str) -> Experiment:
@@ -108,16 +108,16 @@ def load(name: str) -> Experiment:
     Raises:
         UserError: there is none of that name, or its YAML breaks the schema.
     """
-    path = EXPERIMENTS / f"{name}.yaml"
-    if not path.is_file():
-        close = difflib.get_close_matches(name, names(), n=2, cutoff=0.4)
+    there = locations.tables(EXPERIMENTS)
+    if name not in there:
+        close = difflib.get_close_matches(name, there, n=2, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"no table is named {name}{hint} (python -m distill.list tables shows all)")
     try:
-        experiment = Experiment.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+        experiment = Experiment.model_validate(OmegaConf.to_container(OmegaConf.load(there[name])))
     except (ValidationError, OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"experiments/{name}.yaml: {error}") from None
-    pairs = {file.stem for file in (ROOT / "conf" / "model").glob("*.yaml")}
+    pairs = set(locations.options("model"))
     if unknown := sorted({pair for row in experiment.rows.values() for pair in row.pairs} - pairs):
         raise UserError(
             f"experiments/{name}.yaml: pairs names {', '.join(unknown)}; there are {', '.join(sorted(pairs))}"
