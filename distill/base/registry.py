@@ -13,6 +13,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 SWITCH = {"switch": True}  # metadata of a parameter that chooses between ours, its default, and published code
@@ -63,6 +64,16 @@ class Registry(Generic[T]):
         own = {k: c for k, c in self._classes.items() if f"{c.__module__}.".startswith(f"{self.package}.")}
         self._classes = {**classes, **own}
 
+    def _load(self, name: str) -> None:
+        """Import the module of the package that registers `name`, if its text says so."""
+        if self._loaded or name in self._classes:
+            return
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            text = Path(package.__path__[0], f"{module.name}.py")
+            if text.is_file() and f'@register("{name}")' in text.read_text(encoding="utf-8"):
+                importlib.import_module(f"{self.package}.{module.name}")
+
     def _load_all(self) -> dict[str, type[T]]:
         if not self._loaded:
             package = importlib.import_module(self.package)
@@ -81,7 +92,8 @@ class Registry(Generic[T]):
         Raises:
             ValueError: there is none.
         """
-        known = self._load_all()
+        self._load(name)
+        known = self._classes if name in self._classes else self._load_all()
         if name not in known:
             close = difflib.get_close_matches(name, known, n=2)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""

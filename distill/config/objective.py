@@ -13,7 +13,7 @@ from distill.config.section import Natural, NotNegative, Positive, Section
 class RegisteredConfig(Section):
     """A registered class by name; further keys are its own parameters."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
     registry: ClassVar[Registry[Any]]
 
