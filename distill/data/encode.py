@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from distill.base.errors import UserError
+from distill.config.template import TemplateConfig
 from distill.data.examples import Example
 from distill.data.templates import render
 
@@ -48,7 +49,7 @@ class EncodedSet:
 class Encoder:
     """Turns examples into token ids for one tokenizer, template and set of limits."""
 
-    def __init__(self, tokenizer: Any, template: str, max_prompt_length: int, overlong_prompt: str):
+    def __init__(self, tokenizer: Any, template: TemplateConfig, max_prompt_length: int, overlong_prompt: str):
         self.tokenizer, self.template = tokenizer, template
         self.max_prompt_length, self.overlong_prompt = max_prompt_length, overlong_prompt
 

@@ -17,7 +17,6 @@ from distill.config.schema import Config
 from distill.config.train import StageTrainConfig
 from distill.data import sets
 from distill.data.sets import Dataset
-from distill.data.templates import TEMPLATES
 from distill.models.create import GGUF_SHA256
 from distill.pipeline.keys import NOT_DETERMINING, Given, identity, settings_of, spec
 from distill.pipeline.store import Spec, Store, digest
@@ -209,7 +208,8 @@ class TrainingPlan:
 
     def template_hash(self) -> str:
         """Hash of the prompt template."""
-        return digest([TEMPLATES[self.config.data.template][flag] for flag in (False, True)])
+        template = self.config.data.template
+        return digest([template.without_input, template.with_input])
 
     def _supplied(self, role: Role) -> str:
         """Identity of a supplied checkpoint; an adapter's holds that of the model it is laid over."""
