@@ -13,6 +13,7 @@ from distill.base.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIG_DIR = ("--config-dir", "-cd")
+PLAIN_KEYS = ("seed", "plugins")  # keys of the config that a folder of their name would turn into a group
 
 
 def _checkout(package: Path) -> Path | None:
@@ -55,6 +56,12 @@ def add_config_dir(text: str | Path) -> None:
         f"--config-dir {text}: experiments/{name}.yaml has the name of one of the project's own tables; rename it"
         for name in _names(folder / "experiments")
         if (EXPERIMENTS / f"{name}.yaml").is_file()
+    ]
+    taken += [
+        f"--config-dir {text}: {key} is a key of the config, and a folder of its name would be taken for a group of options;"
+        " rename it"
+        for key in PLAIN_KEYS
+        if (folder / key).is_dir()
     ]
     if taken:
         raise UserError(taken)
