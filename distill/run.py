@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.base.errors import FAILED, UserError, command, report
 from distill.base.locations import CONF, add_config_dir, take_config_dir
+from distill.base.processes import name_command
 from distill.config import Config
 from distill.config.compose import checked, for_hydra, jobs, load, resolve
 
@@ -169,6 +170,7 @@ def main(words: list[str]) -> int:
             sys.stdout.write(merged_config(overrides))
             return 0
         check(overrides, sweep=any(f in MULTIRUN for f in flags))
+    name_command()
     sys.argv[1:] = [*flags, *for_hydra(overrides)]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
     return 2 if FAILED else 0

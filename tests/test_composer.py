@@ -62,7 +62,7 @@ def test_the_same_errors_as_hydras(words):
 def test_merges_that_omegaconf_has_rules_for(tmp_path, monkeypatch):
     """A mapping over an interpolation, and `???`, are left to OmegaConf."""
     for name, text in {
-        "config": "defaults: [_self_, a: x]\na: {inner: \"${b}\", kept: 1}\nb: {c: 1}\n",
+        "config": 'defaults: [_self_, a: x]\na: {inner: "${b}", kept: 1}\nb: {c: 1}\n',
         "a/x": "inner: {d: 2}\nkept: ???\n",
         "a/y": "inner: null\n",
     }.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -157,8 +158,8 @@ def test_a_qwen_pair_with_a_loss_and_a_template_of_ones_own(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     values = pd.read_csv(tmp_path / ".smoke/results/qwen/runs/long.csv")
     assert set(values["row"]) == {"mine(factor=1)", "mine(factor=3)"}
-    (config,) = {f.read_text() for f in (tmp_path / ".smoke/store").glob("artifacts/*qwen-teacher*/model/config.json")} or {""}
-    assert not config or "qwen2" in config
+    types = {json.loads(file.read_text())["model_type"] for file in (tmp_path / ".smoke/store").rglob("config.json")}
+    assert types == {"qwen2"}
 
 
 def test_a_pythia_pair_with_adapters_and_a_sampler_of_ones_own(tmp_path):
@@ -176,7 +177,7 @@ def test_cfg_and_errors_of_the_commands(tmp_path):
     assert done.returncode == 0 and "  name: mine\n" in done.stdout, done.stderr
     for words, message in [
         (["--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
-        (["plugins=[no_such]"], "plugins=no_such does not import (ModuleNotFoundError: No module named 'no_such'); a plugin"),
+        (["plugins=[no_such]"], "plugins=no_such does not import (ModuleNotFoundError: No module named 'no_such'); a"),
     ]:
         done = command("run", "loss=fkl", *words, cwd=tmp_path)
         assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
@@ -297,8 +298,8 @@ def test_a_parameter_that_the_yaml_leaves_out_is_a_key(own):
     ("text", "message"),
     [
         ("with_input: '{instruction}'\nwithout_input: '{instruction}'\n", "with_input has {input} 0 times"),
-        ("with_input: '{instruction} {input}'\nwithout_input: '{instruction} {input}'\n", "{input} 1 times, and it must"),
-        ("with_input: '{instruction} {input}'\n", "a template has two texts, with_input and without_input; found with_input"),
+        ("with_input: '{instruction} {input}'\nwithout_input: '{instruction} {input}'\n", "{input} 1 times, and"),
+        ("with_input: '{instruction} {input}'\n", "has two texts, with_input and without_input; found with_input"),
         ("a: [", "while parsing"),
     ],
 )
@@ -309,7 +310,8 @@ def test_a_template_that_is_none(own, text, message):
 
 
 def test_a_config_file_that_is_none(own):
-    for text, message in (("a: [", "while parsing"), ("- 1\n", "a config is a mapping"), ("a: 1\na: 2\n", "duplicate key a")):
+    broken = {"a: [": "while parsing", "- 1\n": "a config is a mapping", "a: 1\na: 2\n": "duplicate key a"}
+    for text, message in broken.items():
         (own / "loss" / "bad.yaml").write_text(text)
         composer._files.cache_clear()
         composer._merged.cache_clear()

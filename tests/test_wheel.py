@@ -25,7 +25,8 @@ def wheel(tmp_path_factory):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     words = ["wheel", ".", "--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", str(target)]
-    done = subprocess.run([sys.executable, "-m", "pip", *words], cwd=source, capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "pip", *words]
+    done = subprocess.run(words, cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return next(target.glob("*.whl"))
 
@@ -34,7 +35,8 @@ def wheel(tmp_path_factory):
 def installed(wheel, tmp_path_factory):
     """The unpacked wheel inside a repository of another project, as a virtual environment often lies."""
     folder = tmp_path_factory.mktemp("project")
-    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"]):
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run(["git", *words], cwd=folder, check=True)
     with zipfile.ZipFile(wheel) as file:
         file.extractall(folder / "site-packages")

@@ -44,12 +44,12 @@ def add_config_dir(text: str | Path) -> None:
     """
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
-        raise UserError(f"--config-dir {text}: no such folder; name one that holds loss/NAME.yaml, model/NAME.yaml, ...")
+        raise UserError(f"--config-dir {text}: no such folder; name one that holds files such as loss/NAME.yaml")
     if folder in _user_folders or folder == CONF:
         return
     taken = [
-        f"--config-dir {text}: {file.relative_to(folder)} has the name of one of the project's own files, which would be"
-        " read in its place; rename it"
+        f"--config-dir {text}: {file.relative_to(folder)} has the name of one of the project's own files, which would"
+        " be read in its place; rename it"
         for file in sorted(folder.glob("*/*.yaml"))
         if (CONF / file.relative_to(folder)).is_file()
     ] + [
@@ -58,8 +58,8 @@ def add_config_dir(text: str | Path) -> None:
         if (EXPERIMENTS / f"{name}.yaml").is_file()
     ]
     taken += [
-        f"--config-dir {text}: {key} is a key of the config, and a folder of its name would be taken for a group of options;"
-        " rename it"
+        f"--config-dir {text}: {key} is a key of the config, and a folder of its name would be taken for a group of"
+        " options; rename it"
         for key in PLAIN_KEYS
         if (folder / key).is_dir()
     ]

@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from distill.base.errors import nearest
 from distill.config.section import Count, Positive, Section
 
-
 OWN_ARCHITECTURES = ("gpt2", "opt", "llama")  # known without importing transformers
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, model_validator
 
 from distill.base.registry import LOSSES, SAMPLERS, Registry
+from distill.config import neutral
 from distill.config.section import Natural, NotNegative, Positive, Section
 
 
@@ -61,8 +62,7 @@ class LossConfig(RegisteredConfig):
     @property
     def determining(self) -> dict[str, Any]:
         """All that a result depends on."""
-        declared = self.model_dump(exclude_defaults=True, include=set(type(self).model_fields))
-        return {**declared, **self.chosen}
+        return {**neutral.determining(self), **self.chosen}
 
     @model_validator(mode="after")
     def _known(self) -> LossConfig:

@@ -88,7 +88,9 @@ def _random_of_type(model_type: str, sizes: dict[str, int], common: dict[str, An
         if lacking := [name for name in needed if not hasattr(usual, own_names[name])]:
             raise ValueError(f"its config has no {', '.join(lacking)}")
         derived = {own for own in own_names.values() if isinstance(getattr(type(usual), own, None), property)}
-        settings = {own: sizes[name] for name, own in own_names.items() if hasattr(usual, own) and own not in derived}
+        settings: dict[str, Any] = {
+            own: sizes[name] for name, own in own_names.items() if hasattr(usual, own) and own not in derived
+        }
         settings |= {
             name: 0.0
             for name, value in vars(usual).items()
@@ -99,8 +101,8 @@ def _random_of_type(model_type: str, sizes: dict[str, int], common: dict[str, An
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
             f"model.architecture={model_type}: no random model of hidden={sizes['hidden_size']},"
-            f" layers={sizes['num_hidden_layers']}, heads={sizes['num_attention_heads']} ({reason}); other sizes may fit"
-            " (model.teacher, model.student), or take a checkpoint: model.source=hub without debug=smoke"
+            f" layers={sizes['num_hidden_layers']}, heads={sizes['num_attention_heads']} ({reason}); other sizes may"
+            " fit (model.teacher, model.student), or take a checkpoint: model.source=hub without debug=smoke"
         ) from None
 
 

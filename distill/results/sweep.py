@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from distill.base.errors import FAILED, UserError, report
+from distill.base.processes import is_main_process
 
 
 class SweepTable(Callback):
@@ -17,6 +18,8 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the sweep's table, one for each model, and write its CSV beside the long file."""
+        if not is_main_process():  # all processes of a launcher have one folder
+            return
         folder = Path(config.hydra.sweep.dir)
         files = sorted(folder.glob("*/rows.csv"), key=lambda f: int(f.parent.name.split("-")[0]))
         if not files:
