@@ -20,7 +20,7 @@ from distill.base.errors import FAILED, UserError, command, report
 from distill.base.locations import CONF, add_config_dir, take_config_dir
 from distill.base.processes import name_command
 from distill.config import Config
-from distill.config.compose import checked, for_hydra, jobs, load, resolve
+from distill.config.compose import checked, for_hydra, jobs, load, resolve, search_path
 
 MULTIRUN = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
@@ -165,13 +165,16 @@ def main(words: list[str]) -> int:
             f"{fixed[0]}: the configuration is the one in conf/; change values as group=option or key=value, and add"
             " files of your own with --config-dir DIR"
         )
-    if not any(f.split("=")[0] in HELP for f in flags):
-        if flags in PRINTED and not any(o.startswith("hydra") for o in overrides):
-            sys.stdout.write(merged_config(overrides))
-            return 0
+    if any(f.split("=")[0] in HELP for f in flags):
+        overrides = [*overrides, *search_path()]
+    elif flags in PRINTED and not any(o.lstrip("+~").startswith("hydra") for o in overrides):
+        sys.stdout.write(merged_config(overrides))
+        return 0
+    else:
         check(overrides, sweep=any(f in MULTIRUN for f in flags))
+        overrides = for_hydra(overrides)
     name_command()
-    sys.argv[1:] = [*flags, *for_hydra(overrides)]
+    sys.argv[1:] = [*flags, *overrides]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
     return 2 if FAILED else 0
 

@@ -10,6 +10,7 @@ from hydra import initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from distill import run
 from distill.base import locations
 from distill.base.locations import CONF
 from distill.config import composer, load
@@ -45,6 +46,13 @@ def test_the_same_config_as_hydras(words):
     assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(theirs)
     assert OmegaConf.to_container(ours, resolve=True) == OmegaConf.to_container(theirs, resolve=True)
     assert OmegaConf.to_yaml(composer.compose(words)) == OmegaConf.to_yaml(theirs)  # what is cached stays as it is
+
+
+@pytest.mark.parametrize(
+    "words", [["loss=ab", "model=openllama2"], ["model=smollm2", "data.train.skip=5", "model.teacher.path=x/y@abc"]]
+)
+def test_cfg_job_prints_what_hydra_prints(words):
+    assert run.merged_config(words) == OmegaConf.to_yaml(by_hydra(run.for_hydra(words)))
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,7 @@ def test_all_problems_at_once_with_the_nearest_names():
         ("template=alpaca", "template is no group of options; write data.template=alpaca"),
         ("+template=alpaca", "write data.template=alpaca"),
         ("data.template={name: a, with_input: '{instruction}', without_input: '{instruction}'}", "has {input} 0 times"),
+        ("hydra.searchpath=[file://x]", "name a folder of your own configs as --config-dir DIR"),
         ("plugins=a", "input should be a valid list"),
     ],
 )

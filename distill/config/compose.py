@@ -65,10 +65,11 @@ def checked(overrides: list[str]) -> tuple[DictConfig, Config]:
 def for_hydra(overrides: list[str]) -> list[str]:
     """The overrides as Hydra wants them: `++` before keys that the schema knows and the YAML leaves out, and where the
     folders of `--config-dir` are."""
-    return [*_check_keys(_parse(overrides, problems=[]), problems=[]), *_search_path()]
+    return [*_check_keys(_parse(overrides, problems=[]), problems=[]), *search_path()]
 
 
-def _search_path() -> list[str]:
+def search_path() -> list[str]:
+    """The override that tells Hydra of the folders of `--config-dir`, if there are any."""
     places = [json.dumps(f"file://{folder}", ensure_ascii=False) for folder in config_dirs()]
     return [f"hydra.searchpath=[{','.join(places)}]"] if places else []
 
@@ -112,6 +113,9 @@ def _check_groups(parsed: list[Override], problems: list[str]) -> list[Override]
     valid, groups = [], _groups()
     for override in parsed:
         key, value = override.key_or_group, override.value()
+        if key == "hydra.searchpath":
+            problems.append(f"{override.input_line}: name a folder of your own configs as --config-dir DIR")
+            continue
         if key in NO_GROUP:
             problems.append(f"{override.input_line}: {key} is no group of options; write {NO_GROUP[key]}={value}")
             continue
@@ -205,7 +209,7 @@ def _compose(overrides: list[str], problems: list[str]) -> DictConfig | None:
         if not any(composer.parse(text).is_hydra_override() for text in overrides):
             return composer.compose(overrides)
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra_compose(composer.ROOT_CONFIG, overrides=[*overrides, *_search_path()])
+            return hydra_compose(composer.ROOT_CONFIG, overrides=[*overrides, *search_path()])
     except (HydraException, OmegaConfBaseException) as error:
         problems.append(_first_line(error))
         return None
