@@ -62,6 +62,7 @@ bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs
 	$(RUN) bench.generate equal
 	$(RUN) bench.generate peaks
 	$(RUN) bench.on_policy
+	$(RUN) bench.startup
 
 docs: setup  ## write docs/losses.md from the losses
 	$(RUN) distill.losses.page > docs/losses.md

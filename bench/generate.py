@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from bench.measure import held_mb, in_own_process, met, peak_mb, report
 from distill.base.memory import reset_peak
 from distill.config import load
+from distill.config.template import named
 from distill.data.encode import Encoded, Encoder
 from distill.generation.engine import generate
 from distill.generation.requests import Decoding, Request, Response, stream_name
@@ -47,7 +48,7 @@ class Bench:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.model = load_model(weights, dtype).to(device).eval()
         self.tokenizer = load_tokenizer(weights)
-        encoder = Encoder(self.tokenizer, "alpaca", self.config.train.max_prompt_length, "cut")
+        encoder = Encoder(self.tokenizer, named("alpaca"), self.config.train.max_prompt_length, "cut")
         self.prompts = encoder.prompts(stages.plan.sets["dolly"].examples).rows
         self.pad = pad_id(self.tokenizer)
         self.settings = GenerationConfig(

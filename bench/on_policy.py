@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 from bench.gkd import SHARED, Clock, Pair
 from bench.measure import in_own_process, met, peak_mb, report
 from distill.config import load
+from distill.config.template import named
 from distill.data.templates import render
 from distill.losses import build
 from distill.models.load import load_model
@@ -177,7 +178,7 @@ def distillation(pair: Pair) -> float:
 
     known = {row.id for row in pair.rows}
     examples = [e for e in Stages(Plan(load(["model=smollm2"]))).plan.data[0].examples if e.id in known]
-    prompts = [render("alpaca", e.instruction, e.input) for e in examples]
+    prompts = [render(named("alpaca"), e.instruction, e.input) for e in examples]
     with tempfile.TemporaryDirectory() as folder:
         args = DistillationConfig(output_dir=folder, beta=0.5, temperature=1.0, max_completion_length=NEW,
                                   gradient_checkpointing=False, bf16=False, **LOOP)  # fmt: skip

@@ -11,17 +11,20 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill.base.errors import FAILED, UserError, command, report
-from distill.config import Config
-from distill.config.compose import CONF, for_hydra, jobs, load, resolve
+from distill.base.locations import CONF, add_config_dir, take_config_dir
+from distill.base.processes import name_command
+from distill.config.compose import checked, for_hydra, jobs, load, resolve, search_path
+from distill.results.folders import check_folders
 
 MULTIRUN = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
-          "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
-FIXED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+          "--experimental-rerun")  # fmt: skip
+FIXED = ("--config-path", "-cp", "--config-name", "-cn")
 HELP = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
+PRINTED = (["--cfg", "job"], ["-c", "job"], ["--cfg=job"])  # Hydra would compose anew for the same text
 
 
 def ordered(words: list[str]) -> tuple[list[str], list[str]]:
@@ -55,18 +58,13 @@ def check(overrides: list[str], sweep: bool) -> None:
     except HydraException:
         every = [overrides]  # an override that does not parse; load names it
     problems: list[str] = []
-    configs: list[Config] = []
     for job in every:
         try:
-            configs.append(load(job))
+            check_folders(load(job))
         except UserError as error:
             problems += [p for p in error.problems if p not in problems]
     if problems:
         raise UserError(problems)
-    from distill.results.folders import check_folders
-
-    for config in configs:
-        check_folders(config)
 
 
 def run_job(composed: DictConfig) -> None:
@@ -79,6 +77,10 @@ def run_job(composed: DictConfig) -> None:
 
 
 def _measure(composed: DictConfig) -> None:
+    # A launcher may have started this process, which then does not know the command line
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.schema == "file" and source.provider != "main":
+            add_config_dir(source.path)
     config = resolve(composed)
     from distill.base.console import say
     from distill.base.processes import is_main_process
@@ -106,18 +108,36 @@ def _measure(composed: DictConfig) -> None:
 
 def main(words: list[str]) -> int:
     """Order the words, check all jobs, hand over to Hydra."""
-    flags, overrides = ordered(words)
+    flags, overrides = ordered(take_config_dir(words))
     fixed = [f for f in flags if f.split("=")[0] in FIXED]
     if fixed:
         raise UserError(
-            f"{fixed[0]}: the configuration is the one in conf/; change values as group=option or key=value"
+            f"{fixed[0]}: the configuration is the one in conf/; change values as group=option or key=value, and add"
+            " files of your own with --config-dir DIR"
         )
-    if not any(f.split("=")[0] in HELP for f in flags):
+    if any(f.split("=")[0] in HELP for f in flags):
+        overrides = [*overrides, *search_path()]
+    elif flags in PRINTED and not any(o.lstrip("+~").startswith("hydra") for o in overrides):
+        sys.stdout.write(merged_config(overrides))
+        return 0
+    else:
         check(overrides, sweep=any(f in MULTIRUN for f in flags))
         overrides = for_hydra(overrides)
+    name_command()
     sys.argv[1:] = [*flags, *overrides]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
     return 2 if FAILED else 0
+
+
+def merged_config(overrides: list[str]) -> str:
+    """What Hydra prints for `--cfg job`: one job's merged config, checked, interpolations as they are written.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    composed, config = checked(overrides)
+    check_folders(config)
+    return OmegaConf.to_yaml(composed)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 Beside the overrides of `distill.run` it takes `rows=[A,B]` (these rows and the context rows only),
 `train_seeds=[1,2,3]` (students trained from several seeds) and `note="two rows ran at a time"`, what the program cannot
 know of a run; it is kept in the table's manifest and stands in its header from then on.
+`--config-dir DIR` adds a folder of your own configs (`DIR/loss/NAME.yaml`) and tables
+(`DIR/experiments/PAPER/TABLE.yaml`).
 """
 
 from __future__ import annotations

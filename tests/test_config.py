@@ -15,6 +15,7 @@ from distill.results import experiment
 from distill.run import check, ordered
 
 OPTIONS = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if (f.parent.name, f.stem) != ("data", "jsonl"))
+OPTIONS = [option for option in OPTIONS if option[0] != "template"]  # which data.template names
 
 
 def problems(*overrides):
@@ -141,6 +142,12 @@ def test_all_problems_at_once_with_the_nearest_names():
         ("train.student.lr=inf", "finite number"),
         ("train.seed=5000000000", "less than 4294967296"),
         ("data.root=.", "has no effect on generated data"),
+        ("data.template=alpaka", "no template is named alpaka; did you mean alpaca? (templates: alpaca, short)"),
+        ("template=alpaca", "template is no group of options; write data.template=alpaca"),
+        ("+template=alpaca", "write data.template=alpaca"),
+        ("data.template={name: a, with_input: '{instruction}', without_input: '{instruction}'}", "has {input} 0 times"),
+        ("hydra.searchpath=[file://x]", "name a folder of your own configs as --config-dir DIR"),
+        ("plugins=a", "input should be a valid list"),
     ],
 )
 def test_one_wrong_value_one_line(override, message):
@@ -200,6 +207,11 @@ def test_a_sweep_word_for_a_table_is_named_as_typed():
 def test_other_config_folders_are_refused():
     with pytest.raises(UserError, match=r"--config-name: the configuration is the one in conf/"):
         run.main(["--config-name", "foo"])
+    for words in (["--config-dir", "/nowhere", "loss=akl"], ["loss=akl", "-cd=/nowhere"]):
+        with pytest.raises(UserError, match="--config-dir /nowhere: no such folder"):
+            run.main(words)
+    with pytest.raises(UserError, match="--config-dir: which folder"):
+        run.main(["loss=akl", "--config-dir"])
 
 
 def test_cfg_with_multirun_keeps_cfg():

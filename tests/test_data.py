@@ -13,6 +13,7 @@ import pytest
 from distill.base.errors import UserError
 from distill.config import load
 from distill.config.data import GeneratorConfig, SplitConfig
+from distill.config.template import named
 from distill.data import sets
 from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
 from distill.data.examples import fingerprint, make_examples, read
@@ -145,10 +146,10 @@ def test_a_local_set_without_a_file_says_which_key():
 
 # ----------------------------------------------------------------------------------------------- templates, encoding
 def test_templates_keep_braces_in_data():
-    assert render("short", "{input} {x}", "a{instruction}") == "{input} {x}\na{instruction}\n>"
-    alpaca = render("alpaca", "Do it.", "")
+    assert render(named("short"), "{input} {x}", "a{instruction}") == "{input} {x}\na{instruction}\n>"
+    alpaca = render(named("alpaca"), "Do it.", "")
     assert alpaca.endswith("### Instruction:\nDo it.\n\n### Response:\n") and "### Input" not in alpaca
-    assert "### Input:\nthis\n\n### Response:\n" in render("alpaca", "Do it.", "this")
+    assert "### Input:\nthis\n\n### Response:\n" in render(named("alpaca"), "Do it.", "this")
 
 
 def test_one_shift_by_hand():
@@ -177,7 +178,7 @@ def examples_of_length(words, response=3):
 
 @pytest.mark.parametrize(("way", "kept"), [("drop", 0), ("cut", 1), ("cut_right", 1)])
 def test_overlong_prompts(way, kept):
-    encoder = Encoder(WordTokenizer(), "short", max_prompt_length=8, overlong_prompt=way)
+    encoder = Encoder(WordTokenizer(), named("short"), max_prompt_length=8, overlong_prompt=way)
     result = encoder.prompts(examples_of_length(20))
     assert len(result.rows) == kept and sum(result.counts.values()) == 1
     if kept:
@@ -187,7 +188,7 @@ def test_overlong_prompts(way, kept):
 
 
 def test_overlong_responses_are_cut_and_get_no_eos():
-    encoder = Encoder(WordTokenizer(), "short", max_prompt_length=8, overlong_prompt="drop")
+    encoder = Encoder(WordTokenizer(), named("short"), max_prompt_length=8, overlong_prompt="drop")
     short = encoder.pairs(examples_of_length(2), max_length=20).rows[0]
     assert short.response[-1] == 0 and len(short.response) == 4
     result = encoder.pairs(examples_of_length(2, response=30), max_length=10)
@@ -266,9 +267,9 @@ def test_conventions(tokenizers):
 
 def test_prompt_and_response_are_encoded_apart(tokenizers):
     for tokenizer in tokenizers.values():
-        encoder = Encoder(tokenizer, "alpaca", 400, "drop")
+        encoder = Encoder(tokenizer, named("alpaca"), 400, "drop")
         (row,) = encoder.pairs(make_examples([("Say hi.", "", ["Hi there."], "")]), 512).rows
-        assert row.prompt == tokenizer(render("alpaca", "Say hi.", "")).input_ids
+        assert row.prompt == tokenizer(render(named("alpaca"), "Say hi.", "")).input_ids
         assert row.response[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(row.response[:-1]) == "Hi there."
 

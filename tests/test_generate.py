@@ -14,6 +14,7 @@ from conftest import VOCAB, tiny_gpt2, tiny_llama, tiny_opt
 
 from distill.base.errors import UserError
 from distill.config import load
+from distill.config.template import named
 from distill.data.encode import Encoded, Encoder
 from distill.data.examples import make_examples
 from distill.generation.cache import SPARE, RowCache
@@ -348,7 +349,7 @@ def test_a_prompt_at_the_length_limit(make):
 
 def test_an_empty_instruction_is_a_prompt_and_no_tokens_are_none():
     tokenizer = train_tokenizer("gpt2", ["### Instruction: do ### Response: done"], 300)
-    (row,) = Encoder(tokenizer, "alpaca", 256, "cut").prompts(make_examples([("", "", ["x"], "")])).rows
+    (row,) = Encoder(tokenizer, named("alpaca"), 256, "cut").prompts(make_examples([("", "", ["x"], "")])).rows
     assert row.prompt
     (written,) = write(tiny_gpt2(vocab=400), [row], [10], eos=-1)
     assert len(written.tokens) == 12

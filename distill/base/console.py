@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
-
-from rich.console import Console
-from tqdm import tqdm
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from distill.base.processes import is_main_process
 
-console = Console(width=None if sys.stdout.isatty() else 240, highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    console: Console
+
+
+@cache
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 240, highlight=False, soft_wrap=True)
+
+
+def __getattr__(name: str) -> Any:
+    """`console` is made when it is first asked for: most commands that only check something print no table."""
+    if name == "console":
+        return _console()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def say(text: str) -> None:
     """Print one line, above any progress bar."""
+    from tqdm import tqdm
+
     if is_main_process():
         tqdm.write(text)
         sys.stdout.flush()
@@ -22,6 +39,8 @@ def say(text: str) -> None:
 
 def bar(total: int, description: str, unit: str) -> Any:
     """A progress bar with speed and time left; in a log file it prints a line now and then."""
+    from tqdm import tqdm
+
     return tqdm(
         total=total,
         desc=description,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from distill.base.processes import leave_processes
 
@@ -22,6 +23,12 @@ class UserError(Exception):
 
 # What went wrong in jobs of a sweep that went on; the command's exit code tells.
 FAILED: list[UserError] = []
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """`; did you mean a or b?` for the names in `options` most like `word`, or nothing."""
+    similar = difflib.get_close_matches(word, list(dict.fromkeys(options)), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
 def report(error: UserError) -> None:

@@ -5,8 +5,12 @@ A run of one process never imports accelerate for them.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import secrets
 import sys
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cache
@@ -28,6 +32,24 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Whether this process prints and writes for all of a distributed run."""
     return rank() == 0
+
+
+def name_command() -> str:
+    """A name for this command, its start and something unique, that all processes of a launcher on a machine share.
+
+    It stands in the environment as `DISTILL_COMMAND`, for the config's log folders and for processes started from here.
+    """
+    if world_size() == 1:
+        started, unique = time.time(), secrets.token_hex(3)
+    else:  # the launcher is the one thing that torchrun's processes have in common before they talk to each other
+        import psutil
+
+        launcher = psutil.Process(os.getppid())
+        started = launcher.create_time()
+        unique = hashlib.sha256(f"{platform.node()} {launcher.pid} {started}".encode()).hexdigest()[:6]
+    name = f"{time.strftime('%Y-%m-%d_%H-%M-%S', time.localtime(started))}-{unique}"
+    os.environ["DISTILL_COMMAND"] = name
+    return name
 
 
 @cache

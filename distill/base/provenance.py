@@ -10,26 +10,38 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from distill.base.locations import CHECKOUT
+
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy", "rouge-score", "hydra-core")
 
 
 @lru_cache
 def commit() -> str:
-    """The commit that runs, with `+dirty` if files that no run writes differ from it; `unknown` outside git.
+    """The commit that runs, with `+dirty` if files that no run writes differ from it; outside git `distill VERSION`.
 
     Read once a process, at its first use, so that what a run itself writes does not count.
     """
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # An installed copy, or an unpacked archive, may lie inside another project's repository
+        if CHECKOUT is None or Path(git("rev-parse", "--show-toplevel")).resolve() != CHECKOUT:
+            return f"distill {version()}"
         short = git("rev-parse", "--short=10", "HEAD")
         changed = git("status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)bench/kept")
     except (subprocess.CalledProcessError, FileNotFoundError):
-        return "unknown"
+        return f"distill {version()}"
     return short + ("+dirty" if changed else "")
+
+
+def version() -> str:
+    """The version of the package that runs; `unknown` where it is not installed."""
+    try:
+        return metadata.version("distill")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def versions() -> dict[str, str]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
+import json
 import re
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -19,17 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from distill.base.errors import UserError
+from distill.base.errors import UserError, nearest
+from distill.base.locations import CONF, config_dirs
+from distill.base.registry import LOSSES, SAMPLERS
+from distill.config import composer
+from distill.config.plugins import import_plugins
 from distill.config.schema import Config, Section
 from distill.config.smoke import apply_smoke
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-
-
-def nearest(word: str, options: Iterable[str]) -> str:
-    """`; did you mean a or b?` for the names in `options` most like `word`, or nothing."""
-    found = difflib.get_close_matches(word, list(dict.fromkeys(options)), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+NO_GROUP = {"template": "data.template"}  # folders of conf/ whose files are named by a key
 
 
 def jobs(overrides: list[str]) -> list[list[str]]:
@@ -44,11 +39,18 @@ def load(overrides: list[str]) -> Config:
     Raises:
         UserError: with every problem found.
     """
+    return checked(overrides)[1]
+
+
+def checked(overrides: list[str]) -> tuple[DictConfig, Config]:
+    """One job's merged config as Hydra composes it, and the same checked and typed.
+
+    Raises:
+        UserError: with every problem found.
+    """
     problems: list[str] = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        parsed = _parse(overrides, problems)
-        parsed = _check_groups(parsed, problems)
-        composed = _compose(_check_keys(parsed, problems), problems)
+    parsed = _check_groups(_parse(overrides, problems), problems)
+    composed = _compose(_check_keys(parsed, problems), problems)
     if composed is None:
         raise UserError(problems)
     try:
@@ -57,20 +59,26 @@ def load(overrides: list[str]) -> Config:
         raise UserError(problems + error.problems) from None
     if problems:
         raise UserError(problems)
-    return config
+    return composed, config
 
 
 def for_hydra(overrides: list[str]) -> list[str]:
-    """The overrides as Hydra wants them: `++` before keys that the schema knows and the YAML leaves out."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return _check_keys(_parse(overrides, problems=[]), problems=[])
+    """The overrides as Hydra wants them: `++` before keys that the schema knows and the YAML leaves out, and where the
+    folders of `--config-dir` are."""
+    return [*_check_keys(_parse(overrides, problems=[]), problems=[]), *search_path()]
+
+
+def search_path() -> list[str]:
+    """The override that tells Hydra of the folders of `--config-dir`, if there are any."""
+    places = [json.dumps(f"file://{folder}", ensure_ascii=False) for folder in config_dirs()]
+    return [f"hydra.searchpath=[{','.join(places)}]"] if places else []
 
 
 def resolve(composed: DictConfig) -> Config:
-    """Check a composed config against the schema and give it typed, smoke replacements made.
+    """Check a composed config against the schema and give it typed, plugins imported, smoke replacements made.
 
     Raises:
-        UserError: with every key that is unknown, of a wrong type or out of range.
+        UserError: with every key that is unknown, of a wrong type or out of range, or every plugin that fails.
     """
     try:
         raw = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -78,6 +86,7 @@ def resolve(composed: DictConfig) -> Config:
         raise UserError(_first_line(error)) from None
     assert isinstance(raw, dict)
     raw.pop("hydra", None)
+    import_plugins(raw.get("plugins"))
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
@@ -86,33 +95,39 @@ def resolve(composed: DictConfig) -> Config:
 
 
 def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
-    parser, parsed = OverridesParser.create(), []
+    parsed = []
     for text in overrides:
         try:
-            parsed.append(parser.parse_override(text))
+            parsed.append(composer.parse(text))
         except HydraException as error:
             problems.append(f"{text}: not an override ({_first_line(error)}); write key=value or group=option")
     return parsed
 
 
-def _loader() -> Any:
-    return GlobalHydra.instance().config_loader()
+def _groups() -> list[str]:
+    return [group for group in composer.groups() if group not in NO_GROUP]
 
 
 def _check_groups(parsed: list[Override], problems: list[str]) -> list[Override]:
     """Drop choices of options that do not exist, naming those that do."""
-    kept, groups = [], [g for g in _loader().list_groups("") if g != "hydra"]
+    valid, groups = [], _groups()
     for override in parsed:
         key, value = override.key_or_group, override.value()
+        if key == "hydra.searchpath":
+            problems.append(f"{override.input_line}: name a folder of your own configs as --config-dir DIR")
+            continue
+        if key in NO_GROUP:
+            problems.append(f"{override.input_line}: {key} is no group of options; write {NO_GROUP[key]}={value}")
+            continue
         if key in groups and not override.is_delete():
-            options = _loader().get_group_options(key)
+            options = composer.files().get_group_options(key)
             if not isinstance(value, str) or value not in options:
                 problems.append(
                     f"{override.input_line}: no such option{nearest(str(value), options)} ({key}: {', '.join(options)})"
                 )
                 continue
-        kept.append(override)
-    return kept
+        valid.append(override)
+    return valid
 
 
 def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
@@ -120,24 +135,42 @@ def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
 
     A key that the schema has and the composed config leaves out (it is at its default) is added.
     """
-    groups = _loader().list_groups("")
+    groups = [*_groups(), "hydra"]
     choices = [o.input_line or "" for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
-    base = _compose(choices, problems=[])
-    composed = _keys(OmegaConf.to_container(base, resolve=False)) if base is not None else []
-    kept = []
+    try:
+        base = composer.merged(choices)
+    except (HydraException, OmegaConfBaseException):  # composing the whole will say why
+        return [override.input_line or "" for override in parsed]
+    composed = dict.fromkeys(_keys(base))
+    lines = []
     for override in parsed:
         key, line = override.key_or_group, override.input_line or ""
         special = override.is_add() or override.is_force_add() or override.is_delete()
-        if special or key in groups or key.startswith("hydra") or key in composed or base is None:
-            kept.append(line)
-        elif _in_schema(key):
-            kept.append(f"++{line}")
+        if special or key in groups or key.startswith("hydra") or key in composed:
+            lines.append(line)
+            continue
+        registered = _registered_keys(key, base, parsed)
+        if _in_schema(key) or key in registered:
+            lines.append(f"++{line}")
         else:
-            known = dict.fromkeys([*composed, *_schema_keys(Config)])
+            known = dict.fromkeys([*composed, *_schema_keys(Config), *registered])
             by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
             hint = f"; did you mean {' or '.join(by_leaf[:3])}?" if by_leaf else nearest(key, [*known, *groups])
             problems.append(f"{line}: no such key{hint}")
-    return kept
+    return lines
+
+
+def _registered_keys(key: str, base: dict[str, Any], parsed: list[Override]) -> list[str]:
+    """For a key of `loss` or `sampler` all keys that the chosen class has, those of nested parameters too."""
+    registry = {"loss": LOSSES, "sampler": SAMPLERS}.get(section := key.split(".")[0])
+    if registry is None:
+        return []
+    plugins = [o.value() for o in parsed if o.key_or_group == "plugins" and not o.is_sweep_override()]
+    try:
+        import_plugins(plugins[-1] if plugins else base.get("plugins"))
+        return [f"{section}.{parameter}" for parameter in registry.keys(base[section]["name"])]
+    except (UserError, ValueError, KeyError, TypeError):  # named when the whole config is checked
+        return []
 
 
 def _section(annotation: Any) -> Any:
@@ -173,7 +206,10 @@ def _schema_keys(section: type[Section], prefix: str = "") -> list[str]:
 
 def _compose(overrides: list[str], problems: list[str]) -> DictConfig | None:
     try:
-        return hydra_compose("config", overrides=overrides)
+        if not any(composer.parse(text).is_hydra_override() for text in overrides):
+            return composer.compose(overrides)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra_compose(composer.ROOT_CONFIG, overrides=[*overrides, *search_path()])
     except (HydraException, OmegaConfBaseException) as error:
         problems.append(_first_line(error))
         return None

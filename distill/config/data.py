@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill.config.section import Count, Natural, Section, Seed
+from distill.config.template import TemplateConfig, fields
 
 
 class SplitConfig(Section):
@@ -61,12 +62,17 @@ class DataConfig(Section):
     name: str
     title: str
     root: str | None
-    template: Literal["alpaca", "short"]
+    template: TemplateConfig
     generator: GeneratorConfig | None = None
     train: SplitConfig
     valid: SplitConfig
     eval: dict[str, SplitConfig]
     pretrain: PretrainConfig | None = None
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return fields(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _root_is_used(self) -> DataConfig:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from distill.base.errors import nearest
 from distill.config.section import Count, Positive, Section
+
+OWN_ARCHITECTURES = ("gpt2", "opt", "llama")  # known without importing transformers
 
 
 class LoraConfig(Section):
@@ -42,16 +45,34 @@ class WeightsConfig(Section):
 
 
 class ModelConfig(Section):
-    """A teacher-student pair."""
+    """A teacher-student pair.
+
+    `architecture` is a model type of transformers, which debug=smoke and source=scratch build random models of;
+    `tokenizer` is the convention of the small tokenizer that is trained for them.
+    """
 
     name: str
-    architecture: Literal["gpt2", "opt", "llama"]
+    architecture: str
     tokenizer: Literal["gpt2", "opt", "llama"]
     source: Literal["hub", "wheel", "scratch"]
     lora: LoraConfig | None
     teacher: WeightsConfig
     student: WeightsConfig
     vocab_size: Count | None = None
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_causal(cls, value: str) -> str:
+        if value in OWN_ARCHITECTURES:
+            return value
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TYPES
+
+        if value not in TYPES:
+            raise ValueError(
+                f"no causal language model of transformers has the type {value}{nearest(value, TYPES)} (such types are"
+                " gpt2, opt, llama, qwen2, gpt_neox; config.json of a checkpoint names its own as model_type)"
+            )
+        return value
 
     @model_validator(mode="after")
     def _sources(self) -> ModelConfig:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, model_validator
 
+from distill.base.registry import LOSSES, SAMPLERS, Registry
+from distill.config import neutral
 from distill.config.section import Natural, NotNegative, Positive, Section
-
-if TYPE_CHECKING:
-    from distill.samplers import Sampler
 
 
 class RegisteredConfig(Section):
     """A registered class by name; further keys are its own parameters."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
+
+    registry: ClassVar[Registry[Any]]
 
     name: str
 
@@ -27,13 +28,12 @@ class RegisteredConfig(Section):
     @property
     def switches(self) -> dict[str, Any]:
         """Those of them that choose between ours and published code, at ours."""
-        raise NotImplementedError
+        return self.registry.switches(self.name)
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The parameters that tell it apart: a switch counts where it is on."""
-        off = self.switches
-        return {k: v for k, v in self.parameters.items() if k not in off or v != off[k]}
+        """The parameters that tell it apart: a switch between ours and published code counts where it is on."""
+        return self.registry.chosen(self.name, self.parameters)
 
 
 class LossOptimizerConfig(Section):
@@ -60,6 +60,8 @@ class LossConfig(RegisteredConfig):
     `w_lm` weighs the cross-entropy of `data.pretrain`, where that is given.
     """
 
+    registry = LOSSES
+
     w_ce: NotNegative
     w_kd: NotNegative
     temperature: Positive
@@ -68,31 +70,33 @@ class LossConfig(RegisteredConfig):
 
     @property
     def switches(self) -> dict[str, Any]:
-        """See the base class."""
-        from distill.losses import switches
+        """See the base class. `sft` is no class and has none."""
+        return {} if self.name == "sft" else super().switches
 
-        return {} if self.name == "sft" else switches(self.name)
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """See the base class."""
+        return {} if self.name == "sft" else super().chosen
 
     @property
     def determining(self) -> dict[str, Any]:
         """All that a result depends on."""
-        declared = self.model_dump(exclude_defaults=True, include=set(type(self).model_fields))
-        return {**declared, **self.chosen}
+        return {**neutral.determining(self), **self.chosen}
 
     @model_validator(mode="after")
     def _known(self) -> LossConfig:
-        from distill.losses import build, describe
-        from distill.losses.trainable import trainable_names
-
         if self.w_ce == 0 and self.w_kd == 0:
             raise ValueError("w_ce and w_kd are both 0; at least one must be larger")
         if self.name == "sft":
             if self.w_kd or self.parameters or self.optimizer != AS_STUDENT:
                 raise ValueError("sft has no divergence: w_kd must be 0 and nothing but w_ce is set")
             return self
-        describe(self.name)
-        build(self.name, **self.parameters)
-        if self.optimizer != AS_STUDENT and self.name not in (trainable := trainable_names()):
+        LOSSES.build(self.name, **self.parameters)
+        if self.optimizer == AS_STUDENT:
+            return self
+        from distill.losses.trainable import trainable_names
+
+        if self.name not in (trainable := trainable_names()):
             raise ValueError(
                 f"optimizer sets how the loss's own parameters are trained, and loss={self.name} has none; leave it"
                 f" out, or choose a loss that has some ({', '.join(trainable)})"
@@ -103,34 +107,23 @@ class LossConfig(RegisteredConfig):
 class SamplerConfig(RegisteredConfig):
     """Where training responses come from; further keys are the sampler's own parameters."""
 
-    @property
-    def kind(self) -> type[Sampler]:
-        """The sampler's class."""
-        from distill.samplers import find
-
-        return find(self.name)
+    registry = SAMPLERS
 
     @property
-    def switches(self) -> dict[str, Any]:
-        """See the base class."""
-        from distill.samplers import switches
-
-        return switches(self.name)
+    def kind(self) -> Any:
+        """The sampler's class, a `distill.samplers.Sampler`."""
+        return SAMPLERS.find(self.name)
 
     @property
     def determining(self) -> Any:
         """All that a result depends on."""
-        from distill.samplers import build
-
-        idle = build(self.name, **self.parameters).idle()
+        idle = SAMPLERS.build(self.name, **self.parameters).idle()
         acting = {k: v for k, v in self.chosen.items() if k not in idle}
         return {"name": self.name, **acting} if acting else self.name
 
     @model_validator(mode="after")
     def _known(self) -> SamplerConfig:
-        from distill.samplers import build
-
-        build(self.name, **self.parameters)
+        SAMPLERS.build(self.name, **self.parameters)
         return self
 
 

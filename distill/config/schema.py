@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from distill.base.registry import LOSSES
 from distill.config.data import DataConfig
 from distill.config.evaluation import EvalConfig
 from distill.config.model import ModelConfig
@@ -50,6 +51,7 @@ class Config(Section):
     paths: PathsConfig
     debug: DebugConfig
     seed: Annotated[list[Seed], Field(min_length=1)]
+    plugins: list[str] = Field(default_factory=list)
 
     @field_validator("seed", mode="before")
     @classmethod
@@ -58,10 +60,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _loss_and_sampler(self) -> Config:
-        from distill.losses.base import find
-
         loss, sampler = self.loss, self.sampler.name
-        rewarded = loss.name != "sft" and find(loss.name).reads_rollout
+        rewarded = loss.name != "sft" and LOSSES.find(loss.name).reads_rollout
         if self.sampler.kind.writes and not loss.w_kd:
             why = "mixes in the teacher's" if sampler == "rollout" else "trains on the student's own"
             raise ValueError(

@@ -19,4 +19,4 @@ Overlong = Literal["drop", "cut", "cut_right"]
 class Section(BaseModel):
     """A config section: no unknown keys, no silent conversions, read-only."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.base.errors import UserError
+from distill.config.template import TemplateConfig
 from distill.data.examples import Example
 from distill.data.templates import render
 
@@ -77,7 +78,7 @@ class EncodedSet:
 class Encoder:
     """Turns examples into token ids for one tokenizer, template and set of limits."""
 
-    def __init__(self, tokenizer: Any, template: str, max_prompt_length: int, overlong_prompt: str):
+    def __init__(self, tokenizer: Any, template: TemplateConfig, max_prompt_length: int, overlong_prompt: str):
         self.tokenizer, self.template = tokenizer, template
         self.max_prompt_length, self.overlong_prompt = max_prompt_length, overlong_prompt
 

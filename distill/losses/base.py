@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.base.registry import Registry
+from distill.base.registry import LOSSES, Registry
 
 OUTSIDE = -1e30  # log-probability of classes outside both supports: no mass, and finite
 
@@ -189,7 +189,7 @@ def weighed(probs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return product, total
 
 
-_REGISTRY: Registry[Divergence] = Registry("loss", "distill.losses", others=("sft",))
+_REGISTRY: Registry[Divergence] = LOSSES
 register, names, find = _REGISTRY.register, _REGISTRY.names, _REGISTRY.find
 build, switches = _REGISTRY.build, _REGISTRY.switches
 

@@ -53,12 +53,57 @@ def random_model(architecture: str, weights: WeightsConfig, tokenizer: Any, seed
                 word_embed_proj_dim=hidden, max_position_embeddings=POSITIONS, **common,
             )
         )  # fmt: skip
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=3 * hidden,
-            max_position_embeddings=POSITIONS, **common,
-        )
-    )  # fmt: skip
+    if architecture == "llama":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=3 * hidden,
+                max_position_embeddings=POSITIONS, **common,
+            )
+        )  # fmt: skip
+    sizes = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": hidden // heads,
+        "rotary_dim": hidden // heads,
+        "intermediate_size": 3 * hidden,
+        "max_position_embeddings": POSITIONS,
+    }
+    return _random_of_type(architecture, sizes, common)
+
+
+def _random_of_type(model_type: str, sizes: dict[str, int], common: dict[str, Any]) -> Any:
+    """A random model of any causal type, by the names of sizes that transformers' configs share; no dropout.
+
+    Raises:
+        UserError: the type has no such sizes, or no model comes out of them.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        usual = AutoConfig.for_model(model_type)
+        own_names = {name: usual.attribute_map.get(name, name) for name in sizes}
+        needed = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        if lacking := [name for name in needed if not hasattr(usual, own_names[name])]:
+            raise ValueError(f"its config has no {', '.join(lacking)}")
+        derived = {own for own in own_names.values() if isinstance(getattr(type(usual), own, None), property)}
+        settings: dict[str, Any] = {
+            own: sizes[name] for name, own in own_names.items() if hasattr(usual, own) and own not in derived
+        }
+        settings |= {
+            name: 0.0
+            for name, value in vars(usual).items()
+            if name.endswith(("dropout", "pdrop")) and isinstance(value, float)
+        }
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings, **common))
+    except Exception as error:  # whatever a family's code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"model.architecture={model_type}: no random model of hidden={sizes['hidden_size']},"
+            f" layers={sizes['num_hidden_layers']}, heads={sizes['num_attention_heads']} ({reason}); other sizes may"
+            " fit (model.teacher, model.student), or take a checkpoint: model.source=hub without debug=smoke"
+        ) from None
 
 
 def wheel_folder() -> Path:

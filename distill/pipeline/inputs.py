@@ -10,7 +10,6 @@ from distill.config.schema import Config
 from distill.data import sets
 from distill.data.encode import EncodedSet
 from distill.data.sets import Dataset
-from distill.data.templates import TEMPLATES
 from distill.models.load import Weights, load_tokenizer
 from distill.pipeline.store import digest
 from distill.training.encoding import training_encoder
@@ -74,7 +73,7 @@ def _source(data: DataConfig) -> dict[str, Any]:
 
 def template_hash(data: DataConfig) -> str:
     """Hash of the prompt template's two texts."""
-    return digest([TEMPLATES[data.template][flag] for flag in (False, True)])
+    return digest([data.template.without_input, data.template.with_input])
 
 
 def tokenizer(weights: Weights) -> Any:

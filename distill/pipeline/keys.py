@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.model import WeightsConfig
+from distill.config.neutral import determining
 from distill.config.section import Section
 from distill.data.examples import folder_hash
 from distill.pipeline.store import digest
@@ -53,10 +54,13 @@ class Given:
         return digest(self.identity)
 
 
-def settings_of(section: Section, **which: set[str]) -> dict[str, Any]:
-    """A section's values for hashing. Those at the schema's own defaults are left out, so that a key added later with
-    the old behaviour as its default keeps all hashes, and with them the results that stand under them."""
-    return section.model_dump(exclude_defaults=True, **which)  # type: ignore[arg-type]
+def settings_of(section: Section, include: set[str] | None = None, exclude: set[str] | None = None) -> dict[str, Any]:
+    """A section's values for hashing.
+
+    Those at their neutral value (distill/config/neutral.py) are left out, so that a key added later keeps all hashes,
+    and with them the results that stand under them.
+    """
+    return determining(section, include, exclude)
 
 
 def identity(text: str, revision: str) -> str:

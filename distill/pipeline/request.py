@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill.base.errors import UserError
+from distill.base.locations import take_config_dir
 from distill.pipeline.tables import Table, chosen_rows
 from distill.results import experiment as experiments
 from distill.results.experiment import Experiment
@@ -16,6 +17,9 @@ SEEDS = "seed=[10,20,30,40,50]"
 
 def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
     """The table that a command line names, and the labels of its chosen rows."""
+    words = take_config_dir(words)
+    if not words:
+        raise UserError("which table? Write PAPER/TABLE (python -m distill.list tables shows all)")
     name, overrides = words[0], list(words[1:])
     experiment = experiments.load(name)
     rows, overrides = option(overrides, "rows")

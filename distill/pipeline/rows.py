@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,8 +58,17 @@ def run_label(config: Config, role: Role = "student") -> str:
 
 
 def _called(name: str, parameters: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in parameters.items())
+    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in _flat(parameters))
     return f"{name}({shown})" if shown else name
+
+
+def _flat(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values, those inside a group of parameters as `group.name`."""
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def decode_name(decode: EvalConfig) -> str:

@@ -209,7 +209,7 @@ def chosen_rows(table: Table, rows: Sequence[Any] | None) -> list[str]:
     Raises:
         UserError: a name is none of a row.
     """
-    from distill.config.compose import nearest
+    from distill.base.errors import nearest
 
     known = table.labels
     unknown = [row for row in rows or [] if row not in known]

@@ -13,11 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
+from distill.base import locations
 from distill.base.errors import UserError
-from distill.base.provenance import ROOT
 from distill.config.section import Section
 
-EXPERIMENTS, PAPER = ROOT / "experiments", ROOT / "results" / "paper"
+EXPERIMENTS, PAPER = locations.EXPERIMENTS, locations.PAPER
 CONTEXT = ("Teacher", "SFT")  # rows that every table has above its own, unless it says `context: false`
 
 
@@ -133,7 +133,7 @@ class Printed:
 
 def names() -> list[str]:
     """All tables and figures, as `paper/table`."""
-    return sorted(str(f.relative_to(EXPERIMENTS).with_suffix("")) for f in EXPERIMENTS.glob("*/*.yaml"))
+    return list(locations.tables(EXPERIMENTS))
 
 
 def load(name: str) -> Experiment:
@@ -142,12 +142,12 @@ def load(name: str) -> Experiment:
     Raises:
         UserError: there is none of that name, or its YAML breaks the schema.
     """
-    path = EXPERIMENTS / f"{name}.yaml"
-    if not path.is_file():
-        close = difflib.get_close_matches(name, names(), n=2, cutoff=0.4)
+    there = locations.tables(EXPERIMENTS)
+    if name not in there:
+        close = difflib.get_close_matches(name, there, n=2, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"no table is named {name}{hint} (python -m distill.list tables shows all)")
-    return parse(path, f"experiments/{name}.yaml")
+    return parse(there[name], f"experiments/{name}.yaml")
 
 
 def parse(path: Path, shown: str) -> Experiment:
@@ -166,7 +166,7 @@ def parse(path: Path, shown: str) -> Experiment:
         experiment = Experiment.model_validate(raw)
     except (ValidationError, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(f"{shown}: {error}") from None
-    pairs = {file.stem for file in (ROOT / "conf" / "model").glob("*.yaml")}
+    pairs = set(locations.options("model"))
     if unknown := sorted({pair for row in experiment.rows.values() for pair in row.pairs} - pairs):
         raise UserError(f"{shown}: pairs names {', '.join(unknown)}; there are {', '.join(sorted(pairs))}")
     return experiment

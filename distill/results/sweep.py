@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from distill.base.errors import FAILED, UserError, report
 from distill.base.files import write_whole
+from distill.base.processes import is_main_process
 from distill.results.runs import LONG, RUNS, RunFolder, lines_of, unlike_labels
 from distill.results.statistics import Column, cell
 
@@ -50,6 +51,8 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the sweep's table, one for each model, and write its CSV beside the runs."""
+        if not is_main_process():  # all processes of a launcher have one folder
+            return
         folder = Path(config.hydra.sweep.dir)
         files = sorted(folder.glob(f"*/{ROWS}"), key=lambda f: int(f.parent.name.split("-")[0]))
         if not files:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from distill.base.registry import SWITCH, Registry
+from distill.base.registry import SAMPLERS, SWITCH, Registry
 from distill.data.encode import Encoded
 
 Origin = Literal["dataset", "teacher", "student", "replay", "mixed"]
@@ -248,6 +248,6 @@ def one_of(settings: object, **allowed: Sequence[str]) -> None:
             raise ValueError(f"{name}={found} is none of {', '.join(words)}")
 
 
-_REGISTRY: Registry[Sampler] = Registry("sampler", "distill.samplers")
+_REGISTRY: Registry[Sampler] = SAMPLERS
 register, names, find = _REGISTRY.register, _REGISTRY.names, _REGISTRY.find
 build, defaults, switches = _REGISTRY.build, _REGISTRY.defaults, _REGISTRY.switches
