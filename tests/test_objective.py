@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,6 +193,18 @@ def test_terms_that_do_not_go_together():
         objective_terms(None, 1.0, 1.0)
     with pytest.raises(ValueError, match="a divergence and a teacher go together"):
         Distiller(tiny_gpt2(), None, objective_terms(build("ab"), 0.0, 1.0))
+
+
+def test_the_page_adds_a_term():
+    page = (Path(__file__).parents[1] / "docs" / "objective.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    space = {"Term": Term, "IGNORE": IGNORE, "torch": torch}
+    exec(code, space)
+    student, given = tiny_gpt2(), [*rows(), FILLER]
+    found = Distiller(student, None, [space["LastToken"](1.0)]).train()(**Collator(0)(given))
+    ends = [(torch.tensor([[*row.prompt, *row.response]]), row.response[-1]) for row in rows()]
+    expected = -sum(student(ids).logits[0, -2].log_softmax(-1)[token] for ids, token in ends) / len(ends)
+    torch.testing.assert_close(found["loss"], expected)
 
 
 def test_positions_know_their_row_and_place():

@@ -179,7 +179,8 @@ class Objective(nn.Module):
     def forward(self, batch: MicroBatch) -> list[Part]:
         """What the terms make of a micro-batch; a term that finds nothing to count is left out."""
         parts = []
-        if not batch.training or any(term.weight for term in (self.ce, self.kd) if term is not None):
+        weights = [term.weight for term in (self.ce, self.kd) if term is not None]
+        if any(weights) or (weights and not batch.training):
             parts.append(self._token_part(batch))
         for term in self._others(batch.training):
             if count := term.count(batch.inputs):
@@ -196,15 +197,20 @@ class Objective(nn.Module):
         # Cross-entropy that is no part of the objective is measured in validation.
         ce = self.ce
         with_ce = ce is not None and (ce.weight != 0 or not batch.training)
-        own, sums = batch.student_text if with_ce else None, dict[str, Tensor]()
-        if own is None or bool(own.all()):
-            total = self._fused(batch, None, with_ce and own is None, sums)
+        left_out, sums = batch.student_text if with_ce else None, dict[str, Tensor]()
+        if left_out is None or bool(left_out.all()):
+            total = self._fused(batch, None, with_ce and left_out is None, sums)
         else:
-            total = self._fused(batch, own, False, sums) + self._fused(batch, ~own, with_ce, sums)
+            total = self._fused(batch, left_out, False, sums) + self._fused(batch, ~left_out, with_ce, sums)
         return Part(total, sums, batch.valid.sum())
 
     def _fused(self, batch: MicroBatch, chosen: Tensor | None, with_ce: bool, sums: dict[str, Tensor]) -> Tensor:
-        """The weighted sum over the chosen positions (`[N]`, or all); the terms' own sums are added to `sums`."""
+        """The weighted sum of the token terms over some positions; each term's own sum is added to `sums`.
+
+        Args:
+            chosen: a mask of positions `[N]`; None is all of them.
+            with_ce: whether cross-entropy is one of the terms.
+        """
 
         def pick(values: Tensor | None) -> Tensor | None:
             return values if values is None or chosen is None else values[chosen]

@@ -37,7 +37,7 @@ class DistillTrainer(Trainer):
         generate_score: gives mean ROUGE-L of the student's own responses on the validation set.
         sampling: where responses come from if not all are the rows' own.
         corpus: plain text whose cross-entropy is part of each step.
-        loss_optimizer: how the divergence's own parameters are trained where that differs from the student's.
+        loss_optimizer: how the divergence's own parameters are trained, where that differs from the student's.
     """
 
     model: Distiller
