@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from distill import run
+from distill import run, table
 from distill.base import locations
 from distill.base.errors import UserError
 from distill.base.registry import LOSSES, SAMPLERS
@@ -198,9 +198,32 @@ def test_the_options_of_the_folder_compose(own):
 
 
 def test_a_table_of_the_folder(own):
+    made, labels = table.prepare(["--config-dir", str(own), "own/table", "debug=smoke", "train_seeds=[1,2]"])
+    assert labels == ["Teacher", "SFT", "RKL", "Mine"] and len({row.run for row in made.rows["Mine"]}) == 2
+    with pytest.raises(UserError, match="which table"):
+        table.prepare(["--config-dir", str(own)])
     assert "own/table" in experiment.names() and "akl/main" in experiment.names()
     found = experiment.load("own/table")
     assert load([*found.overrides, *found.rows["Mine"].overrides, "model=qwen", "debug=smoke"]).loss.name == "mine"
+
+
+def test_the_page_on_ones_own_files(tmp_path, own):
+    """Its pair, loss, sampler and template work as printed."""
+    text = (ROOT / "docs" / "own_configs.md").read_text()
+    pair, template = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
+    loss, sampler = (block.split("```")[0] for block in text.split("```python\n")[1:])
+    for name, content in {
+        "model/qwen.yaml": pair, "template/chat.yaml": template, "other.py": loss + sampler,
+        "loss/renyi.yaml": "name: renyi\nw_ce: 0.0\nw_kd: 1.0\ntemperature: 1.0\n",
+        "sampler/careful.yaml": "name: careful\n",
+    }.items():  # fmt: skip
+        (own / name).write_text(content)
+    composer._files.cache_clear()
+    composer._merged.cache_clear()
+    words = ["model=qwen", "loss=renyi", "sampler=careful", "data.template=chat", "plugins=[other]", "loss.order=0.7"]
+    config = load([*words, "sampler.scrg.corrections=2"])
+    assert config.data.template.without_input.endswith("Answer:") and config.model.teacher.id == "Qwen/Qwen2.5-1.5B"
+    assert _label(config) == "renyi(order=0.7) careful(scrg.corrections=2)"
 
 
 def test_names_of_the_projects_own_are_refused(tmp_path, monkeypatch):

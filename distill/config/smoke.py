@@ -15,9 +15,8 @@ def apply_smoke(config: Config) -> Config:
     decoding and seeds. Replaced: weights, data sets, and every size that costs time.
     """
     from distill.config.data import DataConfig, GeneratorConfig, SplitConfig
-    from distill.config.evaluation import BertScoreConfig
+    from distill.config.evaluation import WHEEL, BertScoreConfig
     from distill.config.model import WeightsConfig
-    from distill.evaluation.bertscore import WHEEL
 
     sets = list(config.eval.sets or config.data.eval)
     data = DataConfig(

