@@ -41,10 +41,11 @@ test: setup  ## the tests, one process a core (at most four)
 
 check: lint test  ## lint, format check, types, tests
 
-lint: setup  ## lint, format check, types
+lint: setup  ## lint, format check, types, imports that go down only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup  ## put the sources in order
 	$(BIN)/ruff check --fix .
