@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from distill.base.errors import FAILED, UserError, command, report
+from distill.base.errors import FAILED, UserError, command, report_and_go_on
 from distill.base.locations import CONF, add_config_dir, take_config_dir
 from distill.base.processes import name_command
 from distill.config.compose import checked, for_hydra, jobs, load, resolve, search_path
@@ -73,7 +73,7 @@ def run_job(composed: DictConfig) -> None:
         _measure(composed)
     except UserError as error:
         FAILED.append(error)
-        report(error)
+        report_and_go_on(error)
 
 
 def _measure(composed: DictConfig) -> None:

@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from distill.base.processes import leave_processes
+from distill.base.processes import abandon, leave_processes, world_size
 
 
 class UserError(Exception):
@@ -14,10 +14,15 @@ class UserError(Exception):
 
     Carries one message a problem. Each says what was found, what is allowed and the way out. A command that ends on
     it prints them without a traceback and exits with code 2.
+
+    Attributes:
+        problems: the messages.
+        shared: whether all processes of a distributed run raise it together, so that they can go on together.
     """
 
-    def __init__(self, problems: str | Sequence[str]):
+    def __init__(self, problems: str | Sequence[str], shared: bool = False):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.shared = shared
         super().__init__("\n".join(self.problems))
 
 
@@ -35,6 +40,17 @@ def report(error: UserError) -> None:
     """Print the problems of `error` to stderr, one line each."""
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)
+
+
+def report_and_go_on(error: UserError) -> None:
+    """Print the problems of one job or row, after which others are tried.
+
+    A process of a distributed run that failed alone ends instead: the others wait for it in a collective, and the
+    launcher ends them.
+    """
+    report(error)
+    if world_size() > 1 and not error.shared:
+        abandon(2)
 
 
 def command(main: Callable[[list[str]], int]) -> int:

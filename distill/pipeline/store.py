@@ -148,12 +148,25 @@ class Store:
             missing = [spec for spec in missing if not self.agreed(spec)]  # others may have made some meanwhile
             if missing:
                 partials = [self._partial(spec) for spec in missing]
-                if is_main_process():
-                    self._build(missing, build, partials, tell)
-                elif together:
-                    build(missing, partials)
+                if together:
+                    self._build(missing, build, partials, tell) if is_main_process() else build(missing, partials)
+                else:
+                    self._build_alone(missing, build, partials, tell)
             wait_for_everyone()
         return folders
+
+    def _build_alone(
+        self, specs: Sequence[Spec], build: Build, partials: list[Path], tell: Callable[[str], None]
+    ) -> None:
+        """Build in the main process while the others wait; what goes wrong there is raised in all of them."""
+        problems: list[str] | None = None
+        if is_main_process():
+            try:
+                self._build(specs, build, partials, tell)
+            except UserError as error:
+                problems = error.problems
+        if problems := from_main_process(problems):
+            raise UserError(problems, shared=True)
 
     def _partial(self, spec: Spec) -> Path:
         folder = self.folder(spec)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from distill.base.console import say
-from distill.base.errors import UserError, report
+from distill.base.errors import UserError, report_and_go_on
 from distill.base.files import lock_beside
 from distill.base.processes import is_main_process
 from distill.config.compose import load
@@ -177,8 +177,9 @@ class Table:
                 try:
                     made = measure(row, self.wanted)
                 except UserError as error:
-                    failures.append(UserError([f"row {label}: {problem}" for problem in error.problems]))
-                    report(failures[-1])
+                    problems = [f"row {label}: {problem}" for problem in error.problems]
+                    failures.append(UserError(problems, error.shared))
+                    report_and_go_on(failures[-1])
                     continue
                 if made and is_main_process():
                     self.write()

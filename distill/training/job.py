@@ -31,7 +31,6 @@ from distill.models.tokenizers import check_same_tokenizer, pad_id
 from distill.samplers import Sampler
 from distill.samplers import build as build_sampler
 from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
-from distill.training.answers import read_answers
 from distill.training.arguments import finish_tracker, training_arguments
 from distill.training.callbacks import STEP_TIME, Progress, SaveEvery, StepTime
 from distill.training.corpus import Corpus
@@ -58,21 +57,33 @@ CURVE = [
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that one training run is made from."""
+    """All that one training is made from.
+
+    Attributes:
+        label: for people, in progress lines.
+        student: the weights that it starts from.
+        teacher: the weights of the teacher; None without a divergence.
+        signal: folder of the teacher's stored hidden states; without them the teacher runs on every batch.
+        loss, schedule, sampler, config: the settings.
+        seed: the training seed.
+        train, valid: encoded rows; the training rows' responses may be the teacher's.
+        valid_examples: the validation set, whose prompts are answered and scored at each validation.
+        pretraining: plain texts of the corpus loss.
+    """
 
     label: str
     student: Weights
     teacher: Weights | None
-    signal: Path | None  # the teacher's stored hidden states; without them it runs on every batch
+    signal: Path | None
     loss: LossConfig
     schedule: StageTrainConfig
     config: Config
     seed: int
-    train: Sequence[Example]
-    valid: Sequence[Example]
+    train: EncodedSet
+    valid: EncodedSet
+    valid_examples: Sequence[Example]
     sampler: SamplerConfig
-    answers: Path | None = None  # the teacher's responses, in place of the training rows' own
-    pretraining: Sequence[str] = ()  # plain texts
+    pretraining: Sequence[str] = ()
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -88,7 +99,8 @@ def teacher_dtype(config: Config) -> torch.dtype:
 def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     """Train and leave the best checkpoint in `folder/model` and the curve in `folder/curve.csv`.
 
-    A run that was stopped goes on from the last checkpoint under `folder/checkpoints` and ends in the same weights.
+    A run that was stopped goes on from the last checkpoint under `folder/checkpoints` and ends in the same weights. The
+    checkpoints stay: the store removes them once the artifact is in place.
 
     Returns:
         What the manifest tells of it.
@@ -98,14 +110,16 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     """
     tokenizer = load_tokenizer(job.student)
     settings, encoder = job.config.train, training_encoder(job.config, tokenizer)
-    train_rows, valid_rows = _encoded(job, encoder)
+    for name, rows in {"training": job.train, "validation": job.valid}.items():
+        if rows.said():
+            say(f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
     checkpoints = folder / "checkpoints"
     last = _last_checkpoint(checkpoints)
     sampler = build_sampler(job.sampler.name, **job.sampler.parameters)
     # The first validation is what later ones are compared with; a run that goes on has it already
     validate_first = sampler.needs_reference and last is None
     args = training_arguments(
-        job.config, job.schedule, job.label, job.seed, len(job.train), folder, sampler.writes, validate_first
+        job.config, job.schedule, job.label, job.seed, len(job.train.rows), folder, sampler.writes, validate_first
     )
     step_time, model = StepTime(), _distiller(job, tokenizer)
     if last:
@@ -114,8 +128,8 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     trainer = DistillTrainer(
         model=model,
         args=args,
-        train_rows=train_rows.rows,
-        valid_rows=valid_rows.rows,
+        train_rows=job.train.rows,
+        valid_rows=job.valid.rows,
         tokenizer=tokenizer,
         pad_id=pad_id(tokenizer),
         global_batch_size=job.schedule.global_batch_size,
@@ -143,7 +157,6 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         _keep(Path(best), folder / "model")
         terms = [f"eval_{term.name}" for term in model.objective.terms]
         _write_curve(trainer.state.log_history, terms, folder / "curve.csv")
-        shutil.rmtree(checkpoints)
     return {
         "best_metric": {
             job.schedule.select: trainer.state.best_metric,
@@ -151,26 +164,14 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         },
         "steps": trainer.state.global_step,
         "seconds_per_step": step_time.seconds / step_time.steps if step_time.steps else None,
-        "samples": len(train_rows.rows) * job.schedule.epochs,
-        "rows": {"train": len(train_rows.rows), "valid": len(valid_rows.rows)},
+        "samples": len(job.train.rows) * job.schedule.epochs,
+        "rows": {"train": len(job.train.rows), "valid": len(job.valid.rows)},
         "micro_batch_size": trainer.args.per_device_train_batch_size,
         "processes": world_size(),
         "written": sampling.written if sampling else None,
-        "overlong": {"train": dict(train_rows.counts), "valid": dict(valid_rows.counts)},
+        "overlong": {"train": dict(job.train.counts), "valid": dict(job.valid.counts)},
         "tokens": {"eos": tokenizer.eos_token_id, "pad": pad_id(tokenizer), "bos": tokenizer.bos_token_id},
     }
-
-
-def _encoded(job: TrainingJob, encoder: Encoder) -> tuple[EncodedSet, EncodedSet]:
-    """Training and validation rows; what was dropped or cut is said."""
-    settings = job.config.train
-    own = read_answers(job.answers) if job.answers else encoder.pairs(job.train, settings.max_length)
-    sets = {"training": own}
-    sets["validation"] = encoder.pairs(job.valid, settings.max_length)
-    for name, rows in sets.items():
-        if rows.said():
-            say(f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
-    return sets["training"], sets["validation"]
 
 
 def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
@@ -233,7 +234,7 @@ def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: A
 def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     """A function from a model to its mean ROUGE-L on the validation prompts (one seed, plain sampling)."""
     settings, evaluation = job.config.train, job.config.eval
-    examples = list(job.valid)[: settings.valid_rows]
+    examples = list(job.valid_examples)[: settings.valid_rows]
     prompts = encoder.prompts(examples).rows
     by_id = {e.id: e for e in examples}
     decoding = Decoding(plain_sampling(evaluation), tokenizer.eos_token_id, pad_id(tokenizer))

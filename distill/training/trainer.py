@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from distill.base.errors import UserError
+from distill.base.processes import gathered, world_size
 from distill.config.objective import AS_STUDENT, LossOptimizerConfig
 from distill.data.encode import FILLER, Collator, Encoded
 from distill.losses.trainable import TrainableDivergence
@@ -28,6 +29,22 @@ from distill.training.sampling import Sampling
 
 SAMPLER = "sampler.pt"  # the sampler's state, in a checkpoint
 DIVERGENCE = "divergence.pt"  # parameters of a divergence that has its own, beside the student's in a checkpoint
+
+
+def raise_together(problem: str | None, device: torch.device) -> None:
+    """Raise in every process of a distributed run what stands in the way of one: the others would wait for it.
+
+    Raises:
+        UserError: with the problems of all processes.
+    """
+    if world_size() == 1:
+        if problem is not None:
+            raise UserError(problem, shared=True)
+        return
+    failed = torch.tensor(float(problem is not None), device=device)
+    torch.distributed.all_reduce(failed)
+    if failed > 0:
+        raise UserError([one for one in gathered(problem) if one is not None], shared=True)
 
 
 class DistillTrainer(Trainer):
@@ -193,13 +210,15 @@ class DistillTrainer(Trainer):
         """As in Trainer, but a loss that is not finite ends the run before the optimizer steps."""
         example_ids = inputs["example_ids"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        problem = None
         if not torch.isfinite(loss):
             terms = {k: v.item() for k, v in outputs.items() if k == "tokens" or k.endswith("_sum")}
-            raise UserError(
+            problem = (
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the batch of examples"
                 f" {', '.join(example_ids)} ({terms}); the optimizer has not stepped. Lower the learning rate, or"
                 " look at these examples"
             )
+        raise_together(problem, loss.device)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from distill.data.encode import Encoded
 from distill.losses import build
 from distill.models.load import load_tokenizer
 from distill.models.tokenizers import check_same_tokenizer, pad_id
+from distill.pipeline import inputs
 from distill.pipeline.nodes import Maker, Node, Source
 from distill.pipeline.store import Spec, digest
 from distill.samplers import Sampler
@@ -69,20 +71,21 @@ class Training(Maker):
         teacher = plan.weights(self.teacher, "teacher") if self.teacher is not None else None
         if teacher is not None and (plan.config.model.source == "hub" or self._supplied):
             check_same_tokenizer(load_tokenizer(teacher), load_tokenizer(start))
+        encoded = partial(inputs.training_rows, plan.config, start)
         job = TrainingJob(
             label=self.label,
             student=start,
             teacher=teacher if self.loss.w_kd else None,
             signal=folder(self.signal) if self.signal is not None else None,
-            answers=folder(self.answers) if self.answers is not None else None,
             sampler=self.sampler,
             pretraining=plan.pretraining if teacher is not None else (),
             loss=self.loss,
             schedule=self.schedule,
             config=plan.config,
             seed=self.seed,
-            train=train_set.examples,
-            valid=valid_set.examples,
+            train=read_answers(folder(self.answers)) if self.answers is not None else encoded(train_set),
+            valid=encoded(valid_set),
+            valid_examples=valid_set.examples,
         )
         return [train(job, folders[0])]
 
