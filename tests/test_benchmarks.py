@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 
@@ -13,8 +14,9 @@ from distill.config import load
 from distill.config.evaluation import BenchmarksConfig
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.models.load import load_model, load_tokenizer
-from distill.pipeline.stages import Stages
-from distill.results import experiment, long
+from distill.pipeline.request import requested
+from distill.results import experiment
+from tests.making import student
 
 QUESTIONS = [
     {"question": "What does two and two make?", "choices": [" four", " a house", " the"], "label": 0},
@@ -62,11 +64,10 @@ def test_a_table_of_a_local_task(tasks, tmp_path, monkeypatch):
     ]  # fmt: skip
     assert table.main(words) == 0
     path = tmp_path / "results/gpt2/own/things_long.csv"
-    lines = long.read(path, long.VALUES)
+    lines = pd.read_csv(path)
     lines = lines[lines["dataset"] == "benchmarks"].set_index("row")
-    made, _ = table.prepare(words)
-    row = made.rows["FKL"][0]
-    weights = Stages(row.plan).made("student")
+    made, _ = requested(words)
+    weights = student(made.rows["FKL"][0].plan)
     model, tokenizer = load_model(weights).eval(), load_tokenizer(weights)
     right = 0
     for one in QUESTIONS:
@@ -86,7 +87,7 @@ def test_a_table_of_a_local_task(tasks, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="things:f1:0: things measures acc"):
         check([Benchmark("things", "f1", 0)], BenchmarksConfig(tasks=str(tasks)))
     assert table.main([*words, "eval.benchmarks.limit=2"]) == 0  # other questions are another metric
-    short = long.read(path, long.VALUES)
+    short = pd.read_csv(path)
     short = short[short["dataset"] == "benchmarks"]
     assert set(short["n"]) == {2, 5} and short["metric"].nunique() == 2
 

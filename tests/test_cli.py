@@ -14,8 +14,8 @@ import yaml
 
 from distill.base import errors
 from distill.config import load
-from distill.run import _label
-from distill.table import option
+from distill.pipeline.request import option
+from distill.pipeline.rows import run_label
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,7 +118,7 @@ def test_a_sweep_over_models_has_a_table_for_each(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     for model in ("micro", "opt"):
         assert len(list((tmp_path / "results" / model / "runs").glob("sweep-*.csv"))) == 1
-        assert (tmp_path / "results" / model / "runs" / "runs.manifest.json").is_file()
+        assert len(list((tmp_path / "results" / model / "runs").glob("*/run.json"))) == 1
 
 
 def test_sets_of_any_name_run_as_smoke(tmp_path):
@@ -138,24 +138,109 @@ def test_a_table_of_smoke_runs(tmp_path):
     done = run("table", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "results/gpt2/abkd"
-    shaped = pd.read_csv(folder / "losses_gpt2.csv")
-    assert list(shaped["row"]) == ["Teacher", "SFT", "FKLD"] and list(shaped["group"]) == [
-        "context",
-        "context",
-        "paper",
-    ]
-    assert list(shaped.columns[2:]) == ["Dolly Eval", "Self-Instruct", "Vicuna Eval", "Super-Natural", "Unnatural"]
+    shaped = pd.read_csv(folder / "losses_gpt2.csv").set_index("row")
+    assert list(shaped.index[:3]) == ["Teacher", "SFT", "FKLD"] and len(shaped) == 10
+    assert list(shaped["group"][:3]) == ["context", "context", "paper"]
+    assert list(shaped.columns[1:]) == ["Dolly Eval", "Self-Instruct", "Vicuna Eval", "Super-Natural", "Unnatural"]
+    assert "(" in shaped.loc["FKLD", "Dolly Eval"] and set(shaped.loc["ABKD"][1:]) == {"missing"}
     manifest = json.loads((folder / "losses_gpt2.manifest.json").read_text())
-    assert {r["label"] for r in manifest["rows"].values()} == {"Teacher", "SFT", "FKLD"}
+    assert [row["label"] for row in manifest["rows"]] == list(shaped.index)
     assert "numbers mean nothing" in (folder / "losses_gpt2.md").read_text()
-    assert set(pd.read_csv(folder / "losses_gpt2_curves.csv")["stage"]) >= {"gpt2-teacher", "gpt2-student-fkl"}
-    assert len(pd.read_csv(folder / "losses_gpt2_scores.csv")) == 3 * 5 * 4
-    before = (folder / "losses_gpt2.csv").read_bytes()
-    assert run("table", *words).returncode == 0 and (folder / "losses_gpt2.csv").read_bytes() == before
-    more = run("table", *words, "train_seeds=[1,2]")
-    assert more.returncode == 0 and "student training seeds 1, 2" in (folder / "losses_gpt2.md").read_text()
+    (own,) = next(row for row in manifest["rows"] if row["label"] == "FKLD")["runs"]
+    assert {path.parent.name for path in (tmp_path / "results/gpt2/runs").glob("*/run.json")} >= {own}
+    stages = set(pd.read_csv(tmp_path / f"results/gpt2/runs/{own}/curve.csv")["stage"])
+    assert stages == {"gpt2-teacher", "gpt2-start", "gpt2-student-fkl"}
+    assert len(pd.read_csv(tmp_path / f"results/gpt2/runs/{own}/scores.csv")) == 5 * 4
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    assert run("table", *words).returncode == 0
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+    more = run("table", *words, "train_seeds=[10,2]")
+    assert more.returncode == 0 and "student training seeds 2, 10" in (folder / "losses_gpt2.md").read_text()
     listed = run("store", "list", "--store", str(tmp_path / "store"), "--results", str(tmp_path / "results"))
-    assert listed.returncode == 0 and "in a table" in listed.stdout
+    assert listed.returncode == 0 and "in a run" in listed.stdout
+
+
+def test_four_runs_and_a_prune_side_by_side(tmp_path):
+    """On one store and one results folder: every run is there with all it measured, nothing that it needed is gone."""
+    losses = ["fkl", "rkl", "akl", "fkl"]  # two of them are one run
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "distill.run", f"loss={loss}", "model=gpt2", "debug=smoke", f"seed={seed}",
+             *scratch(tmp_path)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for loss, seed in zip(losses, (10, 10, 10, 20), strict=True)
+    ]  # fmt: skip
+    (tmp_path / "results").mkdir(exist_ok=True)
+    store = ["--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")]
+    while any(process.poll() is None for process in processes):
+        if (tmp_path / "store/train").is_dir():
+            done = run("store", "prune", "--yes", *store)
+            assert done.returncode == 0, done.stderr[-2000:]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, [err[-2000:] for _, err in outputs]
+    assert "".join(out for out, _ in outputs).count("train gpt2-teacher: making it") == 1
+    folders = {path.parent for path in (tmp_path / "results/gpt2/runs").glob("*/run.json")}
+    assert len(folders) == 3
+    for folder in folders:
+        facts = pd.read_csv(folder / "facts.csv")
+        seeds = {10, 20} if json.loads((folder / "run.json").read_text())["label"] == "fkl" else {10}
+        assert set(facts[facts["metric"] == "rouge_l"]["seed"]) == seeds
+        assert len(facts[facts["metric"] == "rouge_l"]) == 5 * len(seeds) and not facts.duplicated().any()
+        for name in json.loads((folder / "run.json").read_text())["artifacts"]:
+            if name.startswith(("train/", "evaluate/")) and "teacher" not in name:
+                assert (tmp_path / "store" / name / "artifact.json").is_file(), name
+    assert len(pd.read_csv(tmp_path / "results/gpt2/runs/long.csv")["run"].unique()) == 3
+    assert run("store", "prune", "--yes", *store).returncode == 0
+    again = run("run", "loss=akl", "model=gpt2", "debug=smoke", "seed=10", *scratch(tmp_path))
+    assert again.returncode == 0 and "making it" not in again.stdout
+
+
+BROKEN = """
+import os
+from dataclasses import dataclass
+from distill.losses.base import Divergence, register
+
+@register("broken")
+@dataclass(frozen=True)
+class Broken(Divergence):
+    \"\"\"Not a number in the last process alone.\"\"\"
+    def from_log_probs(self, student, teacher, targets):
+        value = (teacher.exp() * (teacher - student)).sum(-1)
+        return value * float("nan") if os.environ.get("RANK") == "1" else value
+"""
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_the_job_in_all(tmp_path):
+    """And the sweep's other job is measured, by both."""
+    (tmp_path / "own/loss").mkdir(parents=True)
+    (tmp_path / "own/broken_loss.py").write_text(BROKEN)
+    (tmp_path / "own/loss/broken.yaml").write_text("name: broken\nw_ce: 0.0\nw_kd: 1.0\ntemperature: 1.0\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "distill.run",
+               "--config-dir", str(tmp_path / "own"), "plugins=[broken_loss]", "model=gpt2", "debug=smoke", "-m",
+               "loss=broken,rkl", *scratch(tmp_path)]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode != 0 and done.stderr.count("error: the loss is nan at step 1") == 2, done.stderr[-3000:]
+    values = pd.read_csv(tmp_path / "results/gpt2/runs/long.csv")
+    assert set(values["row"]) == {"rkl"}
+
+
+def test_a_process_that_fails_alone_takes_the_others_with_it(tmp_path):
+    """Outside a step that all share: the launcher ends the others, and nobody waits for two days."""
+    code = (
+        "import os, sys\nfrom distill.base import errors, processes\n"
+        "if processes.rank() == 1:\n    errors.report_and_go_on(errors.UserError('no disk'))\n"
+        "processes.wait_for_everyone()\n"
+    )
+    (tmp_path / "job.py").write_text(code)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "job.py")], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode != 0 and "error: no disk" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -241,4 +326,4 @@ def test_only_a_command_that_went_well_waits_for_the_other_processes(monkeypatch
     ],
 )
 def test_a_runs_label_tells_loss_and_sampler(words, label):
-    assert _label(load(["model=micro", *words])) == label
+    assert run_label(load(["model=micro", *words])) == label

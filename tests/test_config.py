@@ -11,6 +11,8 @@ from distill import run, table
 from distill.base.errors import UserError
 from distill.config import CONF, load
 from distill.config.compose import jobs
+from distill.pipeline.request import requested
+from distill.pipeline.tables import Table
 from distill.results import experiment
 from distill.run import check, ordered
 
@@ -42,17 +44,17 @@ def test_every_option_composes(group, option, debug):
 @pytest.mark.parametrize("name", experiment.names())
 def test_every_row_of_every_table_composes(name):
     found = experiment.load(name)
-    assert found.rows
+    assert found.rows or found.kind == "figure"
     shared = set()
     for row in found.rows.values():
         for pair, more in {found.model: [], **row.pairs}.items():
             config = load([*found.overrides, *row.overrides, *more, f"model={pair}"])
-            if pair == found.model:  # rows compare over one teacher and one start
+            if pair == found.model and row.model is None:  # rows compare over one teacher and one start
                 settings = config.train.model_dump(exclude={"student", "micro_batch_size"})
                 shared.add(str([settings, config.data, config.model]))
-    assert len(shared) == 1
-    numbers, _ = experiment.printed(found, found.model)
-    if not found.sources:  # a table of our own
+    assert len(shared) == (1 if found.rows else 0)
+    numbers, _ = experiment.printed(found, str(found.model))
+    if not found.sources:  # a table of our own, or a figure
         assert not numbers
         return
     assert {row for row, _ in numbers} - set(experiment.CONTEXT) == set(found.rows)
@@ -183,11 +185,11 @@ def test_what_makes_a_row_is_not_set_for_a_whole_table():
 )
 def test_a_rows_own_decoding_is_not_set_for_a_whole_table(word):
     with pytest.raises(UserError, match=f"{word}: each row of a table has its own"):
-        table.prepare(["abkd/decoding", "model=micro", word])
+        requested(["abkd/decoding", "model=micro", word])
 
 
 def test_the_rows_of_the_decoding_table_differ():
-    made, labels = table.prepare(["abkd/decoding", "model=micro"])
+    made, labels = requested(["abkd/decoding", "model=micro"])
     assert len({made.rows[label][0].run for label in labels}) == len(labels)
     assert len({made.rows[label][0].plan.student.key for label in ("clean", "reference", "greedy")}) == 1
 
@@ -196,7 +198,7 @@ def test_a_table_has_one_engine():
     found = experiment.load("abkd/decoding")
     rows = {**found.rows, "clean": experiment.RowConfig(overrides=["loss=ab", "eval.engine=vllm"])}
     with pytest.raises(UserError, match="rows by transformers and vllm; a table has one engine"):
-        table.Table("abkd/decoding", found.model_copy(update={"rows": rows}), [], ["model=micro"], None)
+        Table("abkd/decoding", found.model_copy(update={"rows": rows}), ["model=micro"])
 
 
 def test_a_sweep_word_for_a_table_is_named_as_typed():

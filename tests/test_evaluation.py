@@ -21,8 +21,8 @@ from distill.evaluation.bertscore import WHEEL, BertScorer, check, metric_name
 from distill.evaluation.exposure import excess_error
 from distill.evaluation.text import distinct, exact_match, words
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
 from distill.pipeline.store import Store
+from tests.making import evaluate
 
 RUN = """
 import os, sys
@@ -30,7 +30,7 @@ import distill.generation.load as engines, distill.generation.requests as reques
 from distill.config import load
 from distill.base.processes import leave_processes
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
+from distill.pipeline.nodes import ensure
 requests.GROUP_BATCHES = 0  # every prompt is a group
 after, original = int(sys.argv[1]), engines.write_group
 def counted(model, group, *more):
@@ -42,7 +42,8 @@ def counted(model, group, *more):
     os.write(1, f" wrote {group[0].id} as {os.environ.get('RANK', '0')}\\n".encode())
     return original(model, group, *more)
 engines.write_group = counted
-Stages(Plan(load(sys.argv[2:]))).evaluate("student", [10, 20])
+plan = Plan(load(sys.argv[2:]))
+ensure(plan.store, [plan.evaluation("student", d, s) for d in plan.sets.values() for s in (10, 20)])
 leave_processes()
 """
 WORDS = ["debug=smoke", "model=gpt2", "loss=fkl", "eval.sets=[dolly,vicuna]", "seed=[10,20]"]
@@ -100,7 +101,7 @@ def test_groups_of_another_cut_are_written_again(trained, whole):
     """Stopped with one prompt a group, gone on with all in one: what was kept is of no use."""
     assert run(trained, 2)[0] == 9
     plan = Plan(load([*WORDS, f"paths.store={trained}"]))
-    Stages(plan).evaluate("student", [10, 20])
+    evaluate(plan, "student", [10, 20])
     assert texts(trained) == texts(whole)
 
 
@@ -126,15 +127,32 @@ def test_a_stop_while_seeds_become_artifacts_writes_nothing_again(trained, whole
     words_ = [*WORDS, f"paths.store={trained}"]
     monkeypatch.setattr(Store, "_finish", stopped)
     with pytest.raises(KeyboardInterrupt):
-        Stages(Plan(load(words_))).evaluate("student", [10, 20])
+        evaluate(Plan(load(words_)), "student", [10, 20])
     monkeypatch.setattr(Store, "_finish", finish)
-    stages = Stages(Plan(load([w.replace(",vicuna", "") for w in words_])))
+    plan = Plan(load([w.replace(",vicuna", "") for w in words_]))
     monkeypatch.setattr("distill.generation.load.write_group", lambda *_: pytest.fail("written again"))
-    stages.evaluate("student", [10, 20])
+    evaluate(plan, "student", [10, 20])
     monkeypatch.undo()
     assert run(trained, -1)[0] == 0
     assert texts(trained) == texts(whole)
     assert not list(trained.rglob("groups"))
+
+
+def test_overlapping_seeds_in_two_processes_keep_each_others_texts(trained, whole):
+    """Seeds 10 and 20 beside 20 and 30: the second waits for 20 and finds it, and writes 30 alone."""
+    code = (
+        "import sys; from distill.config import load; from distill.pipeline.plan import Plan\n"
+        "from distill.pipeline.nodes import ensure\n"
+        "plan = Plan(load(sys.argv[2:])); seeds = [int(s) for s in sys.argv[1].split(',')]\n"
+        "ensure(plan.store, [plan.evaluation('student', d, s) for d in plan.sets.values() for s in seeds])"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, seeds, *WORDS, f"paths.store={trained}"], stderr=subprocess.PIPE)
+        for seeds in ("10,20", "20,30")
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert texts(trained) == texts(whole) and len(list((trained / "evaluate").iterdir())) == 2 * 3
 
 
 def test_words_and_distinct_n_grams():

@@ -38,7 +38,7 @@ from distill.judging.questions import (
     verdict,
 )
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
+from tests.making import made
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_requests_a_minute_are_kept_to(judge, monkeypatch):
 def server(tmp_path_factory):
     """`transformers serve` with SmolLM2 on loopback; its address and the model's name."""
     folder = tmp_path_factory.mktemp("judge")
-    stages = Stages(Plan(load(["model=smollm2", "data=micro", f"paths.store={folder}/store"])))
-    model = str(Path(stages.base("teacher").base).absolute())
+    plan = Plan(load(["model=smollm2", "data=micro", f"paths.store={folder}/store"]))
+    model = str(Path(made(plan, plan.base("teacher"), "teacher").base).absolute())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

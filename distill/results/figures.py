@@ -135,7 +135,7 @@ def toy_gaussian(data: Data) -> Drawing:
     from scipy import optimize, stats
 
     weights, means, deviations = np.array([0.3, 0.45, 0.25]), np.array([-6.0, 0.0, 7.0]), np.array([0.7, 0.8, 0.9])
-    x = np.linspace(-12.0, 13.0, GRID)
+    x = np.linspace(-18.0, 18.0, GRID)
     step = x[1] - x[0]
     teacher = (weights[:, None] * stats.norm.pdf(x, means[:, None], deviations[:, None])).sum(0)
     mean = float(weights @ means)
