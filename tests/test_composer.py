@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from distill import run
 from distill.base import locations
+from distill.base.errors import UserError
 from distill.base.locations import CONF
 from distill.config import composer, load
 from distill.results import experiment
@@ -102,3 +103,9 @@ def test_a_table_of_thirty_rows_composes_in_two_seconds():
 
 def test_options_and_tables_are_those_of_the_folders():
     assert set(locations.options("loss")) >= {"ab", "sft"} and "akl/main" in locations.tables()
+
+
+def test_hydras_own_settings_are_checked_by_hydra():
+    assert load(["loss=ab", "hydra.job.chdir=true", "loss.alpha=0.3"]).loss.parameters["alpha"] == 0.3
+    with pytest.raises(UserError, match=r"hydra\.oops"):
+        load(["loss=ab", "hydra.oops=1"])
