@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from bench.measure import held_mb, in_own_process, met, peak_mb, report
+from bench.measure import held_mb, in_own_process, made, met, peak_mb, report
 from distill.base.memory import reset_peak
 from distill.config import load
 from distill.config.template import named
@@ -25,7 +25,6 @@ from distill.generation.requests import Decoding, Request, Response, stream_name
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
 
 PROMPTS, FEW, NEW, PUBLISHED_BATCH, PADDED = 64, 16, 128, 16, 256
 SEEDS = (10, 20, 30, 40, 50)
@@ -42,14 +41,14 @@ class Bench:
 
     def __init__(self, precision: str) -> None:
         self.config = load([*WORDS, f"train.precision={precision}"])
-        stages = Stages(Plan(self.config))
-        weights = stages.base("teacher")
+        plan = Plan(self.config)
+        weights = made(plan, plan.base("teacher"), "teacher")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.model = load_model(weights, dtype).to(device).eval()
         self.tokenizer = load_tokenizer(weights)
         encoder = Encoder(self.tokenizer, named("alpaca"), self.config.train.max_prompt_length, "cut")
-        self.prompts = encoder.prompts(stages.plan.sets["dolly"].examples).rows
+        self.prompts = encoder.prompts(plan.sets["dolly"].examples).rows
         self.pad = pad_id(self.tokenizer)
         self.settings = GenerationConfig(
             max_new_tokens=NEW, do_sample=True, top_k=0, pad_token_id=self.pad,

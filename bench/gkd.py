@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from bench.measure import in_own_process, met, peak_mb, report
+from bench.measure import in_own_process, made, met, peak_mb, report
 from distill.config import load
 from distill.data.encode import IGNORE, Collator, Encoded
 from distill.losses import build
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
 from distill.teacher.signal import LiveTeacher, StoredTeacher, write_store
 from distill.training.batches import BucketSampler
 from distill.training.distiller import Distiller
@@ -45,11 +44,12 @@ class Pair:
 
     def __init__(self, rows: int = BATCH * STEPS) -> None:
         config = load(WORDS)
-        stages = Stages(Plan(config))
-        self.teacher, self.student = stages.base("teacher"), stages.base("student")
+        plan = Plan(config)
+        self.teacher = made(plan, plan.base("teacher"), "teacher")
+        self.student = made(plan, plan.base("student"))
         self.tokenizer = load_tokenizer(self.student)
         encoder = training_encoder(config, self.tokenizer)
-        self.rows = encoder.pairs(stages.plan.data[0].examples, config.train.max_length).rows[:rows]
+        self.rows = encoder.pairs(plan.data[0].examples, config.train.max_length).rows[:rows]
 
 
 class Clock(TrainerCallback):

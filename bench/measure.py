@@ -19,6 +19,9 @@ from rich.table import Table
 
 from distill.base.memory import peak_bytes
 from distill.base.provenance import commit
+from distill.models.load import Weights
+from distill.pipeline.nodes import Node, Source, ensure
+from distill.pipeline.plan import Plan, Role
 
 KEPT = Path(__file__).parent / "kept"
 PACKAGES = ("torch", "transformers", "trl", "liger-kernel")
@@ -118,3 +121,10 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def made(plan: Plan, source: Source, role: Role = "student") -> Weights:
+    """The weights of a part of a plan, made if they are missing."""
+    if isinstance(source, Node):
+        ensure(plan.store, [source])
+    return plan.weights(source, role)

@@ -21,7 +21,7 @@ import torch
 from transformers import TrainingArguments
 
 from bench.gkd import SHARED, Clock, Pair
-from bench.measure import in_own_process, met, peak_mb, report
+from bench.measure import in_own_process, made, met, peak_mb, report
 from distill.config import load
 from distill.config.template import named
 from distill.data.templates import render
@@ -29,7 +29,6 @@ from distill.losses import build
 from distill.models.load import load_model
 from distill.models.tokenizers import pad_id
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
 from distill.pipeline.store import MANIFEST
 from distill.samplers import Step
 from distill.samplers import build as build_sampler
@@ -68,12 +67,12 @@ METHODS: dict[str, tuple[list[str], float | None, float | None]] = {  # override
 def method(name: str) -> tuple[float, float, float]:
     """Seconds a sample, the share of rows that the student wrote, and tokens a written text."""
     words = [*PIPELINE, *METHODS[name][0]]
-    stages = Stages(Plan(load(START)))  # in the store that stays
-    given = [f"model.teacher.path={stages.base('teacher').base}"]
-    given += [f"model.student.path={stages.student().base}"] if name != "sft" else []
+    start = Plan(load(START))  # in the store that stays
+    given = [f"model.teacher.path={made(start, start.base('teacher'), 'teacher').base}"]
+    given += [f"model.student.path={made(start, start.student).base}"] if name != "sft" else []
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(load([*words, *given, f"paths.store={folder}", f"train.seed={seed(name)}"]))
-        Stages(plan).student()
+        made(plan, plan.student)
         told = json.loads((plan.store.folder(plan.student) / MANIFEST).read_text())
         curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
     written = told["written"] or {"texts": 0, "tokens": 0}
@@ -101,7 +100,8 @@ def seed(name: str) -> int:
 
 
 def methods() -> None:
-    Stages(Plan(load(START))).student()
+    start = Plan(load(START))
+    made(start, start.student)
     measured: dict[str, list[list[float]]] = {name: [] for name in METHODS}
     for _ in range(ROUNDS):
         for name in METHODS:
@@ -123,7 +123,8 @@ def methods() -> None:
 def started() -> Pair:
     """The pair with the student that has been fine-tuned for a while."""
     pair = Pair(BATCH * LOOP_STEPS)
-    pair.student = Stages(Plan(load(START))).student()
+    start = Plan(load(START))
+    pair.student = made(start, start.student)
     return pair
 
 
@@ -177,7 +178,7 @@ def distillation(pair: Pair) -> float:
     from trl import DistillationConfig, DistillationTrainer
 
     known = {row.id for row in pair.rows}
-    examples = [e for e in Stages(Plan(load(["model=smollm2"]))).plan.data[0].examples if e.id in known]
+    examples = [e for e in Plan(load(["model=smollm2"])).data[0].examples if e.id in known]
     prompts = [render(named("alpaca"), e.instruction, e.input) for e in examples]
     with tempfile.TemporaryDirectory() as folder:
         args = DistillationConfig(output_dir=folder, beta=0.5, temperature=1.0, max_completion_length=NEW,

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from bench.measure import interleaved, met, report
+from bench.measure import interleaved, made, met, report
 from distill.config import load
 from distill.data.encode import Collator
 from distill.losses import build, names
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline.plan import Plan
-from distill.pipeline.stages import Stages
 from distill.teacher.signal import StoredTeacher, write_store
 from distill.training.distiller import Distiller
 from distill.training.encoding import training_encoder
@@ -30,10 +29,10 @@ WORDS = ["model=smollm2", "data.train.limit=40", "train.precision=fp32"]
 
 def main() -> None:
     config = load(WORDS)
-    stages = Stages(Plan(config))
-    teacher, student = stages.base("teacher"), stages.base("student")
+    plan = Plan(config)
+    teacher, student = made(plan, plan.base("teacher"), "teacher"), made(plan, plan.base("student"))
     tokenizer = load_tokenizer(student)
-    encoded = training_encoder(config, tokenizer).pairs(stages.plan.data[0].examples, config.train.max_length).rows
+    encoded = training_encoder(config, tokenizer).pairs(plan.data[0].examples, config.train.max_length).rows
     rows = sorted(encoded, key=lambda r: len(r.prompt) + len(r.response))[12 : 12 + BATCH]  # of middling length
     batch = Collator(pad_id(tokenizer))(rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
