@@ -59,9 +59,9 @@ class EvalConfig(Section):
     overlong_prompt: Overlong
     batch_tokens: Count
     engine: Literal["transformers", "vllm"] = "transformers"
-    bertscore: BertScoreConfig = BertScoreConfig(encoder=None)
-    judge: JudgeConfig = JudgeConfig()
-    benchmarks: BenchmarksConfig = BenchmarksConfig()
+    bertscore: BertScoreConfig = Field(default_factory=lambda: BertScoreConfig(encoder=None))
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    benchmarks: BenchmarksConfig = Field(default_factory=BenchmarksConfig)
 
     @model_validator(mode="after")
     def _decoding(self) -> EvalConfig:
