@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from distill import run, table
+from distill import run
 from distill.base import locations
 from distill.base.errors import UserError
 from distill.base.registry import LOSSES, SAMPLERS
@@ -22,8 +22,9 @@ from distill.config.model import WeightsConfig
 from distill.losses import build
 from distill.models import create
 from distill.pipeline.plan import Plan
+from distill.pipeline.request import requested
+from distill.pipeline.rows import run_label
 from distill.results import experiment
-from distill.run import _label
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -198,10 +199,10 @@ def test_the_options_of_the_folder_compose(own):
 
 
 def test_a_table_of_the_folder(own):
-    made, labels = table.prepare(["--config-dir", str(own), "own/table", "debug=smoke", "train_seeds=[1,2]"])
+    made, labels = requested(["--config-dir", str(own), "own/table", "debug=smoke", "train_seeds=[1,2]"])
     assert labels == ["Teacher", "SFT", "RKL", "Mine"] and len({row.run for row in made.rows["Mine"]}) == 2
     with pytest.raises(UserError, match="which table"):
-        table.prepare(["--config-dir", str(own)])
+        requested(["--config-dir", str(own)])
     assert "own/table" in experiment.names() and "akl/main" in experiment.names()
     found = experiment.load("own/table")
     assert load([*found.overrides, *found.rows["Mine"].overrides, "model=qwen", "debug=smoke"]).loss.name == "mine"
@@ -223,7 +224,7 @@ def test_the_page_on_ones_own_files(tmp_path, own):
     words = ["model=qwen", "loss=renyi", "sampler=careful", "data.template=chat", "plugins=[other]", "loss.order=0.7"]
     config = load([*words, "sampler.scrg.corrections=2"])
     assert config.data.template.without_input.endswith("Answer:") and config.model.teacher.id == "Qwen/Qwen2.5-1.5B"
-    assert _label(config) == "renyi(order=0.7) careful(scrg.corrections=2)"
+    assert run_label(config) == "renyi(order=0.7) careful(scrg.corrections=2)"
 
 
 def test_names_of_the_projects_own_are_refused(tmp_path, monkeypatch):
@@ -283,7 +284,7 @@ def test_nested_parameters(own):
     assert same.sampler.determining == plain.sampler.determining
     assert two.sampler.determining["scrg"] == {"corrections": 2}
     deep = load([*base, "sampler.scrg.when.start=0.25"])
-    assert _label(deep) == "fkl mine(scrg.when.start=0.25)" and _label(plain) == "fkl mine"
+    assert run_label(deep) == "fkl mine(scrg.when.start=0.25)" and run_label(plain) == "fkl mine"
     assert Plan(same).student.key == Plan(plain).student.key != Plan(two).student.key != Plan(deep).student.key
     made = SAMPLERS.build("mine", **deep.sampler.parameters)
     assert made.scrg.when.start == 0.25 and made.scrg.when.stop == 1.0 and made.scrg.corrections == 0

@@ -65,8 +65,8 @@ def test_every_module_yaml_and_csv_is_in_the_wheel(wheel):
 def test_the_users_line_from_another_folder(installed, tmp_path):
     done = python(installed, tmp_path, "-m", "distill.run", *"loss=akl model=gpt2 -m seed=10,20 debug=smoke".split())
     assert done.returncode == 0, done.stderr[-2000:]
-    manifest = (tmp_path / ".smoke/results/gpt2/runs/runs.manifest.json").read_text()
-    assert '"commit": "distill 0.' in manifest  # and not the commit of the repository around it
+    (described,) = (tmp_path / ".smoke/results/gpt2/runs").glob("*/run.json")
+    assert '"commit": "distill 0.' in described.read_text()  # and not the commit of the repository around it
 
 
 def test_tables_numbers_and_lists_from_another_folder(installed, tmp_path):
