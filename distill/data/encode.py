@@ -25,8 +25,8 @@ ROLLOUT = "rollout"  # tensor [n, k]: what a policy gradient reads of each token
 SPANS = "spans"  # pairs (start, stop) of positions in the response: tokens that belong together
 
 # The value of an extra in a row that lacks it, if other rows of the batch have it. For an extra per token: the k
-# numbers of each token. Those of a rollout are log m, w and A as `distill.losses.minillm` reads them; with these three values
-# the loss is the reverse KL, as on text that was not sampled in a rollout.
+# numbers of each token. Those of a rollout are log m, w and A as `distill.losses.minillm` reads them; with these three
+# values the loss is the reverse KL, as on text that was not sampled in a rollout.
 DEFAULTS: dict[str, Any] = {LATE: False, STUDENT_TEXT: False, SPANS: (), ROLLOUT: (0.0, 1.0, 0.0)}
 
 
@@ -59,7 +59,8 @@ class Encoded:
                 )
 
 
-# A row without a target. With several processes it fills up the last, smaller batch, where accelerate would repeat rows.
+# A row without a target. With several processes it fills up the last, smaller batch of an epoch: otherwise accelerate
+# would repeat rows.
 FILLER = Encoded("filler", [0, 0], [])
 
 

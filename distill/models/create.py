@@ -20,7 +20,7 @@ POSITIONS = 1024  # maximum sequence length of random models
 
 
 def random_model(architecture: str, weights: WeightsConfig, tokenizer: Any, seed: int) -> Any:
-    """A causal language model with random weights and no dropout.
+    """A causal language model with random weights.
 
     Args:
         architecture: a model type of transformers.
