@@ -1,1 +1,1 @@
-"""What every part stands on: errors, the console, processes, files, registries, provenance."""
+"""What all other packages use: errors, the console, processes, files, registries, provenance."""

@@ -1,4 +1,4 @@
-"""What a person watching sees: plain lines, progress bars, tables."""
+"""Output to the terminal: plain lines, progress bars, tables."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def _console() -> Console:
 
 
 def __getattr__(name: str) -> Any:
-    """`console` is made when it is first asked for: most commands that only check something print no table."""
+    """The module attribute `console`, created at its first use: importing rich takes time, and few commands need it."""
     if name == "console":
         return _console()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def say(text: str) -> None:
-    """Print one line, above any progress bar."""
+    """Print one line above any progress bar, in the main process only."""
     from tqdm import tqdm
 
     if is_main_process():
@@ -38,7 +38,13 @@ def say(text: str) -> None:
 
 
 def bar(total: int, description: str, unit: str) -> Any:
-    """A progress bar with speed and time left; in a log file it prints a line now and then."""
+    """A tqdm progress bar of the main process; when stderr is a file, it is updated only every 20 seconds.
+
+    Args:
+        total: number of steps.
+        description: text before the bar.
+        unit: name of one step, for the speed.
+    """
     from tqdm import tqdm
 
     return tqdm(

@@ -1,4 +1,4 @@
-"""The one error a user can mend, and how a command ends on it."""
+"""The error for problems that the user can fix, and how a command exits with it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from distill.base.processes import abandon, leave_processes, world_size
 
 
 class UserError(Exception):
-    """Something the user can mend: bad configuration, bad data, an unreachable hub.
+    """A problem that the user can fix: bad configuration, bad data, an unreachable hub.
 
-    Carries one message a problem. Each says what was found, what is allowed and the way out. A command that ends on
-    it prints them without a traceback and exits with code 2.
+    It carries one message per problem. Each message says what was found, what is allowed and what to do. A command
+    that ends with this error prints the messages without a traceback and exits with code 2.
 
     Attributes:
-        problems: the messages.
-        shared: whether all processes of a distributed run raise it together, so that they can go on together.
+        problems: the messages, one per problem.
+        shared: whether all processes of a distributed run raise it together. If so, they can all continue with the
+            next job.
     """
 
     def __init__(self, problems: str | Sequence[str], shared: bool = False):
@@ -26,12 +27,12 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
-# What went wrong in jobs of a sweep that went on; the command's exit code tells.
+# Errors of single jobs after which a sweep continued; if there are any, the command exits with code 2.
 FAILED: list[UserError] = []
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """`; did you mean a or b?` for the names in `options` most like `word`, or nothing."""
+    """`; did you mean a or b?` with the names in `options` that resemble `word`, or an empty string."""
     similar = difflib.get_close_matches(word, list(dict.fromkeys(options)), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
@@ -43,10 +44,10 @@ def report(error: UserError) -> None:
 
 
 def report_and_go_on(error: UserError) -> None:
-    """Print the problems of one job or row, after which others are tried.
+    """Print the problems of one job or row, so that the caller can continue with the next one.
 
-    A process of a distributed run that failed alone ends instead: the others wait for it in a collective, and the
-    launcher ends them.
+    If only this process of a distributed run failed, it exits instead: the other processes wait for it in a
+    collective, and its exit makes the launcher end them.
     """
     report(error)
     if world_size() > 1 and not error.shared:
@@ -54,15 +55,18 @@ def report_and_go_on(error: UserError) -> None:
 
 
 def command(main: Callable[[list[str]], int]) -> int:
-    """Run `main` on the command line's words; a UserError becomes its messages and exit code 2."""
+    """The exit code of `main`, called with the command-line arguments.
+
+    A UserError is printed as its messages and gives 2; an interrupt from the keyboard gives 130.
+    """
     try:
         code = main(sys.argv[1:])
-        if code == 0:  # after a failure of one process alone the others would be waited for
+        if code == 0:  # leaving waits for the other processes, so a process that failed alone must not do it
             leave_processes()
         return code
     except UserError as error:
         report(error)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is finished", file=sys.stderr)
+        print("stopped; run the same command again to continue from what is finished", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Files that several processes read and write: whole or not at all, under locks, named relative to the project."""
+"""Files that several processes read and write: atomic writes, locks, and paths relative to the project."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from filelock import FileLock
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see the old content or the new, never a part.
+    """Write a file so that readers see the old content or the new, never a part of it.
 
-    The temporary file's name is unique, so that two processes that write the same file do not meet in it.
+    The temporary file has a unique name, so that two processes that write the same file do not share it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
@@ -24,14 +24,18 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def lock_beside(path: Path) -> FileLock:
-    """A lock for a file or folder (a hidden file beside it that is not in git), held against other processes."""
+    """A lock between processes for a file or folder: a hidden file beside it, which git ignores."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def relative_to(value: str, root: Path) -> str:
-    """A path as shared files may name it: relative to `root` where it lies below it, else its last part alone."""
-    place = Path(value).expanduser()
-    if not place.is_absolute():
+    """The form of a path for files that are shared, without folders of this machine.
+
+    A relative path is returned as it is, an absolute path below `root` relative to `root`, and of any other path only
+    the last part.
+    """
+    path = Path(value).expanduser()
+    if not path.is_absolute():
         return value
-    return str(place.relative_to(root)) if place.is_relative_to(root) else place.name
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name

@@ -18,10 +18,10 @@ WITHOUT = (
 
 @lru_cache
 def prepare() -> None:
-    """Go offline at once where the hub cannot be reached, in place of minutes of retries for every file.
+    """Set `HF_HUB_OFFLINE` if the hub cannot be reached, which saves minutes of retries for every file.
 
-    Called before huggingface_hub is first imported, which reads its environment then. Behind a proxy the library's own
-    attempt decides.
+    Must be called before huggingface_hub is first imported, because that reads the variable at import. Behind a proxy
+    nothing is tested or set: a direct connection would say nothing about the one through the proxy.
     """
     endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
@@ -30,12 +30,21 @@ def prepare() -> None:
     try:
         socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=5).close()
     except OSError:
-        say(f"{endpoint.hostname} cannot be reached; taking what the hub's cache holds")
+        say(f"{endpoint.hostname} cannot be reached; only files in the hub's local cache are used")
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def problems(repo: str, file: str | None, kind: str, error: Exception) -> list[str]:
-    """What the hub did not give and what to run first, and (a line that is the same each time) what works without."""
+    """Two messages for a failed download: what is missing and the command that fetches it, then offline alternatives.
+
+    The second message is constant, so that several problems show it once.
+
+    Args:
+        repo: id of the hub repository.
+        file: the file in it; None for the whole repository.
+        kind: `model` or `dataset`.
+        error: what the download raised.
+    """
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     reason = "the hub is out of reach and its cache lacks it" if offline else f"the hub did not give it ({first[:200]})"
@@ -44,7 +53,14 @@ def problems(repo: str, file: str | None, kind: str, error: Exception) -> list[s
 
 
 def resolved(repo: str, file: str, revision: str, kind: str) -> str:
-    """The commit that a revision of a hub repository stands for in the cache, `unknown` where it is not there."""
+    """The commit that a revision of a hub repository stands for in the local cache, or `unknown` if it is not cached.
+
+    Args:
+        repo: id of the hub repository.
+        file: a file of it that was loaded, by which the cached revision is found.
+        revision: branch, tag or commit.
+        kind: `model` or `dataset`.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repo, file, revision=revision, repo_type=kind)

@@ -1,4 +1,4 @@
-"""The most memory that a process has held (on a GPU its allocations, else its resident set); keeping freed blocks."""
+"""Peak memory of this process (GPU allocations, else the resident set), and malloc settings that reuse memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from functools import cache
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-KEPT_BYTES, LARGEST_KEPT = 2**26, 2**25  # what malloc may hold back, and the largest piece that it can
+RETAINED_BYTES = 2**26  # freed memory that malloc may keep in place of returning it to the system
+LARGEST_RETAINED_BLOCK = 2**25  # larger blocks are always returned; glibc allows no larger value
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak() -> bool:
-    """Count anew from what is held now; False where the system cannot (it can on a GPU, and mostly on Linux)."""
+    """Start a new measurement of peak memory from what is allocated now; False if the system does not allow it.
+
+    A GPU always allows it, Linux mostly.
+    """
     import torch
 
     gc.collect()
-    give_back_freed_memory()  # else the peak would tell what the process did before
+    give_back_freed_memory()  # else the peak would include memory that was freed before
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return True
@@ -31,21 +35,21 @@ def reset_peak() -> bool:
 
 
 def peak_bytes() -> int | None:
-    """Since the start or the last reset; None where the system does not tell."""
+    """Peak memory in bytes since the start or the last reset; None if the system does not report it."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     try:
-        # Not getrusage's, which a process inherits from the one that started it
-        found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())
+        # Not getrusage's value, which a process inherits from its parent
+        peak = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(peak[1]) * 1024 if peak else None
 
 
 def give_back_freed_memory() -> None:
-    """Hand the system the blocks that glibc's malloc holds back."""
+    """Return the free blocks that glibc's malloc keeps to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -53,12 +57,12 @@ def give_back_freed_memory() -> None:
 
 @cache
 def keep_freed_memory() -> None:
-    """Let glibc's malloc hold back the blocks that a pass frees, up to `KEPT_BYTES`, for the next pass.
+    """Let glibc's malloc keep the blocks that one pass frees, up to `RETAINED_BYTES`, for the next pass.
 
-    By default it hands them to the system, and the page faults of getting them anew cost several times what the passes
-    themselves do. Other allocators have their own ways.
+    By default it returns them to the system, and the page faults of allocating them again cost several times as much
+    as the passes themselves. Other allocators are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, LARGEST_RETAINED_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, RETAINED_BYTES)

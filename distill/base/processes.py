@@ -1,6 +1,6 @@
-"""The processes of a distributed run (torchrun, accelerate launch), by accelerate's PartialState.
+"""The processes of a distributed run (torchrun, accelerate launch), through accelerate's PartialState.
 
-A run of one process never imports accelerate for them.
+In a run of one process nothing here imports accelerate.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-PATIENCE = timedelta(days=2)  # of the processes that wait while the first one makes an artifact alone
+PATIENCE = timedelta(days=2)  # timeout of collectives: all processes wait while the main process makes an artifact
 
 
 def rank() -> int:
-    """This process's number in a distributed run; 0 otherwise."""
+    """This process's rank in a distributed run; 0 otherwise."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -35,13 +35,13 @@ def is_main_process() -> bool:
 
 
 def name_command() -> str:
-    """A name for this command, its start and something unique, that all processes of a launcher on a machine share.
+    """A name for this command: its start time and a unique part, the same in all processes of a launcher on a machine.
 
-    It stands in the environment as `DISTILL_COMMAND`, for the config's log folders and for processes started from here.
+    It is also set in the environment as `DISTILL_COMMAND`, for the config's log folders and for child processes.
     """
     if world_size() == 1:
         started, unique = time.time(), secrets.token_hex(3)
-    else:  # the launcher is the one thing that torchrun's processes have in common before they talk to each other
+    else:  # before torchrun's processes can communicate, all that they have in common is their launcher
         import psutil
 
         launcher = psutil.Process(os.getppid())
@@ -54,7 +54,7 @@ def name_command() -> str:
 
 @cache
 def _state() -> Any:
-    """Join the other processes, before Trainer does with a shorter timeout."""
+    """Create the process group with `PATIENCE` as timeout, before Trainer would create it with a shorter one."""
     import torch
     from accelerate import PartialState
 
@@ -62,13 +62,13 @@ def _state() -> Any:
 
 
 def wait_for_everyone() -> None:
-    """Return when every process has come here."""
+    """Return when every process has called this."""
     if world_size() > 1:
         _state().wait_for_everyone()
 
 
 def from_main_process(value: Any) -> Any:
-    """The main process's value, in every process; all must call it. The value must be picklable."""
+    """The main process's value, in every process. All processes must call it; the value must be picklable."""
     if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -80,7 +80,7 @@ def from_main_process(value: Any) -> Any:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Every process's value, in the order of the processes; all must call it. The values must be picklable."""
+    """The values of all processes, by rank. All processes must call it; the values must be picklable."""
     if world_size() == 1:
         return [value]
     import torch
@@ -92,15 +92,15 @@ def gathered(value: Any) -> list[Any]:
 
 
 def share(items: Sequence[Any]) -> Sequence[Any]:
-    """This process's part of the items."""
+    """This process's part of the items: every `world_size`-th, starting at its rank."""
     return items[rank() :: world_size()]
 
 
 def leave_processes() -> None:
-    """Leave the other processes, as the last thing that a process does when all went well.
+    """Destroy the process group, if there is one; the last call of a process that succeeded.
 
-    Threads of the group that outlive the interpreter now and then abort a process that has done all its work (PyTorch
-    issue 190489). Leaving waits for the others, so a process that failed alone must not.
+    Without it, threads of the group can outlive the interpreter and abort a process that has finished its work
+    (PyTorch issue 190489). The call waits for the other processes, so a process that failed alone must not make it.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -108,9 +108,9 @@ def leave_processes() -> None:
 
 
 def abandon(code: int) -> None:
-    """End this process at once, so that the launcher ends the others, which may wait for it in a collective.
+    """Exit with `code` at once, so that the launcher ends the other processes, which may wait in a collective.
 
-    Only for a process of several that failed alone.
+    Only for a process of a distributed run that failed alone.
     """
     sys.stdout.flush()
     sys.stderr.flush()

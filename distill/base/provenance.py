@@ -17,9 +17,10 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy"
 
 @lru_cache
 def commit() -> str:
-    """The commit that runs, with `+dirty` if files that no run writes differ from it; outside git `distill VERSION`.
+    """The commit of the code that runs, or `distill VERSION` outside a git checkout.
 
-    Read once a process, at its first use, so that what a run itself writes does not count.
+    `+dirty` is added if files differ from the commit, other than those that runs write. The result is read once per
+    process, at the first call, so that files that the run itself writes later do not count.
     """
 
     def git(*words: str) -> str:

@@ -1,7 +1,8 @@
 """Named classes of one kind whose dataclass fields are their parameters: losses, samplers.
 
 A parameter may be a group of parameters: a field whose default is an instance of another (frozen) dataclass. Its value
-in a config is then a mapping.
+in a config is then a mapping. A switch is a parameter that chooses between this project's behaviour (its default) and
+that of published code.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-SWITCH = {"switch": True}  # metadata of a parameter that chooses between ours, its default, and published code
+SWITCH = {"switch": True}  # metadata of the dataclass field of a switch
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 
 class Registry(Generic[T]):
-    """The classes of a package by name; its modules are imported when a name is first asked for.
+    """The registered classes of a package by name. Its modules are imported when a name is first looked up.
 
-    Args:
-        kind: what a message calls one of them.
-        package: where they are defined.
-        others: names that stand for something that is no class here.
+    Attributes:
+        kind: what error messages call such a class, for example `loss`.
+        package: the package whose modules define them.
+        others: names that are valid in a config but have no class, such as the loss `sft`; they cannot be registered.
     """
 
     def __init__(self, kind: str, package: str, others: Sequence[str] = ()):
@@ -44,11 +45,14 @@ class Registry(Generic[T]):
 
         def add(cls: C) -> C:
             if not f"{cls.__module__}.".startswith(f"{self.package}."):
-                self._load_all()  # the package's own names are taken, whoever comes first
-            there = self._classes.get(name)
-            same = there is not None and (there.__module__, there.__qualname__) == (cls.__module__, cls.__qualname__)
-            if name in self.others or (there is not None and not same):  # a module that is imported again is the same
-                where = f" by {there.__module__}" if there is not None else ""
+                self._load_all()  # so that a plugin cannot take a name of the package by being imported first
+            existing = self._classes.get(name)
+            same = existing is not None and (existing.__module__, existing.__qualname__) == (
+                cls.__module__,
+                cls.__qualname__,
+            )
+            if name in self.others or (existing is not None and not same):  # importing a module again is no collision
+                where = f" by {existing.__module__}" if existing is not None else ""
                 raise ValueError(f"the {self.kind} name {name} is taken{where}; register another")
             self._classes[name] = cls
             return cls
@@ -56,16 +60,16 @@ class Registry(Generic[T]):
         return add
 
     def snapshot(self) -> dict[str, type[T]]:
-        """The classes registered so far."""
+        """A copy of the classes registered so far, by name."""
         return dict(self._classes)
 
     def restore(self, classes: dict[str, type[T]]) -> None:
-        """Forget the classes that a plugin registered before it failed: those of neither `classes` nor the package."""
-        own = {k: c for k, c in self._classes.items() if f"{c.__module__}.".startswith(f"{self.package}.")}
-        self._classes = {**classes, **own}
+        """Remove what a failed plugin registered: all classes that are neither in `classes` nor in the package."""
+        of_package = {k: c for k, c in self._classes.items() if f"{c.__module__}.".startswith(f"{self.package}.")}
+        self._classes = {**classes, **of_package}
 
     def _load(self, name: str) -> None:
-        """Import the module of the package that registers `name`, if its text says so."""
+        """Import only the module that registers `name`, found by searching the modules' text."""
         if self._loaded or name in self._classes:
             return
         package = importlib.import_module(self.package)
@@ -97,8 +101,8 @@ class Registry(Generic[T]):
         if name not in known:
             close = difflib.get_close_matches(name, known, n=2)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            there = ", ".join([*self.others, *sorted(known)])
-            raise ValueError(f"no {self.kind} is named {name}{hint} (there are {there})")
+            available = ", ".join([*self.others, *sorted(known)])
+            raise ValueError(f"no {self.kind} is named {name}{hint} (there are {available})")
         return known[name]
 
     def line(self, name: str) -> str:
@@ -110,7 +114,7 @@ class Registry(Generic[T]):
         return (inspect.getdoc(self.find(name)) or "").splitlines()[0]
 
     def switches(self, name: str) -> dict[str, Any]:
-        """The defaults of a class's switches.
+        """The names of a class's switches, each with its default.
 
         Raises:
             ValueError: there is no such name.
@@ -134,36 +138,37 @@ class Registry(Generic[T]):
         return _flat(self.defaults(name))
 
     def chosen(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the parameters that tell an instance apart: a switch counts where it is on, and of a group of
-        parameters what is not at its default.
+        """The parameters that distinguish an instance, for names and hashes.
+
+        A switch is left out if it is at its default, and so is what is at its default in a group of parameters.
 
         Raises:
             ValueError: there is no such name.
         """
-        off, usual = self.switches(name), self.defaults(name)
-        found = {}
+        switches, defaults = self.switches(name), self.defaults(name)
+        distinguishing = {}
         for key, value in params.items():
-            if isinstance(usual.get(key), dict):
-                value = _differing(usual[key], value)
+            if isinstance(defaults.get(key), dict):
+                value = _differing(defaults[key], value)
                 if value:
-                    found[key] = value
-            elif key not in off or value != off[key]:
-                found[key] = value
-        return found
+                    distinguishing[key] = value
+            elif key not in switches or value != switches[key]:
+                distinguishing[key] = value
+        return distinguishing
 
     def build(self, name: str, **params: Any) -> T:
-        """One of the class `name` with its parameters.
+        """An instance of the class `name` with these parameters.
 
         Raises:
-            ValueError: unknown name, unknown parameter, or a value of a wrong type or out of range; says what is
-                allowed.
+            ValueError: unknown name, unknown parameter, or a value of a wrong type or out of range; the message says
+                what is allowed.
         """
-        made: T = _build(self.find(name), name, "", params)
-        return made
+        instance: T = _build(self.find(name), name, "", params)
+        return instance
 
 
 def parameters(cls: type) -> list[dataclasses.Field[Any]]:
-    """The fields of a dataclass that its maker gives."""
+    """The fields of a dataclass that are arguments of its constructor."""
     return [f for f in dataclasses.fields(cls) if f.init]
 
 
@@ -181,25 +186,25 @@ def _plain(cls: type) -> dict[str, Any]:
 
 
 def _flat(defaults: Mapping[str, Any]) -> list[str]:
-    found = []
+    names = []
     for key, value in defaults.items():
-        found += [key, *(f"{key}.{inner}" for inner in (_flat(value) if isinstance(value, dict) else []))]
-    return found
+        names += [key, *(f"{key}.{inner}" for inner in (_flat(value) if isinstance(value, dict) else []))]
+    return names
 
 
-def _differing(usual: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a group of parameters is not at its default."""
-    found = {}
-    for key, one in value.items():
-        one = _differing(usual[key], one) if isinstance(usual.get(key), dict) else one
-        same = tuple(one) == usual.get(key) if isinstance(one, list) else one == usual.get(key)
-        if not same and one != {}:
-            found[key] = one
-    return found
+def _differing(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a group that are not at their defaults."""
+    differing = {}
+    for key, value in values.items():
+        value = _differing(defaults[key], value) if isinstance(defaults.get(key), dict) else value
+        same = tuple(value) == defaults.get(key) if isinstance(value, list) else value == defaults.get(key)
+        if not same and value != {}:
+            differing[key] = value
+    return differing
 
 
 def _build(cls: type, name: str, prefix: str, params: Mapping[str, Any]) -> Any:
-    """An instance of a dataclass from a mapping. `name` and `prefix` are for messages: the class and its place."""
+    """An instance of a dataclass from a mapping. Messages use `name` for the class and put `prefix` before keys."""
     defaults = {f.name: _default(f) for f in parameters(cls)}
     values = {}
     for key, value in params.items():
@@ -221,7 +226,7 @@ def _build(cls: type, name: str, prefix: str, params: Mapping[str, Any]) -> Any:
 
 
 def _check(key: str, value: Any, default: Any) -> None:
-    """A parameter is of its default's kind: yes or no, a word, a list of numbers, or a number."""
+    """Raise ValueError unless a value is of its default's kind: a boolean, a string, a list of numbers, or a number."""
     if isinstance(default, (bool, str)):
         if type(value) is not type(default):
             raise ValueError(f"{key}={value!r} is not {'true or false' if isinstance(default, bool) else 'a word'}")

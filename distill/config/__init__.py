@@ -1,4 +1,4 @@
-"""Configuration: Hydra composes it, one schema checks it, the stages receive it typed."""
+"""Configuration: composed by Hydra, checked by one schema, given to the stages as typed objects."""
 
 from distill.base.locations import CONF
 from distill.config.compose import load, resolve

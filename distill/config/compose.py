@@ -1,4 +1,4 @@
-"""Hydra composition with all problems at once, each with the nearest right name."""
+"""Hydra composition that reports all problems at once, each with the valid names nearest to a wrong one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from distill.config.plugins import import_plugins
 from distill.config.schema import Config, Section
 from distill.config.smoke import apply_smoke
 
-NO_GROUP = {"template": "data.template"}  # folders of conf/ whose files are named by a key
+NO_GROUP = {"template": "data.template"}  # folders of conf/ that are no groups: a key names one of their files
 
 
 def jobs(overrides: list[str]) -> list[list[str]]:
@@ -34,7 +34,7 @@ def jobs(overrides: list[str]) -> list[list[str]]:
 
 
 def load(overrides: list[str]) -> Config:
-    """Compose one job from `overrides` and check it.
+    """The config of one job, composed from `overrides` and checked.
 
     Raises:
         UserError: with every problem found.
@@ -43,7 +43,7 @@ def load(overrides: list[str]) -> Config:
 
 
 def checked(overrides: list[str]) -> tuple[DictConfig, Config]:
-    """One job's merged config as Hydra composes it, and the same checked and typed.
+    """One job's merged config as Hydra composes it, and the same config checked and typed.
 
     Raises:
         UserError: with every problem found.
@@ -63,22 +63,26 @@ def checked(overrides: list[str]) -> tuple[DictConfig, Config]:
 
 
 def for_hydra(overrides: list[str]) -> list[str]:
-    """The overrides as Hydra wants them: `++` before keys that the schema knows and the YAML leaves out, and where the
-    folders of `--config-dir` are."""
+    """The overrides as Hydra needs them.
+
+    Keys that are in the schema but not in the YAML files get `++` before them, and an override for the folders of
+    `--config-dir` is added.
+    """
     return [*_check_keys(_parse(overrides, problems=[]), problems=[]), *search_path()]
 
 
 def search_path() -> list[str]:
-    """The override that tells Hydra of the folders of `--config-dir`, if there are any."""
-    places = [json.dumps(f"file://{folder}", ensure_ascii=False) for folder in config_dirs()]
-    return [f"hydra.searchpath=[{','.join(places)}]"] if places else []
+    """The override that makes Hydra search the folders of `--config-dir`; an empty list if there are none."""
+    urls = [json.dumps(f"file://{folder}", ensure_ascii=False) for folder in config_dirs()]
+    return [f"hydra.searchpath=[{','.join(urls)}]"] if urls else []
 
 
 def resolve(composed: DictConfig) -> Config:
-    """Check a composed config against the schema and give it typed, plugins imported, smoke replacements made.
+    """The typed config of a composed one, checked against the schema. Plugins are imported, `debug=smoke` is applied.
 
     Raises:
-        UserError: with every key that is unknown, of a wrong type or out of range, or every plugin that fails.
+        UserError: with every plugin that cannot be imported, or every key that is unknown, of a wrong type or out of
+            range.
     """
     try:
         raw = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -109,7 +113,7 @@ def _groups() -> list[str]:
 
 
 def _check_groups(parsed: list[Override], problems: list[str]) -> list[Override]:
-    """Drop choices of options that do not exist, naming those that do."""
+    """The overrides without choices of options that do not exist; those are added to `problems`."""
     valid, groups = [], _groups()
     for override in parsed:
         key, value = override.key_or_group, override.value()
@@ -131,15 +135,15 @@ def _check_groups(parsed: list[Override], problems: list[str]) -> list[Override]
 
 
 def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
-    """Drop values for keys that do not exist, naming the nearest that do.
+    """The overrides as text without those for keys that do not exist; those are added to `problems`.
 
-    A key that the schema has and the composed config leaves out (it is at its default) is added.
+    A key that is in the schema but not in the composed config (it is at its default) gets `++` before it.
     """
     groups = [*_groups(), "hydra"]
     choices = [o.input_line or "" for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
     try:
         base = composer.merged(choices)
-    except (HydraException, OmegaConfBaseException):  # composing the whole will say why
+    except (HydraException, OmegaConfBaseException):  # composing the whole config will fail and report why
         return [override.input_line or "" for override in parsed]
     composed = dict.fromkeys(_keys(base))
     lines = []
@@ -161,7 +165,7 @@ def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
 
 
 def _registered_keys(key: str, base: dict[str, Any], parsed: list[Override]) -> list[str]:
-    """For a key of `loss` or `sampler` all keys that the chosen class has, those of nested parameters too."""
+    """For a key of `loss` or `sampler`: all keys that the chosen class has, those of nested parameters included."""
     registry = {"loss": LOSSES, "sampler": SAMPLERS}.get(section := key.split(".")[0])
     if registry is None:
         return []
@@ -169,7 +173,7 @@ def _registered_keys(key: str, base: dict[str, Any], parsed: list[Override]) -> 
     try:
         import_plugins(plugins[-1] if plugins else base.get("plugins"))
         return [f"{section}.{parameter}" for parameter in registry.keys(base[section]["name"])]
-    except (UserError, ValueError, KeyError, TypeError):  # named when the whole config is checked
+    except (UserError, ValueError, KeyError, TypeError):  # reported when the whole config is checked
         return []
 
 
@@ -177,8 +181,8 @@ def _section(annotation: Any) -> Any:
     """The section class inside an annotation (`X | None`, `dict[str, X]`), or None."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    found = [_section(a) for a in get_args(annotation)]
-    return next((f for f in found if f is not None), None)
+    sections = [_section(a) for a in get_args(annotation)]
+    return next((s for s in sections if s is not None), None)
 
 
 def _in_schema(key: str) -> bool:
@@ -189,19 +193,19 @@ def _in_schema(key: str) -> bool:
         if field is None:
             return False
         if get_origin(field.annotation) is dict and parts:
-            parts.pop(0)  # any name
+            parts.pop(0)  # the user's own key of the mapping
         section = _section(field.annotation)
     return True
 
 
 def _schema_keys(section: type[Section], prefix: str = "") -> list[str]:
-    found = []
+    keys = []
     for name, field in section.model_fields.items():
         inner = _section(field.annotation)
-        found.append(f"{prefix}{name}")
+        keys.append(f"{prefix}{name}")
         if inner is not None and get_origin(field.annotation) is not dict:
-            found += _schema_keys(inner, f"{prefix}{name}.")
-    return found
+            keys += _schema_keys(inner, f"{prefix}{name}.")
+    return keys
 
 
 def _compose(overrides: list[str], problems: list[str]) -> DictConfig | None:
@@ -218,14 +222,14 @@ def _compose(overrides: list[str], problems: list[str]) -> DictConfig | None:
 def _keys(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, dict):
         return []
-    found = []
+    keys = []
     for name, child in node.items():
-        found += [f"{prefix}{name}", *_keys(child, f"{prefix}{name}.")]
-    return found
+        keys += [f"{prefix}{name}", *_keys(child, f"{prefix}{name}.")]
+    return keys
 
 
 def _describe(error: Any) -> str:
-    """One line for one schema error: where, what was found, what is allowed."""
+    """A one-line message for a schema error: the key, what was found, what is allowed."""
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         section: Any = Config

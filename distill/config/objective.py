@@ -1,4 +1,4 @@
-"""The sections that say what is learned: `loss`, `sampler`, `method` and `preset`."""
+"""The sections of the student's objective: `loss`, `sampler`, `method` and `preset`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from distill.config.section import Natural, NotNegative, Positive, Section
 
 
 class RegisteredConfig(Section):
-    """A registered class by name; further keys are its own parameters."""
+    """A registered class by name; further keys are its own parameters.
+
+    Attributes:
+        registry: where the class is registered.
+        name: the class's name there.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
@@ -27,23 +32,23 @@ class RegisteredConfig(Section):
 
     @property
     def switches(self) -> dict[str, Any]:
-        """Those of them that choose between ours and published code, at ours."""
+        """The class's switches between this project's behaviour and that of published code, at their defaults."""
         return self.registry.switches(self.name)
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The parameters that tell it apart: a switch between ours and published code counts where it is on."""
+        """The parameters that distinguish this choice, for names and hashes; see `Registry.chosen`."""
         return self.registry.chosen(self.name, self.parameters)
 
 
 class LossOptimizerConfig(Section):
-    """How a divergence's own parameters, such as a small network's, are trained; null is as the student's.
+    """How a divergence's own parameters, such as those of a small network, are trained; null is as the student's.
 
     Attributes:
-        lr: the learning rate at the schedule's top; the schedule's shape and warm-up are the student's.
+        lr: the peak learning rate; the schedule's shape and warm-up are the student's.
         weight_decay: of AdamW, on weights (not on biases).
-        max_grad_norm: the limit that the norm of their gradients is clipped to, apart from the student's. With null
-            they are clipped together with the student's, by one norm.
+        max_grad_norm: the limit that the norm of their gradients is clipped to, separately from the student's. With
+            null they are clipped together with the student's, by one norm.
     """
 
     lr: Positive | None = None
@@ -57,7 +62,12 @@ AS_STUDENT = LossOptimizerConfig()
 class LossConfig(RegisteredConfig):
     """Objective `w_ce * CE + w_kd * divergence`; further keys are the divergence's own parameters.
 
-    `w_lm` weighs the cross-entropy of `data.pretrain`, where that is given.
+    Attributes:
+        w_ce: weight of the cross-entropy on the data set's responses.
+        w_kd: weight of the divergence.
+        temperature: divides the logits of teacher and student in the divergence.
+        w_lm: weight of the cross-entropy on `data.pretrain`, if that is given.
+        optimizer: how the divergence's own parameters are trained.
     """
 
     registry = LOSSES
@@ -70,7 +80,7 @@ class LossConfig(RegisteredConfig):
 
     @property
     def switches(self) -> dict[str, Any]:
-        """See the base class. `sft` is no class and has none."""
+        """See the base class. The loss `sft` has no class and no switches."""
         return {} if self.name == "sft" else super().switches
 
     @property
@@ -80,16 +90,18 @@ class LossConfig(RegisteredConfig):
 
     @property
     def determining(self) -> dict[str, Any]:
-        """All that a result depends on."""
+        """All values that a result depends on, for hashing."""
         return {**neutral.determining(self), **self.chosen}
 
     @model_validator(mode="after")
     def _known(self) -> LossConfig:
         if self.w_ce == 0 and self.w_kd == 0:
-            raise ValueError("w_ce and w_kd are both 0; at least one must be larger")
+            raise ValueError("w_ce and w_kd are both 0; at least one must be positive")
         if self.name == "sft":
             if self.w_kd or self.parameters or self.optimizer != AS_STUDENT:
-                raise ValueError("sft has no divergence: w_kd must be 0 and nothing but w_ce is set")
+                raise ValueError(
+                    "sft has no divergence: w_kd must be 0, and parameters of a divergence must not be set"
+                )
             return self
         LOSSES.build(self.name, **self.parameters)
         if self.optimizer == AS_STUDENT:
@@ -116,7 +128,7 @@ class SamplerConfig(RegisteredConfig):
 
     @property
     def determining(self) -> Any:
-        """All that a result depends on."""
+        """All values that a result depends on, for hashing."""
         idle = SAMPLERS.build(self.name, **self.parameters).idle()
         acting = {k: v for k, v in self.chosen.items() if k not in idle}
         return {"name": self.name, **acting} if acting else self.name
@@ -128,13 +140,33 @@ class SamplerConfig(RegisteredConfig):
 
 
 class MethodConfig(Section):
-    """A named bundle of loss and sampler."""
+    """A named bundle of loss and sampler.
+
+    Attributes:
+        name: the bundle's name; None if loss and sampler were chosen separately.
+    """
 
     name: str | None
 
 
 class PresetConfig(Section):
-    """Which of the published code's quirks are on; the files of losses and samplers read theirs from here."""
+    """Which quirks of published code are on; the YAML files of losses, samplers and `eval` read theirs from here.
+
+    Attributes:
+        name: `clean` switches all of them off, `reference` on.
+        akl_crossing: whether the class that crosses `mu` belongs to AKL's head or tail.
+        ab_lines: the alpha-beta divergence where alpha, beta or their sum is 0: exact limits, or as published.
+        alphanet_alphas: alpha of AlphaNet's two divergences.
+        alphanet_per: whether AlphaNet takes the larger of them per token or per batch.
+        fkl_entropy: whether the teacher's entropy is part of the value of forward KL.
+        jsd_teacher_weight: the teacher's weight in the Jensen-Shannon divergence.
+        no_repeat_ngram_size: length of n-grams that may not occur twice in the evaluation; 0 is off.
+        loss_mean: whether the loss is a mean over all tokens of the global batch, or a mean of micro-batch means.
+        student_labels: whether labels of text that the student writes in training are shifted, or one position late.
+        student_eos: whether EOS is kept in that text, or erased where it is also the pad token.
+        student_draw: whether `on_policy` and `mixed` train on text that was just written or on draws from a buffer.
+        adaptive_watched: the validation loss that `adaptive` watches: the objective, or cross-entropy.
+    """
 
     name: Literal["clean", "reference"]
     akl_crossing: Literal["head", "tail"]

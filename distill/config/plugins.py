@@ -15,15 +15,17 @@ PLACES = "a plugin is a module in the working directory, in the folder of --conf
 
 
 def import_plugins(names: Any) -> None:
-    """Import these modules, once a process. Anything but a list of words is left for the schema to refuse.
+    """Import these modules; a module that is already imported is not imported again.
+
+    If `names` is not a list of strings, nothing is done: the schema refuses it.
 
     Raises:
-        UserError: with every module that does not import, or that registers a name which is taken.
+        UserError: modules cannot be imported, or register a name that is taken; names them all.
     """
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return
-    # At the end, so that a user's file never stands before an installed module of its name
-    sys.path.extend(str(place) for place in (Path.cwd(), *config_dirs()) if str(place) not in sys.path)
+    # At the end, so that a user's file never hides an installed module of the same name
+    sys.path.extend(str(folder) for folder in (Path.cwd(), *config_dirs()) if str(folder) not in sys.path)
     problems = []
     for name in names:
         registered = [registry.snapshot() for registry in (LOSSES, SAMPLERS)]

@@ -16,14 +16,25 @@ from distill.config.train import TrainConfig
 
 
 class TrackerConfig(Section):
-    """Where training curves go beside the CSV."""
+    """Where training curves are written besides the CSV files.
+
+    Attributes:
+        name: `csv` writes nothing else, `wandb` also logs to Weights & Biases.
+        project: the project's name there.
+    """
 
     name: Literal["csv", "wandb"]
     project: str
 
 
 class PathsConfig(Section):
-    """Folders; everything a run writes lies under `store` and `results`."""
+    """Folders. Everything that a run writes is under `store` and `results`.
+
+    Attributes:
+        store: artifacts: weights, generations, logs.
+        results: tables and runs; small, kept in git.
+        shared: JSONL files for runs without the hub.
+    """
 
     store: str
     results: str
@@ -31,13 +42,33 @@ class PathsConfig(Section):
 
 
 class DebugConfig(Section):
-    """Switches for quick runs."""
+    """Switches for quick runs.
+
+    Attributes:
+        smoke: whether weights and data are replaced by tiny ones (`distill.config.smoke`).
+    """
 
     smoke: bool
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run. The attributes but the last two are config groups, see `conf/`.
+
+    Attributes:
+        data: sets of examples and the prompt template.
+        train: how each stage trains.
+        eval: what is generated and measured.
+        model: the teacher-student pair.
+        loss: the objective of the distilled student.
+        sampler: where its training responses come from.
+        method: the bundle of loss and sampler that was chosen, if any.
+        preset: which quirks of published code are on.
+        tracker: where training curves are written besides the CSV files.
+        paths: folders.
+        debug: switches for quick runs.
+        seed: generation seeds of the evaluation; a single one may be given as a number.
+        plugins: the user's modules that register losses and samplers.
+    """
 
     data: DataConfig
     train: TrainConfig
@@ -69,11 +100,14 @@ class Config(Section):
                 " divergence, or sampler=fixed"
             )
         if rewarded and sampler != "rollout":
-            raise ValueError(f"loss={loss.name} reads the rewards of a rollout, which sampler={sampler} does not bring")
+            raise ValueError(
+                f"loss={loss.name} reads the rewards of a rollout, which sampler={sampler} does not bring; choose"
+                " sampler=rollout"
+            )
         if self.sampler.kind.writes and not self.sampler.kind.reads_data and loss.w_ce:
             raise ValueError(
-                f"loss.w_ce={loss.w_ce}: cross-entropy counts on the data set's text, of which sampler={sampler} trains"
-                " on none; set it to 0"
+                f"loss.w_ce={loss.w_ce}: cross-entropy is computed on the data set's responses only, and"
+                f" sampler={sampler} trains on none of them; set it to 0"
             )
         batch, rollouts = self.train.student.global_batch_size, self.sampler.parameters.get("rollouts", 0)
         if rollouts % batch and not self.debug.smoke:
@@ -84,7 +118,8 @@ class Config(Section):
             )
         if rewarded and loss.temperature != 1:
             raise ValueError(
-                f"loss.temperature={loss.temperature}: {loss.name}'s ratios are those of plain samples, at 1"
+                f"loss.temperature={loss.temperature}: {loss.name}'s probability ratios are those of plain samples,"
+                " drawn at temperature 1; set it to 1"
             )
         return self
 

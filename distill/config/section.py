@@ -1,4 +1,4 @@
-"""What every config section is, and the types that sections share."""
+"""The base class of all config sections, and the field types that they share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-TrainSeed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
+TrainSeed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that numpy.random.seed accepts
 Overlong = Literal["drop", "cut", "cut_right"]
 
 

@@ -1,4 +1,4 @@
-"""What `debug=smoke` puts in place of weights and data, whatever the other groups say."""
+"""The replacements that `debug=smoke` makes in a config, whatever the other groups say."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ if TYPE_CHECKING:
 
 
 def apply_smoke(config: Config) -> Config:
-    """Random two-layer models of the pair's architecture on a few generated rows, three optimizer steps a stage.
+    """The config with small random models on a few generated rows, trained for three optimizer steps per stage.
 
-    Kept from the user's choices: architecture, tokenizer convention, LoRA, loss, sampler, preset, tracker, precision,
-    decoding and seeds. Replaced: weights, data sets, and every size that costs time.
+    The models have two layers and the pair's architecture. Kept from `config` are architecture, tokenizer convention,
+    LoRA, loss, sampler, preset, tracker, precision, decoding and seeds. Replaced are weights, data sets, and every
+    size that costs time.
     """
     from distill.config.data import DataConfig, GeneratorConfig, SplitConfig
     from distill.config.evaluation import WHEEL, BertScoreConfig
@@ -55,7 +56,7 @@ def apply_smoke(config: Config) -> Config:
     fewer = {k: v for k, v in sizes.items() if k in config.sampler.parameters}
     sampler = config.sampler.model_copy(update=fewer)
     small = {"max_new_tokens": 8, "batch_tokens": 16384, "sets": sets}
-    if config.eval.bertscore.encoder != WHEEL:  # any other may need the hub
+    if config.eval.bertscore.encoder != WHEEL:  # any other encoder may need the hub
         small["bertscore"] = BertScoreConfig(encoder=None)
     evaluation = config.eval.model_copy(update=small)
     replaced = {"data": data, "model": model, "train": train, "eval": evaluation, "sampler": sampler}

@@ -15,12 +15,12 @@ INSTRUCTION, INPUT = "{instruction}", "{input}"
 
 
 class TemplateConfig(Section):
-    """A prompt's text. `{instruction}` and `{input}` stand for an example's own; other braces are plain text.
+    """A prompt template. `{instruction}` and `{input}` are placeholders; other braces are plain text.
 
     Attributes:
-        name: its file's.
+        name: the name of its file.
         with_input: the prompt of an example that has an input text.
-        without_input: the prompt of one that has none.
+        without_input: the prompt of an example that has none.
     """
 
     name: str
@@ -29,11 +29,11 @@ class TemplateConfig(Section):
 
     @model_validator(mode="after")
     def _placeholders(self) -> TemplateConfig:
-        for field, text, wanted in (
+        for field, text, required in (
             ("with_input", self.with_input, {INSTRUCTION: 1, INPUT: 1}),
             ("without_input", self.without_input, {INSTRUCTION: 1, INPUT: 0}),
         ):
-            for placeholder, times in wanted.items():
+            for placeholder, times in required.items():
                 if (count := text.count(placeholder)) != times:
                     raise ValueError(
                         f"template {self.name}: {field} has {placeholder} {count} times, and it must have it"
@@ -43,19 +43,19 @@ class TemplateConfig(Section):
 
 
 def named(name: str) -> TemplateConfig:
-    """The template of a file `template/NAME.yaml`.
+    """The template in the file `template/NAME.yaml`.
 
     Raises:
-        ValueError: there is none of that name, or its file is no template.
+        ValueError: there is no such file, or it is not a template.
     """
     return TemplateConfig.model_validate(fields(name))
 
 
 def fields(name: str) -> dict[str, str]:
-    """The fields of the template of a file `template/NAME.yaml`, its placeholders unchecked.
+    """The fields of the template in the file `template/NAME.yaml`; its placeholders are not checked.
 
     Raises:
-        ValueError: there is none of that name, or its file has other fields than the two texts.
+        ValueError: there is no such file, or it has other fields than the two texts.
     """
     files = options("template")
     if name not in files:

@@ -12,9 +12,15 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 
 class StageTrainConfig(Section):
-    """Schedule of one training stage; `epochs: 0` leaves it out (student start only).
+    """How one stage trains: the teacher, the student's start, or the distilled student.
 
-    `schedule` and `warmup_steps` are those of `train` if not given.
+    Attributes:
+        lr: peak learning rate.
+        epochs: passes over the training set; 0 skips the stage (possible for the student's start only).
+        global_batch_size: rows per optimizer step, over all devices and accumulated micro-batches.
+        select: the validation score by which the best checkpoint is selected.
+        schedule: shape of the learning rate schedule; None is that of `train`.
+        warmup_steps: optimizer steps of warm-up; None is that of `train`.
     """
 
     lr: Positive
@@ -26,7 +32,28 @@ class StageTrainConfig(Section):
 
 
 class TrainConfig(Section):
-    """How models are trained."""
+    """How models are trained.
+
+    Attributes:
+        teacher: fine-tuning of the teacher.
+        start: fine-tuning of the student before distillation.
+        student: distillation of the student.
+        seed: training seed of the distilled student: data order, dropout, new adapters.
+        shared_seed: the same for what all students share: random base weights, teacher, student start.
+        precision: of the computation in training.
+        micro_batch_size: rows per forward and backward pass on a device.
+        weight_decay: of AdamW.
+        max_grad_norm: the limit that the gradients' norm is clipped to.
+        schedule: shape of the learning rate schedule.
+        warmup_steps: optimizer steps of warm-up.
+        max_length: maximum number of tokens of prompt and response; longer responses are cut.
+        max_prompt_length: maximum number of tokens of a prompt.
+        overlong_prompt: what is done with longer prompts (`drop`, `cut`, `cut_right`).
+        teacher_signal: `stored` reads the teacher's last hidden states, computed once for all data, from disk; `live`
+            runs the teacher on every batch.
+        save_steps: optimizer steps between checkpoints, besides the one after every epoch; None is none.
+        valid_rows: rows of the validation set that are generated for ROUGE-L after each epoch; None is all.
+    """
 
     teacher: StageTrainConfig
     start: StageTrainConfig

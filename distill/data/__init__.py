@@ -1,1 +1,1 @@
-"""Examples: where they come from, how a prompt is written, how both become token ids."""
+"""Examples: where they come from, how prompts are written, how prompts and responses become token ids."""

@@ -1,4 +1,4 @@
-"""From examples to token ids: prompt and response apart, EOS by position, one shift."""
+"""From examples to token ids: prompt and response encoded separately, EOS by position, labels shifted in one place."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from distill.config.template import TemplateConfig
 from distill.data.examples import Example
 from distill.data.templates import render
 
-IGNORE = -100  # target of a position that does not count; the field's convention
+IGNORE = -100  # target of a position that does not count, as in PyTorch's cross_entropy
 
 
 # Names of extras (`Encoded.extras`)
-LATE = "late_targets"  # bool: targets stand one position too far on, as published code has the student's own text
+LATE = "late_targets"  # bool: targets are not shifted, as published code has them for the student's own text
 STUDENT_TEXT = "student_text"  # bool: the student wrote the response, alone or with the teacher
 ROLLOUT = "rollout"  # tensor [n, k]: what a policy gradient reads of each token (`Divergence.rollout_data`)
-SPANS = "spans"  # pairs (first, behind last) of places in the response: tokens that belong together
+SPANS = "spans"  # pairs (start, stop) of positions in the response: tokens that belong together
 
-# What a row without an extra has in a batch where other rows have it. For one that is per token: the k numbers of each
-# token. Those of a rollout are log m, w and A as `distill.losses.minillm` reads them: it is then the reverse KL, as on
-# text that was not drawn.
+# The value of an extra in a row that lacks it, if other rows of the batch have it. For an extra per token: the k
+# numbers of each token. Those of a rollout are log m, w and A as `distill.losses.minillm` reads them; with these three
+# values the loss is the reverse KL, as on text that was not sampled in a rollout.
 DEFAULTS: dict[str, Any] = {LATE: False, STUDENT_TEXT: False, SPANS: (), ROLLOUT: (0.0, 1.0, 0.0)}
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row: the token ids of one example, and what else is known of it.
+    """A row: the token ids of one example, and further data about it.
 
     Attributes:
-        id: names the text, for a stored teacher.
+        id: the example's id; a stored teacher finds the text's hidden states by it.
         prompt: token ids.
         response: token ids, with EOS at the end unless the response was cut.
-        extras: further data by name. A tensor `[len(response), k]` is per response token; anything else is of the row
-            as a whole. Plain values and tensors only, so that a checkpoint holds them. Extras do not take part in `==`.
+        extras: further data by name. A tensor `[len(response), k]` is per response token; anything else belongs to the
+            row as a whole. Only plain values and tensors, so that a checkpoint can store them. `==` ignores extras.
 
     Raises:
         ValueError: an extra is a tensor that is not `[len(response), k]`.
@@ -59,31 +59,44 @@ class Encoded:
                 )
 
 
-# A row without a target. With several processes it fills the last, smaller batch, where accelerate would repeat rows.
+# A row without a target. With several processes it fills up the last, smaller batch of an epoch: otherwise accelerate
+# would repeat rows.
 FILLER = Encoded("filler", [0, 0], [])
 
 
 @dataclass
 class EncodedSet:
-    """Encoded examples and what became of the over-long ones."""
+    """Encoded examples, and what was done with the over-long ones.
+
+    Attributes:
+        rows: the encoded examples.
+        counts: how many prompts were dropped and prompts and responses cut, by a description such as `prompts cut`.
+    """
 
     rows: list[Encoded]
     counts: Counter[str] = field(default_factory=Counter)
 
     def said(self) -> str:
-        """`3 prompts dropped, 1 response cut`, or nothing."""
+        """The counts as text, such as `3 prompts dropped, 1 responses cut`; an empty string if there are none."""
         return ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()) if n)
 
 
 class Encoder:
-    """Turns examples into token ids for one tokenizer, template and set of limits."""
+    """Turns examples into token ids.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        template: the prompt template.
+        max_prompt_length: maximum number of tokens of a prompt.
+        overlong_prompt: what is done with longer prompts: `drop` the row, `cut` the input text, `cut_right` the tokens.
+    """
 
     def __init__(self, tokenizer: Any, template: TemplateConfig, max_prompt_length: int, overlong_prompt: str):
         self.tokenizer, self.template = tokenizer, template
         self.max_prompt_length, self.overlong_prompt = max_prompt_length, overlong_prompt
 
     def prompts(self, examples: Sequence[Example]) -> EncodedSet:
-        """Prompts alone, for generation."""
+        """Rows with prompts and empty responses, for generation."""
         result = EncodedSet([])
         for example in examples:
             prompt = self._prompt(example, result.counts)
@@ -92,10 +105,14 @@ class Encoder:
         return result
 
     def pairs(self, examples: Sequence[Example], max_length: int) -> EncodedSet:
-        """Prompts with their responses, for training; a response that does not fit is cut and gets no EOS.
+        """Rows with prompts and responses, for training. A response that does not fit is cut and has no EOS.
+
+        Args:
+            examples: the examples.
+            max_length: maximum number of tokens of prompt and response together.
 
         Raises:
-            UserError: nothing is left.
+            UserError: all prompts are too long.
         """
         result = EncodedSet([])
         for example in examples:
@@ -125,30 +142,30 @@ class Encoder:
         return ids[: self.max_prompt_length] if self.overlong_prompt == "cut_right" else self._cut(example)
 
     def _ids(self, instruction: str, text: str) -> list[int]:
-        """A prompt's ids, with the family's BOS; an EOS that a tokenizer adds of itself is taken off."""
+        """A prompt's ids with the tokenizer's BOS, if it has one; an EOS that the tokenizer appends is removed."""
         ids = list(self.tokenizer(render(self.template, instruction, text)).input_ids)
         eos = self.tokenizer.eos_token_id
         return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
 
     def _cut(self, example: Example) -> list[int]:
-        """The longest prompt that fits when the input text (or, without one, the instruction) is shortened."""
+        """The longest prompt that fits when the input text (the instruction, if there is no input) is shortened."""
         long = example.input or example.instruction
         low, high = 0, len(long)
-        while low < high:  # the largest number of characters that fits
+        while low < high:  # bisection for the largest number of characters that fits
             middle = (low + high + 1) // 2
             if len(self._shortened(example, long[:middle])) <= self.max_prompt_length:
                 low = middle
             else:
                 high = middle - 1
         ids = self._shortened(example, long[:low])
-        return ids[-self.max_prompt_length :]  # an instruction that is too long beside its input
+        return ids[-self.max_prompt_length :]  # the instruction alone may be too long, even with an empty input
 
     def _shortened(self, example: Example, text: str) -> list[int]:
         return self._ids(example.instruction, text) if example.input else self._ids(text, "")
 
 
 def fitted(prompt: Sequence[int], response: Sequence[int], max_length: int) -> tuple[list[int], bool]:
-    """A response cut to what `max_length` leaves it behind its prompt, and whether it was cut."""
+    """The response cut so that prompt and response have at most `max_length` tokens, and whether it was cut."""
     room = max_length - len(prompt)
     return list(response[:room]), len(response) > room
 
@@ -168,7 +185,11 @@ def shift(prompt: Sequence[int], response: Sequence[int], late: bool = False) ->
 
 
 class Collator:
-    """Right-pads rows to the batch's longest; attention follows lengths, never the pad id."""
+    """Makes batches of rows, right-padded to the longest. The attention mask follows lengths, never the pad id.
+
+    Attributes:
+        pad_id: the token id of padding.
+    """
 
     def __init__(self, pad_id: int):
         self.pad_id = pad_id
@@ -176,12 +197,12 @@ class Collator:
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, Any]:
         """A batch of `input_ids`, `attention_mask` and `labels` `[B, T]`, `example_ids` and `extras`.
 
-        `extras` has every extra that one of the rows has: a list with one entry a row, or for one per token a tensor
-        `[N, k]` over the response tokens of all rows, row by row, as `labels != IGNORE` selects them. Rows without it
-        get its default (`DEFAULTS`).
+        `extras` has every extra that at least one of the rows has. An extra of rows is a list with one entry per row.
+        An extra per token is a tensor `[N, k]` over the response tokens of all rows, in the order in which
+        `labels != IGNORE` selects them. Rows that lack the extra get its default (`DEFAULTS`).
 
         Raises:
-            ValueError: rows lack an extra that has no default, or have different kinds of it.
+            ValueError: a row lacks an extra that has no default, or an extra is per token in some rows only.
         """
         pairs = [shift(row.prompt, row.response, row.extras.get(LATE, False)) for row in rows]
         longest = max(len(ids) for ids, _ in pairs)
@@ -202,7 +223,7 @@ class Collator:
 
 
 def _batched(name: str, rows: Sequence[Encoded]) -> Tensor | list[Any]:
-    """One extra of a batch; see `Collator`."""
+    """The values of one extra for a batch; see `Collator`."""
     per_token = next(isinstance(row.extras[name], Tensor) for row in rows if name in row.extras)
     values: list[Any] = []
     for row in rows:

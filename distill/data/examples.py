@@ -1,4 +1,4 @@
-"""The example record, and reading it from JSONL or raw task files with errors that name file and line."""
+"""The example record, and readers of JSONL and raw task files whose errors name file and line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from distill.base.console import say
 from distill.base.errors import UserError
 
 Row = tuple[str, str, Sequence[str], str]  # instruction, input, references, topic
-TEST_TASKS = "splits/default/test_tasks.txt"  # of Super-NaturalInstructions' collection
-INSTANCES = 100  # of a task, as its own evaluation takes them
+TEST_TASKS = "splits/default/test_tasks.txt"  # in the repository of Super-NaturalInstructions
+INSTANCES = 100  # of each task, the number that Super-NaturalInstructions' own evaluation uses
 ALLOWED = "a line is {'instruction': str, 'output': str or list of str, 'input': str (optional)}"
 
 
@@ -23,7 +23,13 @@ ALLOWED = "a line is {'instruction': str, 'output': str or list of str, 'input':
 class Example:
     """One instruction with its reference responses.
 
-    `id` is a hash of the content and, for repeated rows, of the ordinal, so it is the same wherever the row stands.
+    Attributes:
+        id: hash of the content and, for repeated rows, of the number of the repetition; it does not depend on where
+            the row is in its file.
+        instruction: the instruction.
+        input: the input text; may be empty.
+        references: the reference responses.
+        topic: the topic; may be empty.
     """
 
     id: str
@@ -34,12 +40,12 @@ class Example:
 
     @property
     def response(self) -> str:
-        """The response to train on."""
+        """The response to train on, the first reference."""
         return self.references[0]
 
 
 def make_examples(rows: Iterable[Row]) -> list[Example]:
-    """Examples from (instruction, input, references, topic), each with its id."""
+    """Examples of rows (instruction, input, references, topic), each with its id."""
     seen: Counter[str] = Counter()
     examples = []
     for instruction, text, references, topic in rows:
@@ -71,16 +77,19 @@ def folder_hash(folder: Path) -> str:
 
 
 def read(path: Path, rows: slice = slice(None), empty: bool = False) -> list[Example]:
-    """The rows `rows` of a JSONL file, or the instances of a folder of Super-NaturalInstructions' tasks, as examples.
+    """The examples of a JSONL file, or of a folder of Super-NaturalInstructions' task files.
 
-    A line of JSONL is one example or, as Unnatural Instructions' raw file has it, an instruction with its `instances`.
+    A line of JSONL is one example or, as in Unnatural Instructions' raw file, an instruction with its `instances`.
 
     Args:
-        empty: whether rows with an empty response are left out and told, as raw sets have some; else they are an error.
+        path: the file or folder.
+        rows: which lines or task files are read.
+        empty: whether rows with an empty response are left out and counted in a message (raw sets have some); if not,
+            they are an error.
 
     Raises:
-        UserError: the file is missing or empty, or lines (the first ten are named) are not JSON, lack a field, have
-            one of a wrong type, or have an empty response.
+        UserError: the file is missing or empty, or lines (the first ten are named) are not JSON, lack a field, have a
+            field of a wrong type, or have an empty response.
     """
     if path.is_dir():
         numbered = [(str(file), file.read_bytes()) for file in _task_files(path)]
@@ -96,11 +105,11 @@ def read(path: Path, rows: slice = slice(None), empty: bool = False) -> list[Exa
     left_out = 0
     for place, text in numbered[rows]:
         try:
-            found = parse(_object(text))
+            new_rows = parse(_object(text))
         except ValueError as error:
             problems.append(f"{place}: {error}")
             continue
-        for row in found:
+        for row in new_rows:
             if row[2] and all(reference.strip() for reference in row[2]):
                 parsed.append(row)
             elif empty:
@@ -118,7 +127,10 @@ def read(path: Path, rows: slice = slice(None), empty: bool = False) -> list[Exa
 
 
 def _task_files(folder: Path) -> list[Path]:
-    """A folder's task files by name; of the whole collection (`tasks/` and `splits/`) those of its test split."""
+    """A folder's task files, sorted by name.
+
+    If the folder is the whole repository (with `tasks/` and `splits/`), these are the tasks of its test split.
+    """
     listed = folder / TEST_TASKS
     if not listed.is_file():
         return sorted(folder.glob("*.json"))
@@ -135,19 +147,19 @@ def _parse_task(row: dict[str, Any]) -> list[Row]:
     definition = definition[0] if isinstance(definition, list) and definition else definition
     if not isinstance(definition, str) or not isinstance(instances, list):
         raise ValueError(f"a task file has 'Definition' and 'Instances', not {', '.join(sorted(row)) or 'nothing'}")
-    return [one for x in instances[:INSTANCES] for one in _parse({"instruction": definition, **_instance(x)})]
+    return [row for x in instances[:INSTANCES] for row in _parse({"instruction": definition, **_instance(x)})]
 
 
-def _instance(found: Any) -> dict[str, Any]:
-    if not isinstance(found, dict) or "output" not in found:
+def _instance(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or "output" not in value:
         raise ValueError("an instance is {'input': str, 'output': str or list of str}")
-    return {"input": found.get("input"), "output": found["output"]}
+    return {"input": value.get("input"), "output": value["output"]}
 
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
         row: Any = json.loads(line.decode())
-        json.dumps(row, ensure_ascii=False).encode()  # an escape may stand for half a character
+        json.dumps(row, ensure_ascii=False).encode()  # raises for an escape that is half of a surrogate pair
     except UnicodeError as error:
         raise ValueError(f"not UTF-8 ({error}); {ALLOWED}") from None
     except json.JSONDecodeError as error:
@@ -159,8 +171,8 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _parse(row: dict[str, Any]) -> list[Row]:
     if isinstance(row.get("instances"), list) and "output" not in row:
-        several = [{**row, **_instance(x)} for x in row["instances"]]
-        return [one for x in several for one in _parse({k: v for k, v in x.items() if k != "instances"})]
+        flat_rows = [{**row, **_instance(x)} for x in row["instances"]]
+        return [parsed for x in flat_rows for parsed in _parse({k: v for k, v in x.items() if k != "instances"})]
     missing = [field for field in ("instruction", "output") if field not in row]
     if missing:
         raise ValueError(f"lacks {' and '.join(missing)} (has {', '.join(sorted(row)) or 'nothing'}); {ALLOWED}")
@@ -175,12 +187,17 @@ def _parse(row: dict[str, Any]) -> list[Row]:
 
 
 def read_texts(path: Path, limit: int | None = None) -> list[str]:
-    """The first plain texts of a file.
+    """The plain texts of a corpus file.
 
-    Of JSONL the field `text` of each line, of parquet the column `text`, of `.txt` what blank lines part.
+    In JSONL a text is the field `text` of a line, in parquet a value of the column `text`; in `.txt` blank lines
+    separate the texts.
+
+    Args:
+        path: the file.
+        limit: maximum number of texts, the first ones; None is all.
 
     Raises:
-        UserError: it is of another kind, or a line of JSONL is no object with a text; names file and line.
+        UserError: the file is of another kind, or a line of JSONL is not an object with a text; names file and line.
     """
     if path.suffix == ".parquet":
         import pandas as pd

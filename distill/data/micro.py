@@ -2,7 +2,7 @@
 
 | set | stands for | what it asks |
 |---|---|---|
-| dolly | Dolly test | the training kinds and wordings, prompts kept from training |
+| dolly | Dolly test | the training kinds and wordings, prompts that are held out from training |
 | self_inst | Self-Instruct | the training kinds in wordings never trained on |
 | vicuna | Vicuna | long free answers, in wordings never trained on |
 | sni | Super-Natural | kinds of task never trained on, over the same facts |
@@ -23,15 +23,22 @@ from distill.data import tasks
 from distill.data.examples import Example, make_examples
 from distill.data.world import World, build_world
 
-HELD_OUT = 5  # one prompt in so many is never trained on
+HELD_OUT = 5  # one of this many prompts is never trained on
 
 
 class Recipe(NamedTuple):
-    """How a set is drawn: its kinds with their shares, unseen wordings or not, and which prompts it may have."""
+    """How a set is drawn.
+
+    Attributes:
+        kinds: the kinds of task, each with its relative share.
+        unseen_wording: whether instructions use the wordings that training never uses.
+        held_out: True: only prompts that are held out from training; False: only the others; None: any.
+        at_most: maximum number of examples, for kinds with few possible prompts.
+    """
 
     kinds: dict[tasks.Task, float]
     unseen_wording: bool
-    held_out: bool | None  # True: only prompts kept from training; False: only the others; None: any
+    held_out: bool | None
     at_most: int | None = None
 
 
@@ -48,10 +55,12 @@ SETS = {
 
 @lru_cache(maxsize=4)
 def generate(sizes: GeneratorConfig) -> dict[str, list[Example]]:
-    """All seven sets. No prompt of any other set stands in the training set, and none stands in two of the others.
+    """All seven sets by name.
+
+    No prompt of the training set is in any other set, and no prompt is in two of the other sets.
 
     Raises:
-        UserError: the sizes ask for more different questions than there are.
+        UserError: a set is larger than the number of different questions that were found for it.
     """
     world = build_world(sizes.seed)
     sets: dict[str, list[Example]] = {}
@@ -73,7 +82,12 @@ def _held_out(instruction: str, text: str) -> bool:
 def _draw(
     rng: np.random.Generator, world: World, recipe: Recipe, size: int, taken: set[tuple[str, str]] | None
 ) -> list[Example]:
-    """`size` examples; with `taken`, no prompt in it, and with all references, not only the first."""
+    """`size` examples.
+
+    Args:
+        taken: prompts of other sets, which are not drawn again; the new prompts are added. The examples have all
+            references. With None prompts may repeat, and the examples have the first reference only.
+    """
     kinds, shares = list(recipe.kinds), np.array(list(recipe.kinds.values()), dtype=float)
     rows: list[tuple[str, str, list[str], str]] = []
     for _ in range(200 * size):

@@ -1,4 +1,4 @@
-"""Loading the sets that `conf/data` names: generated, from a folder of JSONL, or from the hub."""
+"""Loading the sets that a config's `data` names: generated, from a folder of JSONL, or from the hub."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ class Dataset:
     """A named list of examples with the hash of its content.
 
     Attributes:
-        note: how many rows of how many, if it was cut.
-        topics: whether its topics are metrics.
-        counted, papers: how many rows it had before a cut and how many the papers', if these differ.
+        name: its key in the config.
+        title: its name in tables.
+        examples: its examples.
+        note: `N of M` if only N of its M rows are used, otherwise empty.
+        topics: whether its topics are measured separately.
+        counted: number of rows before `skip` and `limit`, if it differs from `papers`.
+        papers: number of rows that the papers have, if it differs from `counted`.
     """
 
     name: str
@@ -38,7 +42,7 @@ class Dataset:
 
 
 def train_and_valid(config: Config) -> tuple[Dataset, Dataset]:
-    """Training and validation sets."""
+    """The training set and the validation set."""
     data = config.data
     if data.generator is not None:
         from distill.data.micro import generate
@@ -53,38 +57,38 @@ def train_and_valid(config: Config) -> tuple[Dataset, Dataset]:
 
 
 def evaluation(config: Config) -> dict[str, Dataset]:
-    """The evaluation sets that `eval.sets` asks for, by name."""
+    """The evaluation sets that `eval.sets` selects, by name."""
     data, names = config.data, config.eval.sets or list(config.data.eval)
     if data.generator is not None:
         from distill.data.micro import generate
 
         generated = generate(data.generator)
-        fallback = generated["dolly"] if config.debug.smoke else None  # sets of any name run as smoke
-        found = {n: generated.get(n, fallback) for n in names}
-        unknown = [n for n, examples in found.items() if examples is None]
+        fallback = generated["dolly"] if config.debug.smoke else None  # debug=smoke replaces sets of any name
+        examples_by_set = {n: generated.get(n, fallback) for n in names}
+        unknown = [n for n, examples in examples_by_set.items() if examples is None]
         if unknown:
             raise UserError(f"data.eval: {', '.join(unknown)}: the generated sets are {', '.join(sorted(generated))}")
-        return {n: _cut(n, data.eval[n], examples or [], n) for n, examples in found.items()}
+        return {n: _cut(n, data.eval[n], examples or [], n) for n, examples in examples_by_set.items()}
     return {d.name: d for d in _all(data, {n: data.eval[n] for n in names})}
 
 
 def pretraining(data: DataConfig) -> list[str]:
-    """The texts of the plain-text corpus, or none.
+    """The texts of the plain-text corpus `data.pretrain`; an empty list if there is none.
 
     Raises:
-        UserError: the file is not there, holds no text, or a line of it has none.
+        UserError: the file does not exist, has no text, or a line of it has none.
     """
-    wanted = data.pretrain
-    if wanted is None:
+    corpus = data.pretrain
+    if corpus is None:
         return []
-    if wanted.file is None:
-        split = SplitConfig(hub=wanted.hub, hub_file=wanted.hub_file, revision=wanted.revision)
+    if corpus.file is None:
+        split = SplitConfig(hub=corpus.hub, hub_file=corpus.hub_file, revision=corpus.revision)
         path = _from_hub("pretrain", split)
     else:
-        path = Path(data.root or ".") / Path(wanted.file).expanduser()
+        path = Path(data.root or ".") / Path(corpus.file).expanduser()
     if not path.is_file():
         raise UserError(f"data.pretrain: there is no file {path}")
-    texts = read_texts(path, wanted.limit)
+    texts = read_texts(path, corpus.limit)
     if not texts:
         raise UserError(f"data.pretrain: {path} holds no text")
     return texts
@@ -109,24 +113,24 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
         path, rows = Path(data.root) / split.file, slice(None)
     else:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
-    # A hub file is filtered and in the published order, and the papers take its first rows
+    # A hub file is already filtered and in the published order, and the papers use its first rows
     first = {"limit": split.limit or split.sample, "sample": None}
-    wanted = split if data.root is not None else split.model_copy(update=first)
-    whole = choose(read(path, rows, empty=split.min_words is not None), wanted)
+    selection = split if data.root is not None else split.model_copy(update=first)
+    whole = choose(read(path, rows, empty=split.min_words is not None), selection)
     counted = len(whole) if split.sample is None else min(len(whole), split.sample)  # before skip and limit
-    found = _cut(name, wanted, whole, str(path))
+    dataset = _cut(name, selection, whole, str(path))
     if split.expected is not None and counted != split.expected:
-        say(f"{found.title}: {counted} rows, where the papers have {split.expected}")
-        return replace(found, counted=counted, papers=split.expected)
-    return found
+        say(f"{dataset.title}: {counted} rows, where the papers have {split.expected}")
+        return replace(dataset, counted=counted, papers=split.expected)
+    return dataset
 
 
 def choose(examples: list[Example], split: SplitConfig) -> list[Example]:
-    """The rows of a raw set that the papers measure on, in their order.
+    """The examples of a raw set that `min_words` and `sample` of `split` select, in the order of `examples`.
 
-    `min_words`: those whose reference (the first, where there are several) has so many words between white space or
-    more. `sample`: of these so many, the ones whose ids (hashes of their content) come first: a choice that depends on
-    neither order nor version of the file.
+    First, examples whose first reference has fewer than `min_words` words (separated by white space) are left out. Of
+    the others, the `sample` examples with the smallest ids (hashes of their content) are chosen. So the choice does not
+    depend on the order of the file.
     """
     if split.min_words is not None:
         examples = [e for e in examples if len(e.response.split()) >= split.min_words]
@@ -137,7 +141,7 @@ def choose(examples: list[Example], split: SplitConfig) -> list[Example]:
 
 
 def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Dataset:
-    """Skip and limit, with a note of what was left out."""
+    """The dataset of the rows that `skip` and `limit` leave, with a note of how many these are."""
     end = None if split.limit is None else split.skip + split.limit
     examples = whole[split.skip : end]
     if not examples:
@@ -149,7 +153,7 @@ def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Da
 
 
 def _key(name: str) -> str:
-    """Where a set stands in the config."""
+    """The config key of a set."""
     return f"data.{name}" if name in ("train", "valid", "pretrain") else f"data.eval.{name}"
 
 

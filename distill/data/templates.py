@@ -1,4 +1,4 @@
-"""Writing a prompt from its template."""
+"""Writing a prompt with its template."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PLACEHOLDER = re.compile(f"{re.escape(INSTRUCTION)}|{re.escape(INPUT)}")
 
 
 def render(template: TemplateConfig, instruction: str, text: str) -> str:
-    """The prompt for an instruction and its input text (which may be empty).
+    """The prompt for an instruction and its input text, which may be empty.
 
-    One pass over the template's own placeholders, so that braces inside the data stay as they are.
+    All placeholders are replaced in one pass, so that braces inside the data stay as they are.
     """
     values = {INSTRUCTION: instruction, INPUT: text}
-    return PLACEHOLDER.sub(lambda found: values[found[0]], template.with_input if text else template.without_input)
+    return PLACEHOLDER.sub(lambda match: values[match[0]], template.with_input if text else template.without_input)

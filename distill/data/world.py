@@ -59,7 +59,15 @@ NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".
 
 @dataclass(frozen=True)
 class Town:
-    """A town and its facts."""
+    """A town and its facts.
+
+    Attributes:
+        name: its name.
+        region: the part of the land where it is.
+        product: what it makes.
+        weather: its usual weather.
+        river: the river that runs through it.
+    """
 
     name: str
     region: str
@@ -70,7 +78,17 @@ class Town:
 
 @dataclass(frozen=True)
 class Person:
-    """A person and the facts about them."""
+    """A person and the facts about them.
+
+    Attributes:
+        name: the person's name.
+        town: name of the town where they live.
+        job: their job.
+        pet: the animal that they keep.
+        food: their favourite food.
+        colour: the colour of their clothes.
+        age: in years.
+    """
 
     name: str
     town: str
@@ -83,7 +101,12 @@ class Person:
 
 @dataclass(frozen=True)
 class World:
-    """Everything there is to know."""
+    """All facts that questions are asked about.
+
+    Attributes:
+        towns: the towns by name.
+        people: the people by name.
+    """
 
     towns: dict[str, Town]
     people: dict[str, Person]
@@ -101,7 +124,7 @@ def _names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
 
 @lru_cache
 def build_world(seed: int, people: int = 40, towns: int = 12) -> World:
-    """The world of a seed; its facts are the same in every set generated from it."""
+    """The world that a seed determines; all sets of the seed share its facts."""
     rng = np.random.default_rng([seed, 0])
     taken: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""The alpha-beta divergence on the whole plane, its three lines included.
+"""The alpha-beta divergence for all alpha and beta, including alpha = 0, beta = 0 and alpha + beta = 0.
 
 With x = log(q/p) and s = alpha + beta, the divergence of equation (ABKD) is the sum over classes of
 
@@ -27,15 +27,15 @@ from torch import Tensor
 from distill.base.registry import SWITCH
 from distill.losses.base import OUTSIDE, Divergence, register
 
-PLAIN = 0.05  # from here on alpha and beta divide without losing digits
-LARGEST = 80.0  # exponent that does not overflow fp32
-SMALL = 0.25  # below it, fp32 differences near x = 0 lose digits that a training log would show
+PLAIN = 0.05  # dividing by an alpha or beta of at least this size loses no digits
+LARGEST = 80.0  # exponent up to which exp does not overflow fp32
+SMALL = 0.25  # with a smaller divisor, fp32 differences near x = 0 lose digits that a training log would show
 
 
 def _power_difference(start: Tensor, end: Tensor, x: Tensor, c: float) -> Tensor:
     """`(exp(end) - exp(start)) / c` where `end = start + c x`, exact near x = 0, and `exp(start) x` at c = 0.
 
-    The two exponents are given apart: their sum would lose digits at extreme logits.
+    Both exponents are arguments: computing `end` from `start` and `x` would lose digits at extreme logits.
     """
     if c == 0:
         return (start.exp() * x).masked_fill(start.isneginf(), 0)
@@ -55,7 +55,7 @@ def _h(z: Tensor) -> Tensor:
 
 
 def _terms(log_p: Tensor, log_q: Tensor, alpha: float, beta: float) -> Tensor:
-    """The divergence's terms, class by class."""
+    """The terms `[N, V]` of the divergence's sum over classes."""
     if abs(alpha) < abs(beta):
         log_p, log_q, alpha, beta = log_q, log_p, beta, alpha
     x, s = log_q - log_p, alpha + beta
@@ -79,7 +79,7 @@ def _slope(log_p: Tensor, log_q: Tensor, alpha: float, beta: float) -> Tensor:
 
 
 def alpha_beta(log_q: Tensor, log_p: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """The divergence `[N]` from log-probabilities `[N, V]` of student and teacher, and its slope."""
+    """The divergence `[N]` from log-probabilities `[N, V]` of student and teacher, and its derivative by log q."""
     s = alpha + beta
     x = log_q - log_p
     if min(alpha, beta) >= PLAIN and s * x.amax() < LARGEST:
@@ -91,8 +91,8 @@ def alpha_beta(log_q: Tensor, log_p: Tensor, alpha: float, beta: float) -> tuple
     if min(alpha, beta, s) < 0 and bool((outside := (log_p == OUTSIDE) & (log_q == OUTSIDE)).any()):
         log_p, log_q = log_p.masked_fill(outside, 0), log_q.masked_fill(outside, 0)  # x = 0, and no power overflows
     value = _terms(log_p, log_q, alpha, beta).sum(-1)
-    if (lost := value.isnan()).any():  # infinite less infinite: a power of a vanishing probability below 0
-        value = value.masked_fill(lost & ~(log_p + log_q).isnan().any(-1), torch.inf)
+    if (undefined := value.isnan()).any():  # infinity minus infinity, from a negative power of a vanishing probability
+        value = value.masked_fill(undefined & ~(log_p + log_q).isnan().any(-1), torch.inf)
     return value, _slope(log_p, log_q, alpha, beta)
 
 
@@ -102,13 +102,13 @@ class AlphaBeta(Divergence):
     """Alpha-beta divergence: alpha = 1, beta = 0 is KL(p || q), alpha = 0, beta = 1 is KL(q || p).
 
     -1/(alpha beta) sum[p^alpha q^beta - alpha/(alpha+beta) p^(alpha+beta) - beta/(alpha+beta) q^(alpha+beta)],
-    continued on alpha = 0, beta = 0 and alpha + beta = 0 by its limits (the published code's special cases are smaller
-    by a factor alpha or beta). With alpha or beta negative it can be truly infinite at extreme logits, and is then
-    reported as such. Classes outside both supports (logit -inf in both) do not count.
+    with its limits at alpha = 0, beta = 0 and alpha + beta = 0 (the published code's special cases there are smaller
+    by a factor alpha or beta). With a negative alpha or beta the divergence can be infinite at extreme logits, and the
+    value is then infinite. Classes with logit -inf in both teacher and student do not count.
 
     Attributes:
-        alpha: weight of the teacher's power; larger trusts the teacher's large classes more.
-        beta: weight of the student's power.
+        alpha: exponent of the teacher; with a larger one the teacher's most probable classes count more.
+        beta: exponent of the student.
         lines: exact, or published: 1/x in place of 1/x^2 where alpha, beta or their sum is 0.
     """
 
@@ -145,12 +145,12 @@ class AlphaBeta(Divergence):
 class AlphaNet(Divergence):
     """The larger of two alpha-divergences ab(a, 1 - a), per token or per batch.
 
-    The published script's 0.5 and 0.5 is one divergence twice; the default two are this project's own choice. Per
-    batch the one with the larger sum over the tokens of the global batch counts for all of them, which takes passes
-    without gradient before a batch's own (the published script sums over micro-batches).
+    The published script has a = 0.5 twice, which is a single divergence; the default values are this project's choice.
+    Per batch, the divergence with the larger sum over the tokens of the global batch is used for all of them. This
+    needs additional passes without gradient before each batch (the published script sums over micro-batches).
 
     Attributes:
-        alphas: a of the two, powers of the teacher.
+        alphas: a of the two divergences, the exponent of the teacher.
         per: token or batch.
     """
 
@@ -178,10 +178,11 @@ class AlphaNet(Divergence):
             return self
         if self.alphas[0] == self.alphas[1]:
             return AlphaBeta(self.alphas[0], 1 - self.alphas[0])
-        return max((AlphaBeta(a, 1 - a) for a in self.alphas), key=lambda one: float(total(one)))
+        return max((AlphaBeta(a, 1 - a) for a in self.alphas), key=lambda candidate: float(total(candidate)))
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        (one, one_slope), (two, two_slope) = (alpha_beta(student, teacher, a, 1 - a) for a in self.alphas)
-        first = one >= two
-        return torch.where(first, one, two), torch.where(first.unsqueeze(-1), one_slope, two_slope)
+        (first, first_slope), (second, second_slope) = (alpha_beta(student, teacher, a, 1 - a) for a in self.alphas)
+        use_first = first >= second
+        value = torch.where(use_first, first, second)
+        return value, torch.where(use_first.unsqueeze(-1), first_slope, second_slope)

@@ -14,7 +14,14 @@ from distill.losses.kl import weighted_kl
 
 
 def head_share(student: Tensor, teacher: Tensor, mu: float, crossing: bool = True) -> Tensor:
-    """The head's share of the whole gap `sum |p - q|` `[N]` (AKL eq. 12 to 14), 1/2 where there is no gap."""
+    """The head's share `[N]` of the gap `sum |p - q|` (AKL eq. 12 to 14), 1/2 where the gap is 0.
+
+    Args:
+        student: log-probabilities `[N, V]`.
+        teacher: log-probabilities `[N, V]`.
+        mu: teacher mass of the head.
+        crossing: whether the class with which `mu` is reached belongs to the head.
+    """
     p = teacher.exp()
     gap = student.exp().sub_(p).abs_()
     whole = gap.sum(-1)
@@ -28,12 +35,12 @@ def head_share(student: Tensor, teacher: Tensor, mu: float, crossing: bool = Tru
 class AdaptiveKL(Divergence):
     """Adaptive KL: a KL(p || q) + (1 - a) KL(q || p), a = the head's share of the gap |p - q|, without gradient.
 
-    The head is the fewest top teacher classes whose mass reaches `mu`. The published file counts the class that
-    crosses `mu` as tail; the paper's equation 12, and this, as head.
+    The head is the fewest top teacher classes whose mass reaches `mu`. The class with which `mu` is reached belongs to
+    the head, as in the paper's equation 12; in the published file it belongs to the tail.
 
     Attributes:
         mu: teacher mass of the head, in (0, 1].
-        crossing: head, or tail as in the published file: where the class that crosses `mu` counts.
+        crossing: whether the class that crosses `mu` belongs to the head, or to the tail as in the published file.
     """
 
     source = "Wu et al. 2024 (AKL) eq. 12 to 15"

@@ -12,13 +12,18 @@ from torch.autograd.function import once_differentiable
 
 from distill.base.registry import LOSSES, Registry
 
-OUTSIDE = -1e30  # log-probability of classes outside both supports: no mass, and finite
+OUTSIDE = -1e30  # finite log-probability of classes to which neither teacher nor student gives mass
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Log-probabilities `[n]` of a response's tokens, when they were drawn: the student's, the teacher's, and that of
-    the mixture of both that they were drawn from."""
+    """Log-probabilities of the tokens of one response at the time when they were sampled.
+
+    Attributes:
+        student: the student's, `[n]`.
+        teacher: the teacher's, `[n]`.
+        mixed: those of the mixture of both that the tokens were sampled from, `[n]`.
+    """
 
     student: Tensor
     teacher: Tensor
@@ -28,17 +33,18 @@ class Drawn:
 class Divergence:
     """A divergence per token. Subclasses are frozen dataclasses whose fields are its parameters.
 
-    A subclass writes one of two methods. `from_log_probs` gives the value, and autograd the gradient; it is all that a
-    new loss needs. `value_and_slope` gives both by hand, in fewer passes over the vocabulary. Each serves the dense
-    form, which is a call, and the chunked one, `distill.losses.fused`.
+    A subclass overrides one of two methods. `from_log_probs` returns the value, and autograd computes the gradient;
+    this is all that a new loss needs. `value_and_slope` returns value and derivative in fewer passes over the
+    vocabulary. Either is enough for both uses: calling the object on logits, and `distill.losses.fused`, which works in
+    chunks.
 
     Attributes:
-        source: the paper and equation it comes from.
-        formula: what it sums, with p the teacher and q the student.
-        limits: what it becomes at the ends of its parameters, and its bounds.
-        elsewhere: what public code does under its name.
+        source: paper and equation.
+        formula: the formula, with p the teacher and q the student.
+        limits: special cases at the limits of its parameters, and bounds of its value.
+        elsewhere: how public code of the same name differs.
         reads_targets: whether it needs the response tokens.
-        reads_rollout: whether it reads how each token was drawn, where that is known (`with_rollout_data`).
+        reads_rollout: whether it reads how each token was sampled, if that is known (`with_rollout_data`).
     """
 
     source: str = ""
@@ -50,18 +56,19 @@ class Divergence:
 
     @property
     def settles(self) -> bool:
-        """Whether a value depends on all tokens of its global batch, by way of `for_batch`."""
+        """Whether `for_batch` must choose the divergence from all tokens of the global batch, before any gradient."""
         return False
 
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
-        """The divergence from log-probabilities `[N, V]`, as `[N]`; `targets` are response tokens `[N]`."""
+        """The divergence `[N]` from log-probabilities `[N, V]`; `targets` are the response tokens `[N]`."""
         raise NotImplementedError(f"{type(self).__name__} defines neither from_log_probs nor value_and_slope")
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """The divergence `[N]` and its derivative by each of the student's log-probabilities `[N, V]`.
 
-        The log-probabilities count as free variables; that they are normalised is the caller's business. Classes
-        outside both supports hold `OUTSIDE` in both. Both arguments may be read only.
+        The derivative treats the log-probabilities as independent variables; the caller applies the derivative of the
+        softmax. Classes to which neither side gives mass have the value `OUTSIDE` in both arguments. An implementation
+        must not change its arguments.
         """
         with torch.inference_mode(False), torch.enable_grad():
             student, teacher = (x.clone() if x.is_inference() else x for x in (student, teacher))
@@ -71,32 +78,34 @@ class Divergence:
         return value.detach(), slope.contiguous()
 
     def rollout_data(self, responses: Sequence[Drawn]) -> list[Tensor]:
-        """What it reads of each response's tokens, `[n, k]` a response.
+        """The k numbers that it needs of each sampled token, one tensor `[n, k]` per response.
 
         Args:
-            responses: a whole rollout.
+            responses: all responses of a rollout.
 
         Raises:
-            TypeError: it reads nothing of a rollout (`reads_rollout`).
+            TypeError: the divergence does not read rollouts (`reads_rollout`).
         """
         raise TypeError(f"{type(self).__name__} reads nothing of a token but its id")
 
     def with_rollout_data(self, data: Tensor) -> Divergence:
-        """The divergence of tokens that were drawn in a rollout.
+        """The divergence for N tokens that were sampled in a rollout.
 
         Args:
-            data: `[N, k]`, of each token what `rollout_data` gave.
+            data: the numbers `[N, k]` that `rollout_data` returned for these tokens.
 
         Raises:
-            TypeError: it reads nothing of a rollout (`reads_rollout`).
+            TypeError: the divergence does not read rollouts (`reads_rollout`).
         """
         raise TypeError(f"{type(self).__name__} reads nothing of a token but its id")
 
     def for_batch(self, total: Callable[[Divergence], Tensor]) -> Divergence:
-        """What counts on a batch: itself, or for one that depends on all its tokens the divergence it settles on.
+        """The divergence to use for all tokens of a batch: usually itself.
+
+        A divergence that depends on the whole batch (`settles`) chooses here, for example the larger of two.
 
         Args:
-            total: gives a divergence's sum over the batch, without gradient.
+            total: returns the sum of a divergence over the batch, without gradient.
         """
         return self
 
@@ -105,23 +114,27 @@ class Divergence:
 
         Args:
             student_logits: `[..., V]`, differentiated.
-            teacher_logits: `[..., V]`, not differentiated. A class at -inf in both (vocabulary padding) counts 0.
+            teacher_logits: `[..., V]`, not differentiated. A class at -inf in both (vocabulary padding) adds 0.
             targets: response tokens `[...]`, for divergences that read them.
 
         Returns:
             `[...]` in nats, fp32 or (for float64 input) float64; no reduction, no masking.
 
         Raises:
-            ValueError: the two have different shapes, or targets are needed and missing.
+            ValueError: the logits have different shapes, or targets are needed and missing.
         """
         self.check(student_logits, teacher_logits, targets)
         with torch.no_grad():
-            settled = self.for_batch(lambda one: one(student_logits, teacher_logits, targets).sum())
+            settled = self.for_batch(lambda candidate: candidate(student_logits, teacher_logits, targets).sum())
         value: Tensor = _Dense.apply(student_logits, teacher_logits.detach(), targets, settled)
         return value
 
     def check(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | None) -> None:
-        """Raise what a call raises."""
+        """Check the arguments of a call.
+
+        Raises:
+            ValueError: the logits have different shapes, or targets are needed and missing.
+        """
         if student_logits.shape != teacher_logits.shape:
             raise ValueError(
                 f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ"
@@ -132,10 +145,10 @@ class Divergence:
 
     @staticmethod
     def log_probs(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Both sides' log-probabilities `[N, V]`, in fp32 or better, with `OUTSIDE` for -inf in both."""
+        """Student's and teacher's log-probabilities `[N, V]`, in fp32 or better, `OUTSIDE` where both are -inf."""
         classes, dtype = student_logits.shape[-1], torch.promote_types(student_logits.dtype, torch.float32)
         student, teacher = (x.reshape(-1, classes).to(dtype).log_softmax(-1) for x in (student_logits, teacher_logits))
-        # A finite stand-in for vocabulary padding, so that differences are 0 and not NaN.
+        # A finite value for vocabulary padding, so that differences there are 0 and not NaN
         if (
             teacher.numel()
             and teacher.amin() == -torch.inf
@@ -146,7 +159,7 @@ class Divergence:
 
 
 class _Dense(torch.autograd.Function):
-    """The divergence of whole logits, with the gradient formed in the forward pass."""
+    """The divergence of whole logits; the gradient is computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -180,10 +193,10 @@ def value_and_gradient(
 
 
 def weighed(probs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """`probs * values` `[N, V]`, where a class without mass counts 0 whatever its value, and the sum over classes."""
+    """`probs * values` `[N, V]` and its sum over classes `[N]`; a class of probability 0 adds 0 whatever its value."""
     product = probs * values
     total = product.sum(-1)
-    if total.isnan().any():  # 0 times infinity, rarely
+    if total.isnan().any():  # 0 times infinity; rare, so the masking pass is not always made
         product = product.masked_fill_(probs == 0, 0)
         total = product.sum(-1)
     return product, total

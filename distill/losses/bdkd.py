@@ -40,6 +40,6 @@ class BidirectionalKD(Divergence):
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
         excess = entropy(teacher) - entropy(student)
-        one = torch.ones_like(excess)
-        forward, reverse = torch.where(excess > 0, self.weight, one), torch.where(excess < 0, self.weight, one)
+        ones = torch.ones_like(excess)
+        forward, reverse = torch.where(excess > 0, self.weight, ones), torch.where(excess < 0, self.weight, ones)
         return weighted_kl(student, teacher, forward, reverse)

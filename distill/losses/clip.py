@@ -1,4 +1,4 @@
-"""Forward KL to a clipped teacher: some of its classes, renormalised."""
+"""Forward KL to a clipped teacher: its distribution on some of its classes, renormalised."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from distill.losses.base import Divergence, register, weighed
 from distill.losses.head import head_mask
 
 
-def clipped_kl(student: Tensor, teacher: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p' || q) `[N]` with p' the teacher renormalised on the classes `kept` `[N, V]`, and its slope."""
-    clipped = teacher.masked_fill(~kept, -torch.inf)
-    held = clipped.logsumexp(-1, keepdim=True)
-    p = clipped.sub_(held).exp_()
-    _, value = weighed(p, (teacher - student).sub_(held))
+def clipped_kl(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p' || q) `[N]` and its derivative by log q `[N, V]`; p' is the teacher renormalised on the classes of `mask`.
+
+    Args:
+        student: log-probabilities `[N, V]`.
+        teacher: log-probabilities `[N, V]`.
+        mask: True at the classes that p' has mass on, `[N, V]`.
+    """
+    clipped = teacher.masked_fill(~mask, -torch.inf)
+    log_mass = clipped.logsumexp(-1, keepdim=True)
+    p = clipped.sub_(log_mass).exp_()
+    _, value = weighed(p, (teacher - student).sub_(log_mass))
     return value, p.neg_()
 
 
 @register("fixed_clip")
 @dataclass(frozen=True)
 class FixedClip(Divergence):
-    """Forward KL(p' || q) to the teacher's classes of probability `threshold` and more, the top class always.
+    """Forward KL(p' || q): p' is the teacher on its classes of probability >= `threshold`, and always the top class.
 
-    At p = q it is -log of the mass kept. The paper gives neither its threshold nor whether it renormalises: 0.001 and
-    yes are this project's own choice.
+    At p = q it is -log of the teacher's mass on these classes. The paper states neither its threshold nor whether it
+    renormalises: 0.001 and renormalising are this project's choice.
 
     Attributes:
-        threshold: smallest probability that is kept, in (0, 1).
+        threshold: smallest probability of a class that is not clipped, in (0, 1).
     """
 
     source = "MGSR table 7, fixed clipping threshold"
@@ -51,12 +57,12 @@ class FixedClip(Divergence):
 @register("top_p_clip")
 @dataclass(frozen=True)
 class TopPClip(Divergence):
-    """Forward KL(p' || q) to the fewest top classes of the teacher that hold `mass`.
+    """Forward KL(p' || q): p' is the teacher on its fewest top classes that together have the probability `mass`.
 
-    At p = q it is -log of the mass kept.
+    At p = q it is -log of the teacher's mass on these classes.
 
     Attributes:
-        mass: teacher mass that is kept, in (0, 1]; at 1 it is fkl.
+        mass: teacher mass that is not clipped, in (0, 1]; at 1 it is fkl.
     """
 
     source = "Raman et al. 2023; MGSR table 7 (cumulative threshold 0.95)"

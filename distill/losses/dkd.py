@@ -13,10 +13,10 @@ from distill.losses.base import OUTSIDE, Divergence, register, weighed
 @register("dkd")
 @dataclass(frozen=True)
 class DecoupledKD(Divergence):
-    """Forward KL taken apart: alpha KL of target against the rest, plus beta KL among the rest.
+    """Forward KL split in two: alpha KL of target against the rest, plus beta KL among the rest.
 
-    Forward KL is the first plus the teacher's non-target mass times the second. The defaults are the paper's for most
-    of its CIFAR-100 pairs; MGSR does not state its own.
+    Forward KL is the first KL plus the teacher's non-target mass times the second. The defaults are the paper's for
+    most of its CIFAR-100 pairs; MGSR does not state its own.
 
     Attributes:
         alpha: weight of the binary KL (target class or not), 0 or more.
@@ -37,25 +37,25 @@ class DecoupledKD(Divergence):
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
         assert targets is not None
-        at = targets.unsqueeze(-1)
-        (q_t, q_rest, q_others), (p_t, p_rest, p_others) = (_apart(x, at) for x in (student, teacher))
+        index = targets.unsqueeze(-1)
+        (q_t, q_rest, q_others), (p_t, p_rest, p_others) = (_split(x, index) for x in (student, teacher))
         both = torch.stack([p_t, p_rest], -1)
         _, binary = weighed(both.exp(), both - torch.stack([q_t, q_rest], -1))
         p, q = p_others.exp(), q_others.exp()
         beta = torch.full_like(p_rest, self.beta)
-        if (alone := p_rest < OUTSIDE / 2).any():  # all of the teacher's mass is on the target: no rest to compare
-            beta, p = beta.masked_fill(alone, 0), p.masked_fill_(alone.unsqueeze(-1), 0)
-        _, among = weighed(p, (p_others - q_others).scatter_(-1, at, 0))
+        if (no_rest := p_rest < OUTSIDE / 2).any():  # all of the teacher's mass is on the target
+            beta, p = beta.masked_fill(no_rest, 0), p.masked_fill_(no_rest.unsqueeze(-1), 0)
+        _, among = weighed(p, (p_others - q_others).scatter_(-1, index, 0))
         # By log q: -p_t at the target; elsewhere, with q' the student's share among the others,
         # -alpha (1 - p_t) q' + beta (q' - p')
         slope = q.mul_((beta - self.alpha * p_rest.exp()).unsqueeze(-1)).sub_(p, alpha=self.beta)
-        slope.scatter_(-1, at, -self.alpha * p_t.exp().unsqueeze(-1))
-        parts = ((self.alpha, binary), (self.beta, among))  # one of weight 0 may be infinite
+        slope.scatter_(-1, index, -self.alpha * p_t.exp().unsqueeze(-1))
+        parts = ((self.alpha, binary), (self.beta, among))  # a part of weight 0 is left out, as it may be infinite
         return torch.stack([weight * part for weight, part in parts if weight]).sum(0), slope
 
 
-def _apart(log_probs: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _split(log_probs: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability of the target `[N]`, of all others together `[N]`, and of each among the others `[N, V]`."""
-    others = log_probs.scatter(-1, at, -torch.inf)
+    others = log_probs.scatter(-1, index, -torch.inf)
     rest = others.logsumexp(-1)
-    return log_probs.gather(-1, at).squeeze(-1), rest, others.sub_(rest.clamp_min(OUTSIDE).unsqueeze(-1))
+    return log_probs.gather(-1, index).squeeze(-1), rest, others.sub_(rest.clamp_min(OUTSIDE).unsqueeze(-1))

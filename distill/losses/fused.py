@@ -1,8 +1,8 @@
-"""The loss head in chunks: divergence and cross-entropy from hidden states, without ever holding `[N, V]` logits.
+"""The loss head in chunks: divergence and cross-entropy from hidden states, without `[N, V]` logits in memory.
 
-Gradients to hidden states and head are formed in the forward pass, chunk by chunk, so memory does not grow with the
-number of tokens and nothing is computed twice. Within a chunk the passes over the vocabulary run on a few rows at a
-time, which on a CPU keeps them in its cache.
+Gradients to hidden states and head are computed in the forward pass, chunk by chunk, so memory does not grow with the
+number of tokens and nothing is computed twice. Within a chunk the passes over the vocabulary process a few rows at a
+time, so that on a CPU these rows stay in its cache.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from distill.losses.base import Divergence, value_and_gradient
 from distill.losses.trainable import TrainableDivergence
 
 CHUNK_BYTES = 100 * 2**20  # of student and teacher logits together, on a CPU
-SHARE = 32  # one part of the memory in so many is what a chunk may take
-CHUNK_COST = 24  # bytes that a chunk holds a token and class: logits, log-probabilities and their products
-CACHE_BYTES = 2**21  # of logits that the passes of a divergence run over at once on a CPU
+SHARE = 32  # a chunk may take 1 / SHARE of the memory
+CHUNK_COST = 24  # bytes of a chunk per token and class: logits, log-probabilities and their products
+CACHE_BYTES = 2**21  # of logits that the passes of a divergence process at once on a CPU
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Head:
         """Logits `[N, V]` of hidden states `[N, d]`, in fp32 or better.
 
         Args:
-            into: rows to write them to, of the weight's dtype.
+            hidden: the hidden states.
+            into: a buffer `[>= N, V]` of the weight's dtype that the logits are written to; None allocates one.
         """
         if into is None:
             logits = _mm(hidden, self.weight.t())
@@ -60,43 +61,50 @@ class Head:
         return logits
 
     def to(self, dtype: torch.dtype) -> Head:
-        """The same with weight and bias in `dtype`."""
+        """The same head with weight and bias in `dtype`."""
         return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """A matrix product in fp32 or better: of bf16 factors too where the device can, else rounded once."""
+    """A matrix product in fp32 or better.
+
+    With bf16 factors the result is fp32 on CUDA; elsewhere it is computed in bf16, so rounded once, and converted.
+    """
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).to(torch.promote_types(a.dtype, torch.float32))
 
 
-_ROOM: dict[tuple[int, torch.dtype], Tensor] = {}
+_BUFFERS: dict[tuple[int, torch.dtype], Tensor] = {}
 
 
-def _room(which: int, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One buffer `[rows, width]` for all chunks; on a CPU it stays for the next call, since fresh pages cost time."""
+def _buffer(which: int, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A buffer `[rows, width]` for the logits of all chunks.
+
+    On a CPU it is reused by the next call, since page faults of newly allocated memory cost time.
+    """
     if device.type != "cpu":
         return torch.empty(rows, width, dtype=dtype, device=device)
-    kept = _ROOM.get((which, dtype))
-    if kept is None or kept.numel() < rows * width:
-        with torch.inference_mode(False):  # what inference makes, training may not overwrite
-            kept = _ROOM[which, dtype] = torch.empty(rows * width, dtype=dtype)
-    return kept[: rows * width].view(rows, width)
+    memory = _BUFFERS.get((which, dtype))
+    if memory is None or memory.numel() < rows * width:
+        with torch.inference_mode(False):  # training could not overwrite a tensor made in inference mode
+            memory = _BUFFERS[which, dtype] = torch.empty(rows * width, dtype=dtype)
+    return memory[: rows * width].view(rows, width)
 
 
 def chunk_size(classes: int, device: torch.device, own: int = 0) -> int:
-    """Tokens a chunk: on a CPU `CHUNK_BYTES` of logits, on a GPU a share of its memory.
+    """Tokens per chunk: on a CPU `CHUNK_BYTES` of logits, on a GPU a share of its memory.
 
-    Of the whole memory, not of what is free: a training that goes on must sum in the same order.
+    The share is of the total memory, not of the free memory: a resumed training must sum in the same order.
 
     Args:
         classes: width of the widest head.
-        own: parameters of the divergence; on a CPU the sums of their gradients come out of the same.
+        device: where the logits are computed.
+        own: number of the divergence's own parameters; on a CPU their gradient sums count as part of `CHUNK_BYTES`.
     """
     if device.type != "cuda":
-        held = min(CHUNK_BYTES, psutil.virtual_memory().total // SHARE)
-        return max(16, (held - 4 * own) // (8 * classes))
+        chunk_bytes = min(CHUNK_BYTES, psutil.virtual_memory().total // SHARE)
+        return max(16, (chunk_bytes - 4 * own) // (8 * classes))
     whole = torch.cuda.get_device_properties(device).total_memory
     return int(min(2048, max(64, whole / SHARE / (CHUNK_COST * classes))))
 
@@ -115,30 +123,34 @@ def fused(
     parts: dict[str, Tensor] | None = None,
     rollout_data: Tensor | None = None,
 ) -> Tensor:
-    """`w_ce` cross-entropy + `w_kd` divergence, summed over tokens: a scalar, differentiated once.
+    """`w_ce` cross-entropy + `w_kd` divergence, summed over tokens: a scalar that can be differentiated once.
 
     Args:
         divergence: None for cross-entropy alone.
         student_hidden: last hidden states `[N, d]` of the valid positions, differentiated.
-        student_head: `[V, d]` or a `Head`; weight and bias are differentiated where they require it.
-        teacher_hidden, teacher_head: the teacher's, `[N, d']`, not differentiated. Vocabularies that differ by padding
-            at the end are cut to the common width for the divergence.
-        chunk_tokens: tokens whose logits are held at once; by default from the vocabulary and the memory at hand.
+        student_head: `[V, d]` or a `Head`; weight and bias are differentiated if they require it.
+        teacher_hidden: the teacher's last hidden states `[N, d']`, not differentiated.
+        teacher_head: `[V', d']` or a `Head`, not differentiated. If V and V' differ (by padding at the end), the
+            divergence is computed on the smaller number of classes.
+        chunk_tokens: tokens per chunk of logits; None chooses by vocabulary and memory (`chunk_size`).
         targets: response tokens `[N]`, for cross-entropy and the divergences that read them.
-        temperature: divides both sides' logits in the divergence.
-        parts: gets the sum's detached parts, `ce_sum` (where there are targets) and `kd_sum`, in nats.
-        rollout_data: how each token was drawn, `[N, k]`, for a divergence that reads it (`Divergence.rollout_data`).
+        w_ce: weight of the cross-entropy.
+        w_kd: weight of the divergence.
+        temperature: divides the logits of student and teacher in the divergence.
+        parts: a dictionary that receives the unweighted sums, detached: `ce_sum` (if there are targets) and `kd_sum`
+            (if there is a divergence), in nats.
+        rollout_data: how each token was sampled, `[N, k]`, for a divergence that reads it (`Divergence.rollout_data`).
 
     Raises:
-        ValueError: what belongs together was not given together, or differs in length.
+        ValueError: arguments that belong together were not given together, or differ in length.
     """
     head = student_head if isinstance(student_head, Head) else Head(student_head)
-    theirs = Head(teacher_head) if isinstance(teacher_head, Tensor) else teacher_head
-    if (divergence is None) != (teacher_hidden is None or theirs is None):
-        raise ValueError("a divergence needs teacher_hidden and teacher_head, and they a divergence")
+    teacher = Head(teacher_head) if isinstance(teacher_head, Tensor) else teacher_head
+    if (divergence is None) != (teacher_hidden is None or teacher is None):
+        raise ValueError("divergence, teacher_hidden and teacher_head must be given together, or none of them")
     reads_targets = divergence is not None and (divergence.reads_targets or rollout_data is not None)
     if targets is None and (w_ce or reads_targets):
-        raise ValueError("cross-entropy, or this divergence, reads the response tokens: pass targets")
+        raise ValueError("cross-entropy or this divergence reads the response tokens: pass targets")
     count = student_hidden.shape[0]
     for name, rows in (("teacher_hidden", teacher_hidden), ("targets", targets), ("rollout_data", rollout_data)):
         if rows is not None and rows.shape[0] != count:
@@ -146,17 +158,26 @@ def fused(
     if temperature <= 0 or (chunk_tokens is not None and chunk_tokens < 1):
         raise ValueError(f"temperature={temperature} must be positive and chunk_tokens={chunk_tokens} at least 1")
     own: tuple[Tensor, ...] = ()
-    if isinstance(divergence, TrainableDivergence) and theirs is not None:
-        divergence.prepare(min(head.weight.shape[0], theirs.weight.shape[0]), student_hidden.device)
+    if isinstance(divergence, TrainableDivergence) and teacher is not None:
+        divergence.prepare(min(head.weight.shape[0], teacher.weight.shape[0]), student_hidden.device)
         own = tuple(divergence.parameters())
     if divergence is not None:
         with torch.no_grad():
             divergence = divergence.for_batch(
-                lambda one: fused(
-                    one, student_hidden, head, teacher_hidden, theirs, chunk_tokens, targets, 0.0, 1.0, temperature
+                lambda candidate: fused(
+                    candidate,
+                    student_hidden,
+                    head,
+                    teacher_hidden,
+                    teacher,
+                    chunk_tokens,
+                    targets,
+                    0.0,
+                    1.0,
+                    temperature,
                 )
             )
-    job = _Job(divergence, theirs, chunk_tokens, w_ce, w_kd, temperature, torch.is_grad_enabled())
+    job = _Job(divergence, teacher, chunk_tokens, w_ce, w_kd, temperature, torch.is_grad_enabled())
     total: Tensor
     tokens = None if targets is None else _Tokens(targets, rollout_data)
     total, ce, kd = _Fused.apply(student_hidden, head.weight, head.bias, head, teacher_hidden, tokens, job, *own)
@@ -169,7 +190,7 @@ def fused(
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Response tokens `[N]`, and how each was drawn `[N, k]`."""
+    """Response tokens `[N]`, and how each was sampled `[N, k]`."""
 
     targets: Tensor
     rollout_data: Tensor | None
@@ -183,17 +204,19 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 @dataclass(frozen=True)
 class _Job:
+    """The arguments of `fused` that are not tensors to differentiate, and the computation."""
+
     divergence: Divergence | None
     teacher: Head | None
     chunk_tokens: int | None
     w_ce: float
     w_kd: float
     temperature: float
-    differentiated: bool  # whether gradients are wanted at all
+    differentiated: bool  # whether any gradient is needed
 
     @property
     def own(self) -> int:
-        """Numbers in the divergence's own parameters."""
+        """Number of the divergence's own parameters."""
         trainable = isinstance(self.divergence, TrainableDivergence)
         return sum(p.numel() for p in self.divergence.parameters()) if trainable else 0  # type: ignore[union-attr]
 
@@ -216,21 +239,22 @@ class _Job:
         ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
         heads = [head, self.teacher] if self.teacher is not None else [head]
         most = self.chunk_tokens or chunk_size(max(h.weight.shape[0] for h in heads), hidden.device, self.own)
-        step = max(1, -(-count // max(1, -(-count // most))))  # like chunks: a small last one would cost a whole pass
-        room = [
-            _room(i, min(step, count), h.weight.shape[0], exact, hidden.device) if h.weight.dtype == exact else None
+        # Chunks of equal size: a small last one would read the whole head for a few tokens
+        step = max(1, -(-count // max(1, -(-count // most))))
+        buffers = [
+            _buffer(i, min(step, count), h.weight.shape[0], exact, hidden.device) if h.weight.dtype == exact else None
             for i, h in enumerate(heads)
         ]
         if count == 0 and grad_weight is not None:
             grad_weight.zero_()
         for begin in range(0, count, step):
             part = slice(begin, begin + step)
-            logits = head(hidden[part], room[0])
-            theirs = None
+            logits = head(hidden[part], buffers[0])
+            teacher_logits = None
             if self.teacher is not None and teacher_hidden is not None:
-                theirs = self.teacher(teacher_hidden[part].to(self.teacher.weight.dtype), room[1])
+                teacher_logits = self.teacher(teacher_hidden[part].to(self.teacher.weight.dtype), buffers[1])
             capped = logits.clone() if head.softcap is not None else None
-            sums = self._overwrite(logits, theirs, None if tokens is None else tokens[part])
+            sums = self._overwrite(logits, teacher_logits, None if tokens is None else tokens[part])
             ce, kd = ce + sums[0], kd + sums[1]
             if capped is not None and head.softcap is not None:  # d tanh(x) = 1 - tanh(x)^2
                 logits.addcmul_(logits, capped.div_(head.softcap).square_(), value=-1)
@@ -240,7 +264,7 @@ class _Job:
             if grad_hidden is not None:
                 grad_hidden[part] = _mm(gradient, weight)
             if grad_weight is not None and exact == weight.dtype:
-                # The first chunk writes what the others add to: beta = 0 reads nothing
+                # The first chunk overwrites the buffer, which is uninitialised (beta = 0); the others add to it
                 torch.addmm(grad_weight, gradient.t(), hidden[part], beta=float(begin > 0), out=grad_weight)
             elif grad_weight is not None:
                 product = _mm(gradient.t(), hidden[part])
@@ -250,13 +274,13 @@ class _Job:
         return (ce, kd), (grad_hidden, grad_weight, grad_bias)
 
     def _overwrite(self, student: Tensor, teacher: Tensor | None, tokens: _Tokens | None) -> tuple[Tensor, Tensor]:
-        """Sums of CE and divergence over a chunk of logits; the student's are overwritten by the gradient."""
-        # A divergence with products of its own reads its parameters once a block: larger ones pay.
-        held = CACHE_BYTES * (4 if self.own else 1)
-        rows = student.shape[0] if student.is_cuda else max(1, held // (4 * student.shape[1]))
+        """Sums of CE and divergence over a chunk of logits. The student's logits are overwritten by the gradient."""
+        # A trainable divergence reads its parameters once per block, so larger blocks are faster
+        block_bytes = CACHE_BYTES * (4 if self.own else 1)
+        rows = student.shape[0] if student.is_cuda else max(1, block_bytes // (4 * student.shape[1]))
         ce = kd = student.new_zeros(())
-        for at in range(0, student.shape[0], rows):
-            block = slice(at, at + rows)
+        for begin in range(0, student.shape[0], rows):
+            block = slice(begin, begin + rows)
             sums = self._gradient(
                 student[block],
                 None if teacher is None else teacher[block],
@@ -266,27 +290,27 @@ class _Job:
         return ce, kd
 
     def _gradient(self, student: Tensor, teacher: Tensor | None, tokens: _Tokens | None) -> tuple[Tensor, Tensor]:
-        """Sums of CE and divergence over rows of logits `[n, V]`, which are overwritten by the gradient."""
+        """Sums of CE and divergence over rows of logits `[n, V]`. The student's are overwritten by the gradient."""
         ce = kd = student.new_zeros(())
         gradient: Tensor | None = None
         if self.divergence is not None and teacher is not None:
             width = min(student.shape[-1], teacher.shape[-1])
-            ours, theirs = student[:, :width], teacher[:, :width]
+            student_logits, teacher_logits = student[:, :width], teacher[:, :width]
             if self.temperature != 1.0:
-                ours, theirs = ours / self.temperature, theirs / self.temperature
+                student_logits, teacher_logits = student_logits / self.temperature, teacher_logits / self.temperature
             divergence, targets = self.divergence, None if tokens is None else tokens.targets
             if tokens is not None and tokens.rollout_data is not None:
                 divergence = divergence.with_rollout_data(tokens.rollout_data)
-            value, gradient = value_and_gradient(divergence, ours, theirs, targets)
+            value, gradient = value_and_gradient(divergence, student_logits, teacher_logits, targets)
             kd = value.sum()
             if self.w_kd != self.temperature:
                 gradient *= self.w_kd / self.temperature
         if tokens is not None:
-            at, log_mass = tokens.targets.unsqueeze(-1), student.logsumexp(-1, keepdim=True)
-            ce = (log_mass - student.gather(-1, at)).sum()
+            index, log_mass = tokens.targets.unsqueeze(-1), student.logsumexp(-1, keepdim=True)
+            ce = (log_mass - student.gather(-1, index)).sum()
         if self.w_ce and tokens is not None:
             student.sub_(log_mass).exp_().mul_(self.w_ce)
-            student.scatter_add_(-1, at, torch.full_like(log_mass, -self.w_ce))
+            student.scatter_add_(-1, index, torch.full_like(log_mass, -self.w_ce))
         else:
             student.zero_()
         if gradient is not None:
@@ -295,7 +319,7 @@ class _Job:
 
 
 class _Fused(torch.autograd.Function):
-    """Sums and gradients, chunk by chunk."""
+    """The weighted sum of `fused`; gradients are computed in the forward pass, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -312,10 +336,10 @@ class _Fused(torch.autograd.Function):
         device = hidden.device.type
         mixed = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if mixed else weight.dtype
-        needed = tuple(job.differentiated and wanted for wanted in ctx.needs_input_grad[:3])
+        needed = tuple(job.differentiated and needs_grad for needs_grad in ctx.needs_input_grad[:3])
         if isinstance(job.divergence, TrainableDivergence):
-            job.divergence.collected()  # what a call outside left behind
-        with torch.autocast(device, enabled=False):  # casts of our own: one of the head, not one a chunk
+            job.divergence.collected()  # discards gradient sums of earlier calls of value_and_slope
+        with torch.autocast(device, enabled=False):  # autocast would cast the head once per chunk; here it is cast once
             (ce, kd), grads = job.run(hidden.to(dtype), head.to(dtype), teacher_hidden, tokens, needed)
         ctx.grads = list(grads)
         if isinstance(job.divergence, TrainableDivergence):
@@ -329,10 +353,10 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         if ctx.grads is None:
-            raise RuntimeError("the chunked loss head forms its gradients once: it cannot be differentiated again")
+            raise RuntimeError("the chunked loss head computes its gradients once: it cannot be differentiated again")
         scaled = [
             None if g is None else g.mul_(grads[0].to(g.dtype)).to(dtype)
             for g, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
         ]
-        ctx.grads = None  # scaled in place, so they serve once
+        ctx.grads = None  # scaled in place, so they cannot be used again
         return (*scaled[:3], None, None, None, None, *scaled[3:])

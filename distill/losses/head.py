@@ -1,21 +1,26 @@
-"""The head of a distribution: the fewest top classes whose mass reaches a share, without sorting the vocabulary."""
+"""The head of a distribution: the fewest top classes whose mass reaches a threshold, without sorting all classes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-SHORT = 16  # classes that hold half of a language model's mass nearly always; few enough for a partial sort
-BUCKETS = 1024  # of log-probability, for flat distributions: only the bucket where the mass crosses is sorted
-DEPTH = 32.0  # nats below the top class that the buckets reach down to; the last holds all that is below
+SHORT = 16  # this many top classes nearly always have half of a language model's mass, and a partial sort is fast
+BUCKETS = 1024  # of log-probability, for flat distributions: only the bucket where the mass is reached is sorted
+DEPTH = 32.0  # the buckets cover this many nats below the top class; the last bucket also has all classes below
 
 
 def head_mask(log_probs: Tensor, probs: Tensor, mass: float, crossing: bool = True) -> Tensor:
-    """True at the head's classes `[N, V]`, the one that crosses `mass` included.
+    """A mask `[N, V]` that is True at the classes of the head: the fewest top classes that together have `mass`.
 
-    Without `crossing` it is left out, unless it is the top class, as in AKL's published file.
+    Among classes of equal probability at the end of the head, the choice is arbitrary.
 
-    Classes above the one where the mass is reached are always in the head; of classes tied with it, some are.
+    Args:
+        log_probs: log-probabilities `[N, V]`.
+        probs: the same as probabilities `[N, V]`.
+        mass: the mass of the head, in (0, 1].
+        crossing: whether the class with which the mass is reached belongs to the head. If not, as in AKL's published
+            file, it is left out, unless it is the top class.
     """
     exact = torch.float32 if probs.device.type == "mps" else torch.float64
     size = min(SHORT, probs.shape[-1])
@@ -33,16 +38,16 @@ def head_mask(log_probs: Tensor, probs: Tensor, mass: float, crossing: bool = Tr
 
 
 def _long_head(log_probs: Tensor, probs: Tensor, mass: float, crossing: bool) -> Tensor:
-    """As `head_mask`, for rows whose head is long."""
+    """`head_mask` for rows whose head has more than `SHORT` classes; without the rule for the top class."""
     depth = log_probs.amax(-1, keepdim=True) - log_probs
     bucket = depth.mul_(BUCKETS / DEPTH).clamp_(max=BUCKETS - 1).long()
-    held = torch.zeros(probs.shape[0], BUCKETS, dtype=probs.dtype, device=probs.device)
-    held.scatter_add_(-1, bucket, probs)
-    reached = held.cumsum(-1)
-    where = (reached < mass).sum(-1, keepdim=True).clamp_(max=BUCKETS - 1)
-    above = (reached - held).gather(-1, where).squeeze(-1)
-    mask = bucket < where
-    row, index = (bucket == where).nonzero(as_tuple=True)  # row by row
+    bucket_mass = torch.zeros(probs.shape[0], BUCKETS, dtype=probs.dtype, device=probs.device)
+    bucket_mass.scatter_add_(-1, bucket, probs)
+    reached = bucket_mass.cumsum(-1)
+    last = (reached < mass).sum(-1, keepdim=True).clamp_(max=BUCKETS - 1)
+    above = (reached - bucket_mass).gather(-1, last).squeeze(-1)
+    mask = bucket < last
+    row, index = (bucket == last).nonzero(as_tuple=True)  # ordered by row
     order = probs[row, index].sort(descending=True, stable=True).indices
     order = order[row[order].sort(stable=True).indices]  # by row, largest first
     row, index = row[order], index[order]

@@ -11,23 +11,29 @@ from distill.losses.base import Divergence, register, weighed
 
 
 def forward_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p || q) `[N]` from log-probabilities `[N, V]`, with the teacher's entropy, so 0 at p = q; and its slope."""
+    """KL(p || q) `[N]` from log-probabilities `[N, V]`, and its derivative by log q `[N, V]`; 0 at p = q."""
     p = teacher.exp()
     _, value = weighed(p, teacher - student)
     return value, p.neg_()
 
 
 def reverse_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(q || p) `[N]` from log-probabilities `[N, V]`, and its slope."""
+    """KL(q || p) `[N]` from log-probabilities `[N, V]`, and its derivative by log q `[N, V]`; 0 at p = q."""
     q = student.exp()
     product, value = weighed(q, student - teacher)
     return value, product.add_(q)
 
 
 def weighted_kl(student: Tensor, teacher: Tensor, forward: Tensor, reverse: Tensor) -> tuple[Tensor, Tensor]:
-    """`forward * KL(p || q) + reverse * KL(q || p)` with weights `[N]` that carry no gradient, and its slope.
+    """`forward * KL(p || q) + reverse * KL(q || p)` `[N]`, and its derivative by log q `[N, V]`.
 
-    A KL of weight 0 does not count, also where it is infinite.
+    A KL of weight 0 adds 0, even if it is infinite.
+
+    Args:
+        student: log-probabilities `[N, V]`.
+        teacher: log-probabilities `[N, V]`.
+        forward: weights `[N]`, treated as constants.
+        reverse: weights `[N]`, treated as constants.
     """
     (f, f_slope), (r, r_slope) = forward_kl(student, teacher), reverse_kl(student, teacher)
     if (unused := reverse == 0).any():
@@ -43,8 +49,8 @@ def weighted_kl(student: Tensor, teacher: Tensor, forward: Tensor, reverse: Tens
 class ForwardKL(Divergence):
     """Forward KL(p || q): the student covers every mode of the teacher p.
 
-    Infinite where the student gives no mass to a class of the teacher. Public code of this name often leaves the
-    teacher's entropy out and logs a cross-entropy; this is the divergence.
+    Infinite if the student gives no mass to a class of the teacher. Public code of this name often leaves out the
+    teacher's entropy and logs a cross-entropy; this is the divergence.
 
     Attributes:
         entropy: whether the teacher's entropy is part of the value; the gradient is the same.
@@ -68,7 +74,7 @@ class ForwardKL(Divergence):
 class ReverseKL(Divergence):
     """Reverse KL(q || p): the student q keeps to the teacher's modes.
 
-    Infinite where the teacher gives no mass to a class of the student.
+    Infinite if the teacher gives no mass to a class of the student.
     """
 
     source = "Gu et al. 2024 (MiniLLM); AKL eq. 2"

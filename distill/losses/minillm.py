@@ -15,18 +15,18 @@ from distill.losses.kl import reverse_kl
 @register("minillm")
 @dataclass(frozen=True)
 class MiniLLM(Divergence):
-    """MiniLLM: each step's reverse KL in closed form, and by policy gradient what its token does to the steps after it.
+    """MiniLLM: the reverse KL of each token in closed form, plus a policy gradient for its effect on later tokens.
 
-    A token's first part is `w KL(q || p)` over the whole vocabulary, its second
+    A token's first part is `w KL(q || p)` over the whole vocabulary. Its second part is
     `max(-A r, -A clip(r, 1 - clip, 1 + clip))` with `r = q(token) / m(token)`: m is the mixture that the token was
-    drawn from, `w` is r at the time of the draw, and A the token's advantage (`long_term`). Where nothing but the
-    response is known, as on validation data, it is the reverse KL. `sampler=rollout` brings what it reads.
+    sampled from, `w` is r at the time of sampling, and A the token's advantage (`long_term`). `sampler=rollout`
+    provides these data. Without them, as on validation data, the value is the reverse KL.
 
     Attributes:
-        clip: how far r may go from 1 before its gradient is 0.
+        clip: largest distance of r from 1 at which the second part still has a gradient.
         reward_scale: divides the rewards log p(token) - log q(token).
-        reward_clip: bounds them, after that.
-        whiten: whether the advantages of a rollout are brought to mean 0 and standard deviation 1.
+        reward_clip: the largest absolute value of the scaled rewards.
+        whiten: whether the advantages of a rollout are normalised to mean 0 and standard deviation 1.
     """
 
     source = "Gu et al. 2024 (MiniLLM), section 2.2 and algorithm 1"
@@ -48,35 +48,35 @@ class MiniLLM(Divergence):
                 raise ValueError(f"{name}={getattr(self, name)} must be larger than 0")
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See the base class: the reverse KL, since it is not known how the tokens were drawn."""
+        """See the base class. It is the reverse KL, since it is not known how the tokens were sampled."""
         return reverse_kl(student, teacher)
 
     def with_rollout_data(self, data: Tensor) -> Divergence:
-        """The objective of drawn tokens; `data` `[N, 3]` are their log m, w and A."""
+        """The objective of sampled tokens; `data` `[N, 3]` are their log m, w and A."""
         return _Drawn(self.clip, data)
 
     def rollout_data(self, responses: Sequence[Drawn]) -> list[Tensor]:
-        """What the objective reads of each response's tokens, `[n, 3]`: log m, w and A, in fp32.
+        """log m, w and A of each token in fp32, one tensor `[n, 3]` per response.
 
         Args:
-            responses: a whole rollout, over which advantages are whitened.
+            responses: all responses of a rollout, over which advantages are whitened.
         """
-        advantages = [self.long_term(one) for one in responses]
+        advantages = [self.long_term(response) for response in responses]
         if self.whiten:
-            every = torch.cat(advantages)
-            mean, std = every.mean(), every.std(correction=0).clamp_min(1e-8)
+            flat = torch.cat(advantages)
+            mean, std = flat.mean(), flat.std(correction=0).clamp_min(1e-8)
             advantages = [(a - mean) / std for a in advantages]
         return [
-            torch.stack([one.mixed, (one.student - one.mixed).exp(), advantage], 1).float()
-            for one, advantage in zip(responses, advantages, strict=True)
+            torch.stack([response.mixed, (response.student - response.mixed).exp(), advantage], 1).float()
+            for response, advantage in zip(responses, advantages, strict=True)
         ]
 
-    def long_term(self, one: Drawn) -> Tensor:
-        """Each token's advantage `[n]`: the mean reward of those after it; nothing comes after the last.
+    def long_term(self, response: Drawn) -> Tensor:
+        """Each token's advantage `[n]`: the mean reward of the tokens after it, and 0 for the last token.
 
         The paper's R_{t+1} / (T - t - 1), with the number of rewards in the sum as its divisor.
         """
-        rewards = ((one.teacher - one.student) / self.reward_scale).clamp(-self.reward_clip, self.reward_clip)
+        rewards = ((response.teacher - response.student) / self.reward_scale).clamp(-self.reward_clip, self.reward_clip)
         after = rewards.flip(0).cumsum(0).flip(0) - rewards
         left = torch.arange(len(rewards) - 1, -1, -1, dtype=rewards.dtype, device=rewards.device)
         return after / left.clamp_min(1)
@@ -84,20 +84,20 @@ class MiniLLM(Divergence):
 
 @dataclass(frozen=True, eq=False)
 class _Drawn(Divergence):
-    """MiniLLM's objective of tokens whose log m, w and A are known; `source` and the rest stand with `MiniLLM`."""
+    """MiniLLM's objective for tokens whose log m, w and A (`data`, `[N, 3]`) are known."""
 
     clip: float
-    known: Tensor
+    data: Tensor
     reads_targets = True
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
         assert targets is not None
-        mixed, weight, advantage = self.known.to(student.dtype).unbind(1)
+        mixed, weight, advantage = self.data.to(student.dtype).unbind(1)
         value, slope = reverse_kl(student, teacher)
-        at = targets.unsqueeze(-1)
-        ratio = (student.gather(-1, at).squeeze(-1) - mixed).exp()
+        index = targets.unsqueeze(-1)
+        ratio = (student.gather(-1, index).squeeze(-1) - mixed).exp()
         free, bound = -advantage * ratio, -advantage * ratio.clamp(1 - self.clip, 1 + self.clip)
         slope.mul_(weight.unsqueeze(-1))
-        slope.scatter_add_(-1, at, torch.where(free >= bound, free, 0.0).unsqueeze(-1))
+        slope.scatter_add_(-1, index, torch.where(free >= bound, free, 0.0).unsqueeze(-1))
         return weight * value + torch.maximum(free, bound), slope

@@ -1,4 +1,4 @@
-"""Divergences from a mixture of teacher and student, finite whatever the two are: skew KL and Jensen-Shannon."""
+"""Divergences from a mixture of teacher and student, which are always finite: skew KL and Jensen-Shannon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill.losses.base import Divergence, register, weighed
 
 
 def log_mixture(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """Log-probabilities of `weight * a + (1 - weight) * b` from those of a and b, for a weight inside (0, 1)."""
+    """Log-probabilities of `weight * a + (1 - weight) * b` from log-probabilities a and b; the weight is in (0, 1)."""
     return torch.logaddexp(a + math.log(weight), b + math.log1p(-weight))
 
 
@@ -78,7 +78,7 @@ class SkewReverseKL(Divergence):
 class JensenShannon(Divergence):
     """Generalised Jensen-Shannon w KL(p || m) + (1 - w) KL(q || m) with m = w p + (1 - w) q.
 
-    Public code disagrees on which of the two the number weights; here the key says it.
+    Public implementations disagree on whether their weight is the teacher's or the student's; the key here says so.
 
     Attributes:
         teacher_weight: w, the teacher's weight and its share of the mixture, in (0, 1).
@@ -99,5 +99,5 @@ class JensenShannon(Divergence):
         mixed = log_mixture(teacher, student, w)
         _, forward = weighed(teacher.exp(), teacher - mixed)
         product, reverse = weighed(student.exp(), student - mixed)
-        # What the mixture's own movement adds cancels: d/d log q = (1 - w) q (log q - log m)
+        # The terms from the derivative of log m cancel: d/d log q = (1 - w) q (log q - log m)
         return w * forward + (1 - w) * reverse, product.mul_(1 - w)

@@ -1,4 +1,4 @@
-"""`python -m distill.losses.page`: every divergence as markdown, for docs/losses.md (`make docs`)."""
+"""`python -m distill.losses.page` prints all divergences as markdown, for docs/losses.md (`make docs`)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ per token, in nats. `loss=sft` is cross-entropy on the data, without a teacher.
 
 
 def page() -> str:
-    """The whole page."""
+    """The page as markdown."""
     return HEADER + "".join(f"\n## {name}\n\n{_entry(name)}" for name in names())
 
 
 def _entry(name: str) -> str:
-    """What a class says of itself: its docstring, then its attributes as a list."""
+    """The section of a divergence: its docstring, then its attributes as a list."""
     cls = find(name)
     text, _, attributes = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
-    told = {"Formula": f"`{cls.formula}`", "Limits": cls.limits, "Source": cls.source, "Public code": cls.elsewhere}
-    items = [f"{title}: {value}" for title, value in told.items() if value.strip("`")]
+    facts = {"Formula": f"`{cls.formula}`", "Limits": cls.limits, "Source": cls.source, "Public code": cls.elsewhere}
+    items = [f"{title}: {value}" for title, value in facts.items() if value.strip("`")]
     described = _described(attributes)
     for base in cls.__mro__[1:]:
         described = _described((inspect.getdoc(base) or "").partition("\n\nAttributes:\n")[2]) | described
@@ -35,14 +35,14 @@ def _entry(name: str) -> str:
 
 
 def _described(attributes: str) -> dict[str, str]:
-    """The docstring's lines by attribute; a line that is indented further goes on with the one before."""
-    found: dict[str, str] = {}
+    """The descriptions of a docstring's `Attributes:` section by attribute; indented lines continue the one before."""
+    descriptions: dict[str, str] = {}
     name = ""
     for line in attributes.splitlines():
         if not line.startswith("     "):
             name, _, line = line.strip().partition(": ")
-        found[name] = f"{found.get(name, '')} {line.strip()}".strip()
-    return found
+        descriptions[name] = f"{descriptions.get(name, '')} {line.strip()}".strip()
+    return descriptions
 
 
 if __name__ == "__main__":

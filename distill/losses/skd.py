@@ -1,4 +1,4 @@
-"""Student-friendly knowledge distillation: a teacher that a small trained network simplifies."""
+"""Student-friendly knowledge distillation: a small network, trained with the student, simplifies the teacher."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from distill.losses.trainable import TrainableDivergence
 @register("skd")
 @dataclass(eq=False)
 class StudentFriendlyKD(TrainableDivergence):
-    """Forward KL(p' || q) to a teacher p' that a network trained with the student has simplified.
+    """Forward KL(p' || q): p' is the teacher simplified by a small network that is trained with the student.
 
-    The paper softens the teacher's logits (here `loss.temperature`) and adds to them what an attention network, the
-    learning simplifier, makes of them. MGSR says nothing of its size. Here the probabilities are read into `slots`
-    vectors of `width`, which attend to each other and are written back onto the vocabulary; the last layer starts at 0,
-    so that training starts from forward KL. A token's value depends on no other token. The simplifier is drawn to what
-    the student says already; cross-entropy on the data (`w_ce`) is what holds it.
+    The paper softens the teacher's logits (here with `loss.temperature`) and adds the output of an attention network to
+    them, the learning simplifier. MGSR does not state its size. Here a linear layer maps the probabilities to `slots`
+    vectors of `width`, which attend to each other, and another one maps them back to the vocabulary. The last layer
+    starts at 0, so that training starts with forward KL. A token's value depends on no other token. The divergence
+    alone would pull p' to the student's own distribution; cross-entropy on the data (`w_ce`) prevents this.
 
     Attributes:
-        slots: vectors that a distribution is read into.
-        width: numbers in each.
+        slots: number of vectors that a distribution is mapped to.
+        width: size of each vector.
     """
 
     source = "Yuan et al. 2024 (SKD); MGSR table 7"
@@ -51,7 +51,7 @@ class StudentFriendlyKD(TrainableDivergence):
         self.to(device)
 
     def attended(self, read: Tensor) -> Tensor:
-        """What is written back `[N, slots * width]` for what was read of the same shape."""
+        """The output of the attention `[N, slots * width]` for an input of the same shape."""
         slots = read.view(-1, self.slots, self.width)
         query, key, value = self.attend(slots).chunk(3, -1)
         return (slots + nn.functional.scaled_dot_product_attention(query, key, value)).flatten(1)
@@ -63,7 +63,7 @@ class StudentFriendlyKD(TrainableDivergence):
         return weighed(simple.exp(), simple - student)[1]
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See the base class. By hand over the vocabulary, by autograd over the slots."""
+        """See the base class. Only the derivative of the attention uses autograd."""
         with torch.inference_mode(False), torch.no_grad():
             student, teacher = (x.clone() if x.is_inference() else x for x in (student, teacher))
             reader, writer = self.read.weight, self.write.weight

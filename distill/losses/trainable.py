@@ -1,4 +1,4 @@
-"""Divergences with parameters of their own, which the trainer optimises beside the student's."""
+"""Divergences with their own parameters, which the trainer optimises together with the student's."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from distill.losses.base import Divergence, find, names
 
 
 class TrainableDivergence(nn.Module, Divergence):
-    """A module whose `from_log_probs` reads its own parameters.
+    """A divergence that is a module: `from_log_probs` reads its own parameters.
 
-    The dense form is plain autograd. In chunks the gradients to the parameters are summed up during the forward pass,
-    as those to hidden states and head are, and `collected` hands them over.
+    A call on logits uses plain autograd. `distill.losses.fused` computes the gradients to the parameters in the forward
+    pass, like those to hidden states and head: `value_and_slope` adds them up, and `collected` returns the sums.
     """
 
     def prepare(self, classes: int, device: torch.device) -> None:
-        """Make the parameters for a vocabulary, once; the first call does it by itself."""
+        """Create the parameters for a vocabulary; does nothing if they exist. A call on logits does this first.
+
+        Args:
+            classes: size of the vocabulary.
+            device: where the parameters are created.
+        """
         raise NotImplementedError
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | None = None) -> Tensor:
-        """As a divergence's call: `[..., V]` twice to `[...]`."""
+        """The divergence per token `[...]` from logits `[..., V]`; see `Divergence.__call__`."""
         self.check(student_logits, teacher_logits, targets)
         self.prepare(student_logits.shape[-1], student_logits.device)
         student, teacher = self.log_probs(student_logits, teacher_logits.detach())
@@ -28,7 +33,7 @@ class TrainableDivergence(nn.Module, Divergence):
         return value.view(student_logits.shape[:-1])
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See the base class; gradients to the parameters are added to what `collected` gives."""
+        """See the base class. The gradients to the parameters are added to `sums`."""
         with torch.inference_mode(False), torch.enable_grad():
             student, teacher = (x.clone() if x.is_inference() else x for x in (student, teacher))
             free, own = student.detach().requires_grad_(), list(self.parameters())
@@ -39,19 +44,19 @@ class TrainableDivergence(nn.Module, Divergence):
         return value.detach(), slope
 
     def sums(self) -> list[Tensor]:
-        """Gradient sums by the parameters, for `value_and_slope` to add to."""
+        """The gradient sums of the parameters, one tensor each, which `value_and_slope` adds to in place."""
         if "_sums" not in self.__dict__:
             self.__dict__["_sums"] = [torch.zeros_like(p) for p in self.parameters()]
-        held: list[Tensor] = self.__dict__["_sums"]
-        return held
+        gradient_sums: list[Tensor] = self.__dict__["_sums"]
+        return gradient_sums
 
     def collected(self) -> list[Tensor]:
-        """Gradient sums by the parameters since the last time."""
-        held = self.sums()
+        """The gradient sums of the parameters since the last call of this method, which are then reset."""
+        gradient_sums = self.sums()
         del self.__dict__["_sums"]
-        return held
+        return gradient_sums
 
 
 def trainable_names() -> list[str]:
-    """The registered divergences that have parameters of their own."""
+    """The names of the registered divergences that have their own parameters."""
     return [name for name in names() if issubclass(find(name), TrainableDivergence)]

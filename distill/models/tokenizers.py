@@ -1,4 +1,4 @@
-"""Small tokenizers trained on a data set in a family's convention, and the check that two models share one."""
+"""Small tokenizers trained in the convention of a model family, and the check that two models share a tokenizer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ PROBES = (
 def train_tokenizer(convention: str, texts: Iterable[str], vocab_size: int) -> Any:
     """A BPE tokenizer of at most `vocab_size` tokens, trained on `texts`.
 
-    Conventions: `gpt2` (byte level, no BOS, pad is EOS), `opt` (byte level, BOS `</s>` before a prompt, pad id 1) and
-    `llama` (sentencepiece style: spaces as a mark before a word, one put before a text that has none; BOS before a
-    prompt; no pad token).
+    Args:
+        convention: `gpt2` (byte level, no BOS, pad is EOS), `opt` (byte level, BOS `</s>` before a prompt, pad id 1) or
+            `llama` (sentencepiece style: `▁` stands for a space and is also put before the text; BOS before a prompt;
+            no pad token).
+        texts: the training texts.
+        vocab_size: maximum number of tokens.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -65,23 +68,23 @@ def train_tokenizer(convention: str, texts: Iterable[str], vocab_size: int) -> A
 
 
 def check_same_tokenizer(teacher: Any, student: Any) -> None:
-    """Refuse a pair whose tokenizers differ: token-level divergences would compare unlike things.
+    """Refuse a pair whose tokenizers differ: a divergence per token would compare probabilities of different tokens.
 
     Raises:
-        UserError: says what differs. Equal size is not enough; probe texts are encoded by both.
+        UserError: the vocabularies, the EOS ids or the encodings of probe texts differ; says how.
     """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    differing = [t for t in ours.keys() & theirs.keys() if ours[t] != theirs[t]]
-    only = len(ours.keys() ^ theirs.keys())
+    student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
+    differing = [t for t in student_vocab.keys() & teacher_vocab.keys() if student_vocab[t] != teacher_vocab[t]]
+    only = len(student_vocab.keys() ^ teacher_vocab.keys())
     encodings = [p for p in PROBES if teacher(p).input_ids != student(p).input_ids]
     if differing or encodings or only or teacher.eos_token_id != student.eos_token_id:
         raise UserError(
-            f"teacher and student have different tokenizers ({len(theirs)} and {len(ours)} tokens, {only} in one only,"
-            f" {len(differing)} under another id, {len(encodings)} of {len(PROBES)} probe texts encoded differently);"
-            " distillation here is over one vocabulary: choose a pair of one family"
+            f"teacher and student have different tokenizers ({len(teacher_vocab)} and {len(student_vocab)} tokens,"
+            f" {only} in one only, {len(differing)} under another id, {len(encodings)} of {len(PROBES)} probe texts"
+            " encoded differently); both must share one vocabulary: choose a pair of one family"
         )
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id that fills rows: the tokenizer's pad token or, where it has none, EOS (masks go by position)."""
+    """The token id of padding: the tokenizer's pad token, or EOS if it has none (masks never compare ids)."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)

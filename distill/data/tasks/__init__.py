@@ -1,8 +1,8 @@
-"""The task kinds of `data=micro`. Each draws one question with all the phrasings of its answer that count as right.
+"""The task kinds of `data=micro`. Each draws one question with all phrasings of its answer that count as right.
 
-A kind is a function of (rng, world, unseen) that gives (instruction, input, answers). `unseen` asks for a wording of
-the instruction that training never uses. The first answer is one right phrasing drawn at random: it is what a model is
-trained on, so that a teacher has a real choice to make and losses differ in which of its modes they keep.
+A kind is a function of (rng, world, unseen) that returns (instruction, input, answers). With `unseen` the instruction
+has a wording that training never uses. The first answer is a right phrasing drawn at random, and models are trained on
+it. So the teacher's distribution has several modes, and losses differ in which of them the student learns.
 """
 
 from __future__ import annotations

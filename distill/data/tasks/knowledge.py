@@ -1,21 +1,21 @@
-"""Knowledge, reckoning and free text."""
+"""Kinds of general knowledge, arithmetic and free text."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from distill.data.tasks.draw import Draw, a, listed, one, shuffled, some, wording
+from distill.data.tasks.draw import Draw, a, listed, pick, pick_some, shuffled, wording
 from distill.data.world import ANIMALS, COLOURS, FOODS, JOBS, NUMBERS, PRODUCTS, World
 
 
 def classification(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """The class of an animal or a food."""
     if rng.random() < 0.5:
-        word = one(rng, sorted(ANIMALS))
-        kind, options = ANIMALS[word][0], some(rng, ["mammal", "bird", "fish", "reptile"], 4)
+        word = pick(rng, sorted(ANIMALS))
+        kind, options = ANIMALS[word][0], pick_some(rng, ["mammal", "bird", "fish", "reptile"], 4)
     else:
-        word = one(rng, sorted(FOODS))
-        kind, options = FOODS[word][0], some(rng, ["fruit", "vegetable", "grain", "dessert", "dish"], 5)
+        word = pick(rng, sorted(FOODS))
+        kind, options = FOODS[word][0], pick_some(rng, ["fruit", "vegetable", "grain", "dessert", "dish"], 5)
     choices = f"{', '.join(options[:-1])} or {options[-1]}"
     question = wording(
         rng, unseen, f"Is {word} {choices}?", f"Classify {word} as {choices}.", f"Which is {word}: {choices}?"
@@ -36,7 +36,7 @@ def listing(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
         pools.append((f"animals of the {home}", [x for x, f in sorted(ANIMALS.items()) if f[1] == home]))
     for kind in ("mammal", "bird", "fish"):
         pools.append((f"kinds of {kind}", [x for x, f in sorted(ANIMALS.items()) if f[0] == kind]))
-    what, pool = one(rng, pools)
+    what, pool = pick(rng, pools)
     count = min(count, len(pool))
     question = wording(
         rng,
@@ -47,9 +47,9 @@ def listing(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     )
     answers = []
     for _ in range(4):
-        words = some(rng, pool, count)
+        words = pick_some(rng, pool, count)
         answers.append(
-            one(
+            pick(
                 rng,
                 [
                     f"{NUMBERS[count].capitalize()} {what} are {listed(words)}.",
@@ -73,7 +73,7 @@ def arithmetic(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
 
 def animal_facts(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """Where an animal lives, what it eats, and its sound."""
-    word = one(rng, sorted(ANIMALS))
+    word = pick(rng, sorted(ANIMALS))
     kind, home, eats, sound = ANIMALS[word]
     question = wording(
         rng, unseen, f"Tell me about the {word}.", f"Describe the {word}.", f"What do you know of the {word}?"
@@ -81,13 +81,13 @@ def animal_facts(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     answers = []
     for _ in range(4):
         parts = [
-            one(rng, [f"The {word} is {a(kind)}.", f"{a(word).capitalize()} is {a(kind)}."]),
-            *some(
+            pick(rng, [f"The {word} is {a(kind)}.", f"{a(word).capitalize()} is {a(kind)}."]),
+            *pick_some(
                 rng,
                 [
-                    one(rng, [f"It lives in the {home}.", f"Its home is the {home}."]),
-                    one(rng, [f"It eats {eats}.", f"It feeds on {eats}."]),
-                    one(rng, [f"It {sound}.", f"You can hear how it {sound}."]),
+                    pick(rng, [f"It lives in the {home}.", f"Its home is the {home}."]),
+                    pick(rng, [f"It eats {eats}.", f"It feeds on {eats}."]),
+                    pick(rng, [f"It {sound}.", f"You can hear how it {sound}."]),
                 ],
                 2,
             ),
@@ -97,8 +97,8 @@ def animal_facts(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
 
 
 def story(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
-    """A story of three sentences about a person: a free text with a plan."""
-    p = world.people[one(rng, sorted(world.people))]
+    """A story of three sentences about a person: free text with a fixed structure."""
+    p = world.people[pick(rng, sorted(world.people))]
     question = wording(
         rng,
         unseen,
@@ -111,11 +111,11 @@ def story(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
         answers.append(
             " ".join(
                 [
-                    one(
+                    pick(
                         rng,
                         [f"One day {p.name} left {p.town}.", f"{p.name} the {p.job} woke early in {p.town}."],
                     ),
-                    one(
+                    pick(
                         rng,
                         [
                             f"The {p.pet} came along.",
@@ -123,7 +123,7 @@ def story(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
                             "The road was long.",
                         ],
                     ),
-                    one(
+                    pick(
                         rng,
                         [
                             f"In the end they ate {p.food} and were glad.",

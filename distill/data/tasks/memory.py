@@ -1,17 +1,17 @@
-"""Questions of memory: facts that only the training set tells."""
+"""Questions that a model answers from memory: the facts are only in the training set."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from distill.data.tasks.draw import Draw, a, one, shuffled, some, wording
+from distill.data.tasks.draw import Draw, a, pick, pick_some, shuffled, wording
 from distill.data.world import World
 
 
 def open_qa(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """A fact about a person or a town, from memory."""
-    p = world.people[one(rng, sorted(world.people))]
-    t = world.towns[one(rng, sorted(world.towns))]
+    p = world.people[pick(rng, sorted(world.people))]
+    t = world.towns[pick(rng, sorted(world.towns))]
     n, m = p.name, t.name
     kinds = [
         (
@@ -63,13 +63,13 @@ def open_qa(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
             (f"{m} is in the {t.region}.", f"The town of {m} lies in the {t.region}."),
         ),
     ]
-    questions, answers = one(rng, kinds)
+    questions, answers = pick(rng, kinds)
     return wording(rng, unseen, *questions), "", shuffled(rng, answers)
 
 
 def describe_person(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """A short description of a person, from memory, in one of many orders."""
-    p = world.people[one(rng, sorted(world.people))]
+    p = world.people[pick(rng, sorted(world.people))]
     question = wording(rng, unseen, f"Describe {p.name}.", f"Who is {p.name}?", f"Write about {p.name}.")
     openings = [
         f"{p.name} is {a(p.job)} from {p.town}.",
@@ -85,33 +85,33 @@ def describe_person(rng: np.random.Generator, world: World, unseen: bool) -> Dra
     ]
     answers = []
     for _ in range(4):
-        parts = [one(rng, d) for d in some(rng, details, 2)]
-        answers.append(" ".join([one(rng, openings), *parts]))
+        parts = [pick(rng, d) for d in pick_some(rng, details, 2)]
+        answers.append(" ".join([pick(rng, openings), *parts]))
     return question, "", list(dict.fromkeys(answers))
 
 
 def describe_town(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """A short description of a town, from memory."""
-    t = world.towns[one(rng, sorted(world.towns))]
+    t = world.towns[pick(rng, sorted(world.towns))]
     question = wording(rng, unseen, f"Describe the town of {t.name}.", f"What is {t.name}?", f"Write about {t.name}.")
     answers = []
     for _ in range(4):
-        first = one(rng, [f"{t.name} is a town in the {t.region}.", f"In the {t.region} lies the town of {t.name}."])
-        second = one(
+        first = pick(rng, [f"{t.name} is a town in the {t.region}.", f"In the {t.region} lies the town of {t.name}."])
+        second = pick(
             rng,
             [
                 f"It is on the {t.river} and makes {t.product}.",
                 f"The {t.river} runs by, and {t.product} is made there.",
             ],
         )
-        third = one(rng, [f"The weather is {t.weather}.", f"It is {t.weather} most of the year."])
-        answers.append(" ".join([first, *some(rng, [second, third], 2)]))
+        third = pick(rng, [f"The weather is {t.weather}.", f"It is {t.weather} most of the year."])
+        answers.append(" ".join([first, *pick_some(rng, [second, third], 2)]))
     return question, "", list(dict.fromkeys(answers))
 
 
 def compare(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """Whether two people share a town, from memory."""
-    x, y = (world.people[n] for n in some(rng, sorted(world.people), 2))
+    x, y = (world.people[n] for n in pick_some(rng, sorted(world.people), 2))
     question = wording(
         rng,
         unseen,

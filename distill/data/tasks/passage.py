@@ -1,25 +1,25 @@
-"""Questions about an input, which holds the answer."""
+"""Questions about an input text that contains the answer."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from distill.data.tasks.draw import Draw, a, listed, one, shuffled, some, wording
+from distill.data.tasks.draw import Draw, a, listed, pick, pick_some, shuffled, wording
 from distill.data.world import ANIMALS, COLOURS, FOODS, JOBS, World
 
 
 def passage(rng: np.random.Generator, world: World) -> tuple[list[dict[str, str]], str]:
-    """Three sentences about people as they are only in this text."""
-    names = some(rng, sorted(world.people), 3)
-    towns = some(rng, sorted(world.towns), 3)
+    """The facts of three people, which are true in this text only, and a text of three sentences that states them."""
+    names = pick_some(rng, sorted(world.people), 3)
+    towns = pick_some(rng, sorted(world.towns), 3)
     facts = []
     for name, town in zip(names, towns, strict=True):
         facts.append(
             {
                 "name": name,
                 "town": town,
-                "job": one(rng, JOBS),
-                "day": one(rng, ["Monday", "Friday", "Sunday"]),
+                "job": pick(rng, JOBS),
+                "day": pick(rng, ["Monday", "Friday", "Sunday"]),
             }
         )
     forms = [
@@ -27,14 +27,14 @@ def passage(rng: np.random.Generator, world: World) -> tuple[list[dict[str, str]
         "On {day} {name}, {ajob}, came to {town}.",
         "{name} is {ajob} and left for {town} on {day}.",
     ]
-    text = " ".join(one(rng, forms).format(**f, ajob=a(f["job"])) for f in facts)
+    text = " ".join(pick(rng, forms).format(**f, ajob=a(f["job"])) for f in facts)
     return facts, text
 
 
 def closed_qa(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
-    """A question whose answer stands in the text."""
+    """A question whose answer is in the text."""
     facts, text = passage(rng, world)
-    f = one(rng, facts)
+    f = pick(rng, facts)
     n = f["name"]
     kinds = [
         (
@@ -54,14 +54,14 @@ def closed_qa(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
             (f"{n} is {a(f['job'])}.", f"Here {n} works as {a(f['job'])}."),
         ),
     ]
-    questions, answers = one(rng, kinds)
+    questions, answers = pick(rng, kinds)
     return wording(rng, unseen, *questions), text, shuffled(rng, answers)
 
 
 def extraction(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """All towns, people or jobs of the text, in its order."""
     facts, text = passage(rng, world)
-    what, key = one(rng, [("towns", "town"), ("people", "name"), ("jobs", "job")])
+    what, key = pick(rng, [("towns", "town"), ("people", "name"), ("jobs", "job")])
     question = wording(
         rng, unseen, f"List the {what} in the text.", f"Which {what} are named here?", f"Find all {what}."
     )
@@ -100,16 +100,16 @@ def summary(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
 
 def rewriting(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """A sentence in another tense, number or person."""
-    name, animal, food = one(rng, sorted(world.people)), one(rng, sorted(ANIMALS)), one(rng, sorted(FOODS))
-    town, colour = one(rng, sorted(world.towns)), one(rng, COLOURS)
+    name, animal, food = pick(rng, sorted(world.people)), pick(rng, sorted(ANIMALS)), pick(rng, sorted(FOODS))
+    town, colour = pick(rng, sorted(world.towns)), pick(rng, COLOURS)
     kind = int(rng.integers(3))
     if kind == 0:
         question = wording(rng, unseen, "Put this in the past.", "Write this in the past tense.", "Make this past.")
-        verbs = one(
+        verbs = pick(
             rng,
             [("sees", "saw"), ("buys", "bought"), ("finds", "found"), ("draws", "drew"), ("sells", "sold")],
         )
-        form = one(rng, ["{n} {v} {x} in {t}.", "In {t} {n} {v} {x}."])
+        form = pick(rng, ["{n} {v} {x} in {t}.", "In {t} {n} {v} {x}."])
         text, answer = (form.format(n=name, v=v, x=a(animal), t=town) for v in verbs)
         return question, text, [answer]
     if kind == 1:

@@ -1,10 +1,10 @@
-"""Kinds that training never shows."""
+"""Kinds that are never in the training set."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from distill.data.tasks.draw import Draw, a, one, shuffled, some
+from distill.data.tasks.draw import Draw, a, pick, pick_some, shuffled
 from distill.data.tasks.knowledge import classification
 from distill.data.tasks.memory import open_qa
 from distill.data.tasks.passage import passage
@@ -13,7 +13,7 @@ from distill.data.world import ANIMALS, World
 
 def reverse_lookup(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """Who lives in a town: facts seen only the other way round."""
-    p = world.people[one(rng, sorted(world.people))]
+    p = world.people[pick(rng, sorted(world.people))]
     others = [x.name for x in world.people.values() if x.town == p.town]
     return f"Who lives in {p.town}?", "", shuffled(rng, [f"{n} lives in {p.town}." for n in sorted(others)])
 
@@ -21,7 +21,7 @@ def reverse_lookup(rng: np.random.Generator, world: World, unseen: bool) -> Draw
 def last_item(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """The last of the text's people, towns or jobs."""
     facts, text = passage(rng, world)
-    what, key = one(rng, [("town", "town"), ("person", "name"), ("job", "job")])
+    what, key = pick(rng, [("town", "town"), ("person", "name"), ("job", "job")])
     word = facts[-1][key]
     return (
         f"What is the last {what} in the text?",
@@ -32,9 +32,9 @@ def last_item(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
 
 def fact_of_a_fact(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """A fact of a fact: the region or river of a person's town."""
-    p = world.people[one(rng, sorted(world.people))]
+    p = world.people[pick(rng, sorted(world.people))]
     t = world.towns[p.town]
-    return one(
+    return pick(
         rng,
         [
             (
@@ -65,21 +65,21 @@ def two_at_once(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
 
 
 def pick_by_class(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
-    """The one of three given animals that is of a class."""
-    wanted = one(rng, ["bird", "fish", "mammal"])
-    good = one(rng, [x for x, f in sorted(ANIMALS.items()) if f[0] == wanted])
-    bad = some(rng, [x for x, f in sorted(ANIMALS.items()) if f[0] != wanted], 2)
-    words = some(rng, [good, *bad], 3)
+    """Which of three given animals belongs to a class."""
+    animal_class = pick(rng, ["bird", "fish", "mammal"])
+    good = pick(rng, [x for x, f in sorted(ANIMALS.items()) if f[0] == animal_class])
+    bad = pick_some(rng, [x for x, f in sorted(ANIMALS.items()) if f[0] != animal_class], 2)
+    words = pick_some(rng, [good, *bad], 3)
     return (
-        f"Which of {words[0]}, {words[1]} and {words[2]} is {a(wanted)}?",
+        f"Which of {words[0]}, {words[1]} and {words[2]} is {a(animal_class)}?",
         "",
-        [f"{good.capitalize()} is {a(wanted)}.", f"It is {good}.", f"{good.capitalize()}."],
+        [f"{good.capitalize()} is {a(animal_class)}.", f"It is {good}.", f"{good.capitalize()}."],
     )
 
 
 def where_and_what(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
     """Home and job of a person in one sentence."""
-    p = world.people[one(rng, sorted(world.people))]
+    p = world.people[pick(rng, sorted(world.people))]
     return (
         f"Where does {p.name} live and what is the job?",
         "",
