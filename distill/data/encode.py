@@ -70,7 +70,7 @@ class EncodedSet:
     rows: list[Encoded]
     counts: Counter[str] = field(default_factory=Counter)
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """`3 prompts dropped, 1 response cut`, or nothing."""
         return ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()) if n)
 
