@@ -104,13 +104,11 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     """Train the student and write the best checkpoint to `folder/model` and the curve to `folder/curve.csv`.
 
     A run that was stopped continues from the last checkpoint under `folder/checkpoints` and ends in the same weights.
-    The
-    checkpoints are not removed here: the store removes them when the artifact is in place.
+    The checkpoints are not removed here: the store removes them when the artifact is in place.
 
     Returns:
         Entries for the manifest: the best validation metric and its step, numbers of steps, rows, samples, processes
-            and
-        over-long rows, the time of a step, what the student wrote, and the special token ids.
+        and over-long rows, the time of a step, what the student wrote, and the special token ids.
 
     Raises:
         UserError: the tokenizers of student and teacher differ, a model has too few positions, or the loss is not
@@ -119,10 +117,8 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.student)
     settings, encoder = job.config.train, training_encoder(job.config, tokenizer)
     for name, rows in {"training": job.train, "validation": job.valid}.items():
-        if rows.describe():
-            say(
-                f"  {name} set: {rows.describe()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)"
-            )
+        if overlong := rows.describe():
+            say(f"  {name} set: {overlong} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
     checkpoints = folder / "checkpoints"
     last = _last_checkpoint(checkpoints)
     sampler = build_sampler(job.sampler.name, **job.sampler.parameters)
@@ -209,11 +205,8 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
     if teacher is not None:
         of_teacher, of_student = (h.weight.shape[0] for h in (teacher.head, output_head(student)))
         if of_teacher != of_student:
-            say(
-                f"  vocabulary widths {of_teacher} (teacher) and {of_student} (student): cut to {
-                    min(of_teacher, of_student)
-                }"
-            )
+            width = min(of_teacher, of_student)
+            say(f"  vocabulary widths {of_teacher} (teacher) and {of_student} (student): cut to {width}")
         if isinstance(divergence, TrainableDivergence):
             divergence.prepare(min(of_teacher, of_student), torch.device("cpu"))
     loss, w_lm = job.loss, job.loss.w_lm if job.pretraining else 0.0
