@@ -20,8 +20,8 @@ class Distiller(nn.Module):
     """A student and the objective that it is trained on, over response positions only.
 
     Terms read only the hidden states of response positions (`distill.training.objective`), so no logits are computed
-    for prompts and padding. The teacher, live or stored (`distill.teacher.signal`), is a submodule, so it moves to a device
-    together with the student.
+    for prompts and padding. The teacher, live or stored (`distill.teacher.signal`), is a submodule, so it moves to a
+    device together with the student.
 
     Args:
         student: a causal language model.

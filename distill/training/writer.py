@@ -98,8 +98,7 @@ class StudentWriter:
     def _request(self, row: Encoded, stream: str) -> Request:
         """The request for a response to a row's prompt.
 
-        Its room leaves no extra space for EOS: a response that EOS ends within its room has at most as many tokens as
-        fit into `max_length`, EOS included.
+        A response that EOS ends has, EOS included, at most `room` tokens, so it fits into `max_length`. Others are cut.
         """
         room = min(self.decode.max_new_tokens, max(0, self.max_length - len(row.prompt)))
         return Request(row.id, row.prompt, stream_name(self.seed, f"train {stream}", row.id), room)
