@@ -57,7 +57,7 @@ def main(words: list[str]) -> int:
 
     judge = Judge(table.config.eval.judge, Path(table.config.paths.store) / "judge")
     questions = [q for wish in wishes for q in wish.questions]
-    say(f"judge {judge.model} at {judge.address}: {judge.cost(questions).said()}")
+    say(f"judge {judge.model} at {judge.address}: {judge.cost(questions).describe()}")
     if chosen["cost"] == [True]:
         return 0
     with bar(len(set(questions)), "judging", "question") as shown:

@@ -193,7 +193,7 @@ def test_overlong_responses_are_cut_and_get_no_eos():
     assert short.response[-1] == 0 and len(short.response) == 4
     result = encoder.pairs(examples_of_length(2, response=30), max_length=10)
     assert len(result.rows[0].prompt) + len(result.rows[0].response) == 10
-    assert result.rows[0].response[-1] != 0 and result.said() == "1 responses cut"
+    assert result.rows[0].response[-1] != 0 and result.describe() == "1 responses cut"
     with pytest.raises(UserError, match="overlong_prompt=cut"):
         encoder.pairs(examples_of_length(50), max_length=100)
 

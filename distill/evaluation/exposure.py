@@ -25,30 +25,35 @@ def excess_error(
     pad_id: int,
     stored: StoredTeacher | None = None,
 ) -> dict[int, float]:
-    """`(R(l) - l e(l)) / (l e(l))` in percent, for each length l; none where the two models are the same.
+    """Excess accumulated error `(R(l) - l e(l)) / (l e(l))` in percent, for each length l.
 
-    R(l) is the forward KL of teacher to student at the first l positions of texts that the student wrote, accumulated,
-    and l e(l) the same over texts that the teacher wrote; each is a mean over texts, and a text that has ended adds
-    nothing. 0 would be a student that goes no further astray on its own text than on the teacher's.
+    R(l) is the forward KL from teacher to student, summed over the first l positions of texts that the student wrote.
+    l e(l) is the same sum over texts that the teacher wrote. Both are means over texts; a position after a text's end
+    adds 0. If the result is 0, the student's error does not grow more on its own texts than on the teacher's. A length
+    with l e(l) = 0, as for two equal models, is left out.
 
     Args:
         student, teacher: causal language models in eval mode, on one device, with one tokenizer.
-        by_student, by_teacher: prompts with sampled responses, EOS included where one ended a response.
-        stored: the teacher's hidden states over its own texts, where it has read them.
+        by_student, by_teacher: prompts with sampled responses, including EOS if it ended a response.
+        lengths: the numbers of positions l.
+        pad_id: the token that fills shorter rows of a batch.
+        stored: the teacher's hidden states of its own texts, if they are stored.
 
     Raises:
-        ValueError: no text.
+        ValueError: there is no text.
     """
     longest = max(lengths)
-    own, theirs = (
+    on_student_text, on_teacher_text = (
         _at_positions(student, reader, rows, longest, pad_id).cumsum(0)
         for reader, rows in ((teacher, by_student), (stored or teacher, by_teacher))
     )
-    found = {}
+    error_by_length = {}
     for length in lengths:
-        if theirs[length - 1] > 0:
-            found[length] = float(100 * (own[length - 1] - theirs[length - 1]) / theirs[length - 1])
-    return found
+        if on_teacher_text[length - 1] > 0:
+            error_by_length[length] = float(
+                100 * (on_student_text[length - 1] - on_teacher_text[length - 1]) / on_teacher_text[length - 1]
+            )
+    return error_by_length
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Scored responses as they are kept: one JSON object a line in an evaluation's `generations.jsonl`."""
+"""Scored responses as they are stored: one JSON object per line in an evaluation's `generations.jsonl`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Scored:
     """One generated response with its scores.
 
     Attributes:
-        id: its example's.
+        id: the example's id.
         text: decoded, without special tokens.
-        tokens: how many were generated, EOS not counted.
-        ended: whether EOS ended it, or the length limit cut it.
+        tokens: the number of generated tokens, without EOS.
+        ended: whether EOS ended it; otherwise the length limit cut it.
         rouge_l: ROUGE-L F1, 0 to 100.
-        exact_match: 0 or 100; None in artifacts of before it was measured.
-        token_ids: its own, without EOS; None likewise.
+        exact_match: 0 or 100; None in artifacts of earlier versions.
+        token_ids: the generated tokens, without EOS; None in artifacts of earlier versions.
     """
 
     id: str
@@ -42,6 +42,6 @@ def read_responses(folder: Path) -> list[Scored]:
 
 
 def write_responses(folder: Path, responses: Sequence[Scored]) -> None:
-    """Keep scored responses in an evaluation's folder."""
+    """Write scored responses to an evaluation's folder."""
     text = "".join(json.dumps(asdict(response), ensure_ascii=False) + "\n" for response in responses)
     write_whole(folder / GENERATIONS, text)

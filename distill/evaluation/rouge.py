@@ -13,12 +13,14 @@ from rapidfuzz.distance import LCSseq
 from rouge_score.scoring import fmeasure
 from rouge_score.tokenize import tokenize
 
-EACH = 5_000  # texts for a process at least; python -m bench.rouge: two cores take 0.6 of one's time for 53,430
-FORKS = "fork" in multiprocessing.get_all_start_methods()  # other ways to start one run the caller's script again
+# The fewest texts of a process. For 53,430 texts two cores take 0.6 of the time of one (python -m bench.rouge).
+EACH = 5_000
+# Use fork: spawn and forkserver would re-import the caller's script in every worker.
+FORKS = "fork" in multiprocessing.get_all_start_methods()
 
 
 class _Stemmer:
-    """The Porter stemmer that remembers: text repeats its words, and stemming is most of ROUGE's time."""
+    """The Porter stemmer with a cache: words repeat, and stemming takes most of ROUGE's time."""
 
     def __init__(self) -> None:
         self.stem = lru_cache(maxsize=1 << 18)(porter.PorterStemmer().stem)
@@ -33,7 +35,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def forget() -> None:
-    """Drop the words and stems that are kept from earlier texts."""
+    """Clear the caches of words and stems."""
     _words.cache_clear()
     _STEMMER.stem.cache_clear()
 
@@ -48,17 +50,18 @@ def rouge_l(
     Args:
         predictions: one text each.
         references: for each prediction its references, at least one.
-        processes: how many score; None is one for every `EACH` texts, at least one and at most one a core.
+        processes: the number of processes; by default one for every `EACH` texts, at least one and at most one per
+            core.
 
     Raises:
-        ValueError: the two differ in length, a list of references is a plain string, or it is empty.
+        ValueError: predictions and references differ in length, or a list of references is empty or a plain string.
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions and {len(references)} lists of references")
-    if any(isinstance(several, str) or not several for several in references):
+    if any(isinstance(of_text, str) or not of_text for of_text in references):
         raise ValueError("each prediction needs a list of at least one reference text")
-    wanted = processes or (min(os.cpu_count() or 1, len(predictions) // EACH) if FORKS else 1)
-    count = max(1, min(wanted, len(predictions)))
+    requested = processes or (min(os.cpu_count() or 1, len(predictions) // EACH) if FORKS else 1)
+    count = max(1, min(requested, len(predictions)))
     if count == 1:
         return _scores(predictions, references)
     size = -(-len(predictions) // count)
@@ -70,8 +73,8 @@ def rouge_l(
 
 def _scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     return [
-        100 * max(_score(_words(prediction), _words(text)) for text in several)
-        for prediction, several in zip(predictions, references, strict=True)
+        100 * max(_score(_words(prediction), _words(text)) for text in of_prediction)
+        for prediction, of_prediction in zip(predictions, references, strict=True)
     ]
 
 

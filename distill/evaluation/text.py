@@ -1,4 +1,4 @@
-"""What is counted of texts beside ROUGE-L."""
+"""Metrics of texts other than ROUGE-L."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from rouge_score.tokenize import tokenize
 
 def words(text: str) -> list[str]:
     """Lower-cased runs of Latin letters and digits, ROUGE's words without stemming."""
-    found: list[str] = tokenize(text, None)
-    return found
+    tokens: list[str] = tokenize(text, None)
+    return tokens
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """100 where a prediction equals one of its references but for case, punctuation and white space, else 0.
+    """100 for each prediction that equals one of its references, else 0.
 
-    Of a text that is nothing but signs they count."""
+    Case, punctuation and white space are ignored, but in a text that has no letters or digits punctuation counts.
+    """
     return [
-        100.0 * any(_normal(prediction) == _normal(one) for one in several)
-        for prediction, several in zip(predictions, references, strict=True)
+        100.0 * any(_normal(prediction) == _normal(reference) for reference in of_prediction)
+        for prediction, of_prediction in zip(predictions, references, strict=True)
     ]
 
 
 def _normal(text: str) -> str:
-    kept = "".join(c for c in text.lower() if c.isalnum() or c.isspace())
-    return " ".join((kept if kept.strip() else text).split())  # signs alone are the answer
+    without_punctuation = "".join(c for c in text.lower() if c.isalnum() or c.isspace())
+    return " ".join((without_punctuation if without_punctuation.strip() else text).split())
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
@@ -33,5 +34,5 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
     Li et al. 2016, distinct-n.
     """
-    found = [gram for text in texts for gram in zip(*(words(text)[i:] for i in range(n)), strict=False)]
-    return 100.0 * len(set(found)) / len(found) if found else 0.0
+    ngrams = [gram for text in texts for gram in zip(*(words(text)[i:] for i in range(n)), strict=False)]
+    return 100.0 * len(set(ngrams)) / len(ngrams) if ngrams else 0.0

@@ -36,7 +36,7 @@ class Cost:
     tokens_out: int
     dollars: float | None
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """One line for a person."""
         price = "price unknown: eval.judge.price is not set" if self.dollars is None else f"about ${self.dollars:.2f}"
         return (

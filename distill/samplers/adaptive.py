@@ -10,24 +10,28 @@ from distill.base.registry import SWITCH
 from distill.data.encode import Encoded
 from distill.samplers.base import Replaying, Sample, Step, Writer, one_of, register
 
-RISE = 0.1  # of the threshold
+RISE = 0.1  # how much the threshold rises at once
 
 
 @register("adaptive")
 @dataclass
 class Adaptive(Replaying):
-    """The student's text comes in as validation gets worse, and comes again from a buffer (DistiLLM; Ko et al. 2024).
+    """Uses the student's text more often as validation gets worse, with a replay buffer (DistiLLM; Ko et al. 2024).
 
-    A batch is the student's with a probability, the threshold. It rises by 0.1 when the validation loss has risen by
-    more than `eps` over what it was at the last rise (before that, at the start). Of the student's batches a share is
-    written now and goes into the buffer, the rest is drawn from it; while it is not full, all are written.
+    With a probability, the threshold, a batch is the student's text. The threshold rises by 0.1 when the validation
+    loss exceeds by more than `eps` its value at the last rise (before the first rise: its value at the start). A share
+    of the student's batches is generated now and added to the buffer; the others are drawn from the buffer. While the
+    buffer is not full, all are generated.
 
     Attributes:
-        threshold: at the start.
-        eps: how far the validation loss must rise.
-        fresh_share: what becomes of the share that is written now: `decreasing` from all to none over the training (the
-            published default, there `replay_ratio`), `constant` at one half, or `increasing` from none to all.
-        watched: the validation loss: the `objective`, or as in DistiLLM's code the cross-entropy (`ce`).
+        threshold: its value at the start, in [0, 1].
+        eps: how much the validation loss must exceed its earlier value, 0 or more.
+        fresh_share: the share of the student's batches that is generated now. `decreasing`: from all to none over the
+            training (the published default, there `replay_ratio`); `constant`: one half; `increasing`: from none to
+            all.
+        watched: which validation loss: the `objective`, or as in DistiLLM's code the cross-entropy (`ce`).
+        current: the threshold now.
+        reference: the validation loss at the last rise, or at the start; None before the first validation.
     """
 
     threshold: float = 0.0
@@ -57,9 +61,9 @@ class Adaptive(Replaying):
         return self.replayed(step, writer)
 
     def share(self, step: Step) -> float:
-        """The share of the student's batches that is written now."""
-        gone = step.number / step.of
-        return {"decreasing": 1 - gone, "constant": 0.5, "increasing": gone}[self.fresh_share]
+        """The probability that a batch of the student's is generated now, in [0, 1]."""
+        progress = step.number / step.of
+        return {"decreasing": 1 - progress, "constant": 0.5, "increasing": progress}[self.fresh_share]
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """See the base class."""
@@ -70,7 +74,7 @@ class Adaptive(Replaying):
             self.reference, self.current = loss, min(1.0, self.current + RISE)
 
     def log_values(self) -> dict[str, float]:
-        """The buffer's, and the threshold."""
+        """The values of the buffer, and the threshold."""
         return {**super().log_values(), "threshold": self.current}
 
     def state(self) -> dict[str, Any]:

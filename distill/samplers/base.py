@@ -1,4 +1,4 @@
-"""The sampler interface, its registry, and what samplers whose student writes have in common."""
+"""The sampler interface, its registry, and base classes of samplers for which the student generates text."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class Sample:
     """A row to train on, and where its response came from.
 
     Attributes:
-        row: its id names the text: one that was written has the step behind the example's.
-        ended: whether EOS ended the response; one that never ends is cut at the limit.
-        step: the training step that it was written at.
-        teacher_share: the teacher's part of the mixture that its tokens were drawn from.
-        origin: `mixed` is written by student and teacher together, `replay` by the student at an earlier step.
+        row: prompt and response as token ids. Its id names the text: for a generated response it is the example's id,
+            followed by the step or round in which it was generated.
+        ended: whether EOS ended the response; otherwise the length limit cut it.
+        step: the training step at which it was generated.
+        teacher_share: the teacher's weight in the mixture that its tokens were drawn from.
+        origin: who wrote it. `mixed`: student and teacher together; `replay`: the student at an earlier step.
     """
 
     row: Encoded
@@ -34,19 +35,25 @@ class Sample:
     origin: Origin = "dataset"
 
     def state(self) -> dict[str, Any]:
-        """As plain values and tensors."""
+        """The sample as a dictionary of plain values and tensors, for a checkpoint."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"row": dict(vars(self.row))}
 
     @staticmethod
     def of(state: Mapping[str, Any]) -> Sample:
-        """The sample that `state` gave."""
+        """The sample whose `state` this is."""
         return Sample(**{**state, "row": Encoded(**state["row"])})
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step: how many were done before, of how many, the training's seed, and the rows of its global batch,
-    which are fewer at an epoch's end."""
+    """A training step.
+
+    Attributes:
+        number: the number of steps before this one.
+        of: the number of steps of the whole training.
+        seed: the training seed.
+        rows: the rows of the step's global batch. The last step of an epoch may have fewer.
+    """
 
     number: int
     of: int
@@ -54,48 +61,63 @@ class Step:
     rows: int
 
     def rng(self, purpose: str, part: int | None = None) -> np.random.Generator:
-        """Random numbers of this step (or of another `part` of the training) for one purpose, and no state to keep."""
+        """A random generator, a function of seed, purpose and step (or another `part` of the training)."""
         name = hashlib.sha256(f"{self.seed}/{purpose}/{self.number if part is None else part}".encode()).digest()
         return np.random.default_rng(int.from_bytes(name[:8], "little"))
 
 
 class Writer(Protocol):
-    """What a sampler has at hand at a step: the student as it writes, and the other processes of the run."""
+    """What a sampler can use at a step: generation with the student, and communication with the other processes.
+
+    Attributes:
+        rank: this process's rank in the distributed run.
+        processes: the number of processes.
+    """
 
     rank: int
     processes: int
 
     def write(self, rows: Sequence[Encoded], stream: str, step: int, teacher_share: float = 0.0) -> list[Sample]:
-        """A response of the student to each row's prompt, or of its mixture with the teacher, marked as such
-        (`distill.data.encode.STUDENT_TEXT`). A row without a response, which fills a batch, stays as it is.
+        """The student's response to each row's prompt, marked as the student's (`distill.data.encode.STUDENT_TEXT`).
+
+        A row without a response is a filler and is returned unchanged.
 
         Args:
-            stream: names the random streams beside the training's seed and the rows' ids.
+            stream: part of the names of the random streams, besides the training seed and the ids of the rows.
+            step: the number of the training step.
+            teacher_share: if it is not 0, tokens are drawn from the mixture of student and teacher with this weight.
         """
         ...
 
     def with_rollout_data(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples of a whole rollout (of all processes), each with what the divergence reads of how its tokens were
-        drawn as an extra (`distill.data.encode.ROLLOUT`); as they are where it reads nothing."""
+        """The samples with the divergence's rollout data of each token as an extra (`distill.data.encode.ROLLOUT`).
+
+        If the divergence reads no rollout data, the samples are returned unchanged.
+
+        Args:
+            samples: the samples of a whole rollout, those of all processes.
+        """
         ...
 
     def gather(self, samples: Sequence[Sample]) -> list[Sample]:
-        """All processes' samples, in an order that does not depend on how many there are."""
+        """The samples of all processes, in an order that does not depend on the number of processes."""
         ...
 
 
 class Sampler:
-    """Decides what a step trains on. Subclasses are dataclasses; the fields that a maker gives are its parameters.
+    """Decides which samples a step trains on.
 
-    Random choices are functions of seed and step (`Step.rng`), the same in every process. What else a sampler knows is
-    its `state`, which is saved with each checkpoint.
+    Subclasses are dataclasses. The fields that their constructor takes are the sampler's parameters. Random choices are
+    functions of seed and step (`Step.rng`), the same in every process. Everything else that changes during training is
+    the sampler's `state`, which is saved with each checkpoint.
 
     Attributes:
-        origin: where the rows of its data come from.
-        writes: whether the student writes during training, at most `max_new_tokens` a text.
+        origin: who wrote the responses of the training rows: the data set or the teacher.
+        writes: whether the student generates text during training.
+        max_new_tokens: the most tokens of a generated text.
         reads_data: whether the data set's own responses are trained on.
-        asks_teacher: whether the teacher answers the training prompts first (`distill.pipeline.stages`).
-        needs_reference: whether the validation before the first step counts.
+        asks_teacher: whether the teacher answers the training prompts before the training (`distill.pipeline.stages`).
+        needs_reference: whether the sampler needs a validation before the first step.
     """
 
     origin: Origin = "dataset"
@@ -106,62 +128,63 @@ class Sampler:
     needs_reference = False
 
     def prepare(self, rows: Sequence[Encoded], global_batch_size: int) -> None:
-        """Take note of the training rows before the first step.
+        """Receive the training rows before the first step.
 
         Raises:
-            ValueError: the batch does not suit the sampler.
+            ValueError: the sampler does not work with this global batch size.
         """
 
     @property
     def holds(self) -> int:
-        """The most texts that may come again."""
+        """The largest number of generated texts that may be trained on again in a later step."""
         return 0
 
     def idle(self) -> set[str]:
-        """Its parameters that change nothing, given the others."""
+        """The names of parameters that have no effect with the values of the others."""
         return set()
 
     def next(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
-        """What this process trains on at a step: as many samples as rows, or fewer.
+        """The samples that this process trains on at a step: as many as `rows`, or fewer.
+
+        The base class returns the rows unchanged.
 
         Args:
-            rows: this process's share of the data set's next global batch. With several processes some may be there to
-                fill a share: they have no response.
-
-        Returns:
-            The rows as they are, unless a sampler does otherwise.
+            rows: this process's share of the data set's next global batch. With several processes it may contain filler
+                rows, which have no response.
+            step: the training step.
+            writer: generates responses with the student.
         """
         return [Sample(row, step=step.number, origin=self.origin) for row in rows]
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Take note of a validation: `eval_loss` (the objective), `eval_ce`."""
+        """Receive the metrics of a validation: `eval_loss` (the objective) and `eval_ce`."""
 
     def held(self) -> list[Sample]:
-        """The texts that may come again."""
+        """The generated texts that may be trained on again in a later step."""
         return []
 
     def log_values(self) -> dict[str, float]:
-        """What to log of its state, by column of a training's curve."""
+        """Values to log, by column of the training's curve."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """All that it knows beyond its parameters, as plain values and tensors."""
+        """Everything that changes during training, as plain values and tensors."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Know again what `state` gave."""
+        """Restore what `state` returned."""
 
 
 @dataclass
 class StudentText(Sampler):
-    """What samplers have in common that let the student write.
+    """Base class of samplers for which the student generates text.
 
     Attributes:
-        max_new_tokens: where a text that does not end is cut.
-        temperature, top_p, top_k: of sampling; the divergence has a temperature of its own.
-        labels: whether targets are `shifted`, or stand one position `late` as in DistiLLM's and ABKD's code, so that
-            the divergence misses each response's first token.
-        eos: whether EOS is `kept`, or `erased` where it is the pad token too, as there.
+        max_new_tokens: the most tokens of a text; a longer one is cut.
+        temperature, top_p, top_k: of sampling. The divergence has its own temperature.
+        labels: `shifted`: targets are at the right positions; `late`: they are one position too late, as in DistiLLM's
+            and ABKD's code, so that the divergence misses each response's first token.
+        eos: `kept`, or as in their code `erased`: removed if EOS is also the pad token.
     """
 
     max_new_tokens: int = 256
@@ -182,16 +205,18 @@ class StudentText(Sampler):
         one_of(self, labels=("shifted", "late"), eos=("kept", "erased"))
 
     def fresh(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
-        """The student's responses to the rows' prompts, written now."""
+        """The student's responses to the prompts of the rows, generated now."""
         return writer.write(rows, f"step {step.number}", step.number)
 
 
 @dataclass
 class Replaying(StudentText):
-    """What samplers have in common that keep the student's texts.
+    """Base class of samplers with a replay buffer of the student's texts.
 
     Attributes:
-        capacity: texts in the buffer; the oldest leave first.
+        capacity: the most texts in the buffer; the oldest are removed first.
+        buffer: the texts, oldest first; the same in every process.
+        now: the number of the current step.
     """
 
     capacity: int = 1000
@@ -209,13 +234,13 @@ class Replaying(StudentText):
         return self.capacity
 
     def kept(self, written: list[Sample], writer: Writer) -> list[Sample]:
-        """The samples, which go into the buffer with those of the other processes."""
+        """Add the samples that all processes have generated to the buffer, and return those of this process."""
         texts = [sample for sample in writer.gather(written) if sample.origin == "student"]
         self.buffer = [*self.buffer, *texts][-self.capacity :]
         return written
 
     def replayed(self, step: Step, writer: Writer) -> list[Sample]:
-        """This process's share of a random draw from the buffer, without repetition where it holds enough."""
+        """This process's share of a random draw from the buffer, without repetition if the buffer has enough texts."""
         drawn = step.rng("replay").choice(len(self.buffer), step.rows, replace=step.rows > len(self.buffer))
         return [replace(self.buffer[i], origin="replay") for i in drawn[writer.rank :: writer.processes]]
 
@@ -224,7 +249,7 @@ class Replaying(StudentText):
         return self.buffer
 
     def log_values(self) -> dict[str, float]:
-        """Texts in the buffer and their mean age in steps."""
+        """The number of texts in the buffer and their mean age in steps."""
         ages = [self.now - sample.step for sample in self.buffer]
         return {"buffer": float(len(ages)), "buffer_age": sum(ages) / len(ages) if ages else 0.0}
 
@@ -234,18 +259,22 @@ class Replaying(StudentText):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
-        self.buffer = [Sample.of(one) for one in state["buffer"]]
+        self.buffer = [Sample.of(sample) for sample in state["buffer"]]
 
 
 def one_of(settings: object, **allowed: Sequence[str]) -> None:
-    """Refuse a word that a parameter does not know.
+    """Check that parameters have one of their allowed values.
+
+    Args:
+        settings: the object whose attributes are checked.
+        allowed: the allowed values by attribute name.
 
     Raises:
-        ValueError: with the words that it does.
+        ValueError: an attribute has another value; with the allowed ones.
     """
-    for name, words in allowed.items():
-        if (found := getattr(settings, name)) not in words:
-            raise ValueError(f"{name}={found} is none of {', '.join(words)}")
+    for name, values in allowed.items():
+        if (value := getattr(settings, name)) not in values:
+            raise ValueError(f"{name}={value} is none of {', '.join(values)}")
 
 
 _REGISTRY: Registry[Sampler] = SAMPLERS

@@ -1,4 +1,4 @@
-"""Now and then the student writes a batch."""
+"""Some batches, chosen at random, are the student's text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from distill.samplers.base import Replaying, Sample, Step, Writer, one_of, regis
 @register("mixed")
 @dataclass
 class Mixed(Replaying):
-    """With a probability the student writes the batch that is trained on, else it is the data set's (GKD; Agarwal et
-    al. 2024, algorithm 1).
+    """With a given probability the student generates the responses of a batch; otherwise they are the data set's.
+
+    GKD; Agarwal et al. 2024, algorithm 1.
 
     Attributes:
-        probability: of a batch that the student writes.
-        draw: `fresh`: what was written is trained on; `buffer`: as in DistiLLM's and ABKD's code, it goes into a
-            buffer, and a random draw from that is trained on.
+        probability: the probability of a batch of the student's text, in (0, 1].
+        draw: `fresh`: the step trains on the generated texts; `buffer`: as in DistiLLM's and ABKD's code, they are
+            added to a buffer, and the step trains on a random draw from it.
     """
 
     probability: float = 0.5

@@ -1,4 +1,4 @@
-"""The student writes every batch."""
+"""Every batch is the student's text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distill.samplers.mixed import Mixed
 @register("on_policy")
 @dataclass
 class OnPolicy(Mixed):
-    """The student writes every batch that is trained on (ImitKD; Lin et al. 2020)."""
+    """The student generates the responses of every batch (ImitKD; Lin et al. 2020)."""
 
     probability: float = field(default=1.0, init=False)
 

@@ -1,4 +1,4 @@
-"""MiniLLM's rollouts: texts that student and teacher write together, trained on in several passes."""
+"""MiniLLM's rollouts: texts drawn from a mixture of student and teacher, trained on in several passes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from distill.samplers.base import Sample, Sampler, Step, Writer, register
 @register("rollout")
 @dataclass
 class Rollout(Sampler):
-    """Student and teacher write `rollouts` texts together, which are trained on in several passes (MiniLLM; Gu et al.
-    2024, section 2.2).
+    """Trains in several passes on texts drawn from a mixture of student and teacher.
 
-    Each token is drawn from `(1 - teacher_share) q + teacher_share p`. Sampling is plain, since the importance weights
-    are those of plain samples: there is no temperature, top-p or top-k.
+    MiniLLM; Gu et al. 2024, section 2.2. Each token is drawn from `(1 - teacher_share) q + teacher_share p`. Sampling
+    is plain, without temperature, top-p or top-k, because the importance weights assume plain samples.
 
     Attributes:
-        rollouts: texts written at once, over all processes; a multiple of the global batch.
-        passes: how often each is trained on, in a new order each time, before the next are written.
-        teacher_share: the teacher's part of the mixture, in [0, 1).
-        max_new_tokens: where a text that does not end is cut.
+        rollouts: the number of texts generated at once, over all processes; a multiple of the global batch size.
+        passes: how often the texts are trained on, each time in a new order, before new ones are generated.
+        teacher_share: the teacher's weight in the mixture, in [0, 1).
+        max_new_tokens: the most tokens of a text; a longer one is cut.
+        prompts: the training rows, whose prompts are used in turn.
+        texts: the current rollout; the same in every process.
+        batch: the global batch size.
+        now: the number of the current step.
     """
 
     rollouts: int = 256
@@ -60,34 +63,37 @@ class Rollout(Sampler):
     def next(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
         """See the base class."""
         self.now = step.number
-        a_pass = self.rollouts // self.batch
-        cycle, at = divmod(step.number, a_pass * self.passes)
-        if at == 0:
+        steps_per_pass = self.rollouts // self.batch
+        cycle, step_in_cycle = divmod(step.number, steps_per_pass * self.passes)
+        if step_in_cycle == 0:
             self._write(cycle, step, writer)
-        number, place = divmod(at, a_pass)
+        number, place = divmod(step_in_cycle, steps_per_pass)
         order = step.rng(f"pass {number}", cycle).permutation(len(self.texts))
         chosen = order[place * self.batch : (place + 1) * self.batch][: step.rows]
         return [self.texts[i] for i in chosen[writer.rank :: writer.processes]]
 
     def _write(self, cycle: int, step: Step, writer: Writer) -> None:
-        """Write new texts for the prompts whose turn it is, in an order of their own each time round."""
-        count, turn = len(self.prompts), range(cycle * self.rollouts, (cycle + 1) * self.rollouts)
+        """Generate new texts for the next `rollouts` prompts.
+
+        The prompts are used in rounds; in each round all of them come once, in a new random order.
+        """
+        prompt_count, positions = len(self.prompts), range(cycle * self.rollouts, (cycle + 1) * self.rollouts)
         chosen: dict[int, list[Encoded]] = {}
-        for rounds in sorted({i // count for i in turn}):
-            order = step.rng("prompts", rounds).permutation(count)
-            chosen[rounds] = [self.prompts[order[i % count]] for i in turn if i // count == rounds]
-        mine: list[Sample] = []
-        for rounds, prompts in chosen.items():  # a prompt that comes twice is answered by two streams
+        for round_ in sorted({i // prompt_count for i in positions}):
+            order = step.rng("prompts", round_).permutation(prompt_count)
+            chosen[round_] = [self.prompts[order[i % prompt_count]] for i in positions if i // prompt_count == round_]
+        written: list[Sample] = []
+        for round_, prompts in chosen.items():  # each round has its own random streams
             share = prompts[writer.rank :: writer.processes]
-            mine += writer.write(share, f"round {rounds}", step.number, self.teacher_share) if share else []
-        self.texts = writer.with_rollout_data(writer.gather(mine))
+            written += writer.write(share, f"round {round_}", step.number, self.teacher_share) if share else []
+        self.texts = writer.with_rollout_data(writer.gather(written))
 
     def held(self) -> list[Sample]:
         """See the base class."""
         return self.texts
 
     def log_values(self) -> dict[str, float]:
-        """Texts of the rollout and their age in steps."""
+        """The number of texts of the rollout and their age in steps."""
         return {
             "buffer": float(len(self.texts)),
             "buffer_age": float(self.now - self.texts[0].step) if self.texts else 0.0,
@@ -99,4 +105,4 @@ class Rollout(Sampler):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
-        self.texts = [Sample.of(one) for one in state["texts"]]
+        self.texts = [Sample.of(sample) for sample in state["texts"]]

@@ -1,4 +1,4 @@
-"""The teacher's responses, written once."""
+"""The teacher's responses, generated once before the training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from distill.samplers.base import Sampler, register
 @register("teacher")
 @dataclass
 class TeacherText(Sampler):
-    """The teacher answers every training prompt once, before training; its responses take the data set's place (SeqKD;
-    Kim and Rush 2016).
+    """Trains on the teacher's responses to the training prompts in place of the data set's (SeqKD; Kim and Rush 2016).
+
+    The teacher answers every prompt once, before the training.
 
     Attributes:
-        max_new_tokens: where a text that does not end is cut.
-        temperature, top_p, top_k: of sampling, as MiniLLM's scripts do it.
+        max_new_tokens: the most tokens of a response; a longer one is cut.
+        temperature, top_p, top_k: of sampling. The defaults are those of MiniLLM's scripts.
     """
 
     max_new_tokens: int = 256

@@ -1,1 +1,1 @@
-"""The teacher's side of a divergence: run on each batch, or its hidden states stored once."""
+"""The teacher's hidden states and output head: from a forward pass on each batch, or stored once."""

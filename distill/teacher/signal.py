@@ -1,8 +1,8 @@
 """The teacher's side of a divergence: a live teacher, or its last hidden states stored once and read by example id.
 
-Both give the teacher's hidden states at response positions and its head; a divergence does not know which one it got.
-With data that does not change the teacher's body runs once, however many epochs and losses follow; hidden states are
-exact in the teacher's dtype, and logits follow through its head, which is kept beside them.
+Both give the teacher's hidden states at response positions and its output head, so a divergence works with either. If
+the training data does not change, storing them needs only one forward pass of the teacher, for any number of epochs and
+losses. The hidden states are stored exactly, in the teacher's dtype. The head is stored too, to compute the logits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ HIDDEN, INDEX, HEAD = "hidden.npy", "index.json", "head.safetensors"
 
 
 class LiveTeacher(nn.Module):
-    """The teacher run on every batch."""
+    """A teacher that runs on every batch.
+
+    Args:
+        model: a causal language model. Its parameters are frozen.
+    """
 
     def __init__(self, model: Any):
         super().__init__()
@@ -40,11 +44,11 @@ class LiveTeacher(nn.Module):
 
     @property
     def head(self) -> Head:
-        """From hidden states to logits."""
+        """Maps hidden states to logits."""
         return output_head(self.model)
 
     def train(self, mode: bool = True) -> LiveTeacher:
-        """Stays in eval mode: a teacher's dropout never comes on."""
+        """Stays in eval mode: a teacher has no dropout."""
         return super().train(False)
 
     @torch.no_grad()
@@ -54,10 +58,19 @@ class LiveTeacher(nn.Module):
 
 
 class StoredTeacher(nn.Module):
-    """The teacher's head over hidden states read from a memory-mapped file.
+    """The teacher's output head and its hidden states, read from a memory-mapped file.
+
+    Args:
+        folder: see `write_store`.
+
+    Attributes:
+        weight, bias: of the output head; see `Head`.
+        hidden: the hidden states of all rows `[positions, d]`; bfloat16 as its bits in uint16.
+        index: for each example id the first position and the number of positions.
+        teacher: the identity of the teacher's weights.
 
     Raises:
-        UserError: the store was cut short or its parts do not belong together.
+        UserError: a file is missing or incomplete, or the files do not belong together.
     """
 
     weight: Tensor
@@ -72,9 +85,9 @@ class StoredTeacher(nn.Module):
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"the stored teacher in {folder} cannot be read ({error}); remove the folder") from None
         if self.hidden.shape != (stored["tokens"], head["weight"].shape[1]):
-            found = f"{self.hidden.shape[0]} positions of {self.hidden.shape[1]} numbers"
+            contents = f"{self.hidden.shape[0]} positions of {self.hidden.shape[1]} numbers"
             raise UserError(
-                f"the stored teacher in {folder} holds {found} for {stored['tokens']} of {head['weight'].shape[1]};"
+                f"the stored teacher in {folder} holds {contents} for {stored['tokens']} of {head['weight'].shape[1]};"
                 " remove the folder"
             )
         self.register_buffer("weight", head["weight"], persistent=False)
@@ -86,14 +99,14 @@ class StoredTeacher(nn.Module):
 
     @property
     def head(self) -> Head:
-        """From hidden states to logits."""
+        """Maps hidden states to logits."""
         return Head(self.weight, self.bias, self.scale, self.softcap)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]) -> Tensor:
         """Last hidden states `[N, d]` at the `valid` positions of `[B, T]`, row by row.
 
         Raises:
-            UserError: an example is not in the store, or with another number of response positions.
+            UserError: an example is not in the store, or has another number of response positions there.
         """
         pieces = [np.asarray(self.hidden[:0])]
         for example, count in zip(example_ids, valid.sum(1).tolist(), strict=True):
@@ -107,55 +120,76 @@ class StoredTeacher(nn.Module):
 
 
 class NewTextTeacher(nn.Module):
-    """The teacher where text is written during training: live on new text, stored on the data set's rows if it was
-    stored, and remembered, on the processor, for texts that come again."""
+    """The teacher for samplers that generate text during training.
+
+    It reads stored hidden states for rows of the store, remembered ones for texts that it has read before, and runs the
+    live teacher on all others.
+
+    Args:
+        live: the live teacher.
+        stored: the store of the data set's rows, if there is one.
+        remember: whether hidden states of texts that may be trained on again are remembered.
+
+    Attributes:
+        reusable: the ids of texts that may be trained on again.
+        remembered: hidden states `[n, d]` on the CPU, by id.
+    """
 
     def __init__(self, live: LiveTeacher, stored: StoredTeacher | None, remember: bool):
         super().__init__()
         self.live, self.stored, self.remember = live, stored, remember
-        self.wanted: set[str] = set()
+        self.reusable: set[str] = set()
         self.remembered: dict[str, Tensor] = {}
 
     @property
     def head(self) -> Head:
-        """From hidden states to logits."""
+        """Maps hidden states to logits."""
         return self.live.head
 
     def hold(self, ids: set[str]) -> None:
-        """Which texts may come again; the others are forgotten."""
-        self.wanted = ids if self.remember else set()
-        self.remembered = {name: hidden for name, hidden in self.remembered.items() if name in self.wanted}
+        """Set the ids of texts that may be trained on again, and delete the hidden states of all others."""
+        self.reusable = ids if self.remember else set()
+        self.remembered = {name: hidden for name, hidden in self.remembered.items() if name in self.reusable}
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]) -> Tensor:
         """Last hidden states `[N, d]` at the `valid` positions of `[B, T]`, row by row."""
         known = self.stored.index if self.stored is not None else {}
         new = [i for i, name in enumerate(example_ids) if name not in known and name not in self.remembered]
-        found: dict[int, Tensor] = {}
+        hidden_by_index: dict[int, Tensor] = {}
         if new:
             longest = int(attention_mask[new].sum(1).max())
             ids, mask, there = (x[new, :longest] for x in (input_ids, attention_mask, valid))
             hidden = self.live(ids, mask, there, [example_ids[i] for i in new])
-            found = dict(zip(new, hidden.split(there.sum(1).tolist()), strict=True))
+            hidden_by_index = dict(zip(new, hidden.split(there.sum(1).tolist()), strict=True))
         for i, name in enumerate(example_ids):
             if name in known:
                 assert self.stored is not None
                 row = slice(i, i + 1)
-                found[i] = self.stored(input_ids[row], attention_mask[row], valid[row], [name])
-            elif i not in found:
-                found[i] = self.remembered[name].to(valid.device)
-            elif name in self.wanted:
-                self.remembered[name] = found[i].cpu().clone()
-        return torch.cat([found[i] for i in range(len(example_ids))])
+                hidden_by_index[i] = self.stored(input_ids[row], attention_mask[row], valid[row], [name])
+            elif i not in hidden_by_index:
+                hidden_by_index[i] = self.remembered[name].to(valid.device)
+            elif name in self.reusable:
+                self.remembered[name] = hidden_by_index[i].cpu().clone()
+        return torch.cat([hidden_by_index[i] for i in range(len(example_ids))])
 
 
 def store_bytes(rows: Sequence[Encoded], width: int, itemsize: int) -> int:
-    """Size of the store of `rows` for hidden states of `width` numbers."""
+    """Bytes of the hidden states of `rows` in a store.
+
+    Args:
+        width: numbers in a hidden state.
+        itemsize: bytes of a number.
+    """
     return sum(len(row.response) for row in rows) * width * itemsize
 
 
 def damage(folder: Path, teacher: str) -> str | None:
-    """What is wrong with a store for the teacher of that identity, or None."""
+    """A message that says why a store cannot be used, or None if it can.
+
+    Args:
+        teacher: the identity of the teacher's weights that the store should be of.
+    """
     try:
         stored = StoredTeacher(folder)
     except UserError as error:
@@ -172,14 +206,19 @@ def write_store(
     teacher: str = "",
     loaded: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
-    """Run the teacher's body once over `rows` and keep its last hidden states at response positions, and its head.
+    """Run the teacher once over `rows` and write its last hidden states at response positions and its head to `folder`.
 
     Args:
-        teacher: identity of the weights, for `damage`.
-        loaded: gives the model of these weights in `dtype` where it is at hand, in eval mode.
+        pad_id: the token that fills shorter rows of a batch.
+        dtype: of the teacher and the stored hidden states.
+        teacher: the identity of the weights, for `damage`.
+        loaded: gives the model of these weights in `dtype` and eval mode, if the caller has it loaded.
+
+    Returns:
+        `tokens`: the number of stored positions; `bytes`: the size on disk.
 
     Raises:
-        UserError: the disk has no room for them; nothing was loaded yet.
+        UserError: the disk has not enough free space. This is checked before the model is loaded.
     """
     rows = list({row.id: row for row in sorted(rows, key=lambda r: len(r.prompt) + len(r.response))}.values())
     shape, raw = shape_of(weights), np.uint16 if dtype == torch.bfloat16 else np.float32
@@ -199,19 +238,21 @@ def write_store(
     head = output_head(model)
     hidden = np.lib.format.open_memmap(folder / HIDDEN, "w+", dtype=raw, shape=(total, head.weight.shape[1]))
     index: dict[str, list[int]] = {}
-    collate, at = Collator(pad_id), 0
-    with torch.inference_mode(), bar(len(rows), "  teacher signal", "row") as shown:
+    collate, position = Collator(pad_id), 0
+    with torch.inference_mode(), bar(len(rows), "  teacher signal", "row") as progress_bar:
         for begin in range(0, len(rows), STORE_BATCH):
             part = rows[begin : begin + STORE_BATCH]
             inputs = collate(part)
             valid = inputs["labels"] != IGNORE
             states = last_hidden(model, inputs["input_ids"].to(device), inputs["attention_mask"].to(device)).cpu()
             for i, row in enumerate(part):
-                kept = states[i][valid[i]].to(dtype)
-                hidden[at : at + len(kept)] = (kept.view(torch.uint16) if dtype == torch.bfloat16 else kept).numpy()
-                index[row.id] = [at, len(kept)]
-                at += len(kept)
-            shown.update(len(part))
+                response_states = states[i][valid[i]].to(dtype)
+                stop = position + len(response_states)
+                bits = response_states.view(torch.uint16) if dtype == torch.bfloat16 else response_states
+                hidden[position:stop] = bits.numpy()
+                index[row.id] = [position, len(response_states)]
+                position = stop
+            progress_bar.update(len(part))
     hidden.flush()
     parts = {"weight": head.weight, **({} if head.bias is None else {"bias": head.bias})}
     save_file({name: part.detach().cpu().contiguous() for name, part in parts.items()}, folder / HEAD)

@@ -1,4 +1,4 @@
-"""The teacher's responses to the training prompts, written once and kept (SeqKD)."""
+"""The teacher's responses to the training prompts, written once and stored as JSON lines (SeqKD)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,18 @@ ANSWERS = "answers.jsonl"
 
 
 def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: Sequence[Example], folder: Path) -> Any:
-    """Let the teacher answer every prompt. A run that was stopped continues after its last finished group.
+    """Write the teacher's response to the prompt of every example into `folder`.
+
+    A run that was stopped continues after its last finished group. All processes must call this together.
+
+    Args:
+        sampler: gives the sampling settings.
+        teacher: the weights of the teacher.
+        folder: gets the groups that are finished, and at the end the file `answers.jsonl`.
 
     Returns:
-        Entries for the manifest: rows, mean length in tokens, share that EOS ended in percent.
+        Entries for the manifest, on the main process: `rows`, their number; `length`, the mean number of response
+        tokens, EOS included; `eos_rate`, the percentage of responses that EOS ended. Empty on the other processes.
     """
     decode = plain_sampling(config.eval, sampler)
     tokenizer, limit = load_tokenizer(teacher), config.train.max_length
@@ -52,8 +60,8 @@ def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: 
 
 
 def read_answers(folder: Path) -> EncodedSet:
-    """The rows that `write_answers` left."""
+    """The rows that `write_answers` wrote into `folder`."""
     with (folder / ANSWERS).open() as lines:
         rows = [json.loads(line) for line in lines]
-    # By name: artifacts of earlier versions have a field more.
+    # The fields are named because artifacts of earlier versions have one more field.
     return EncodedSet([Encoded(row["id"], row["prompt"], row["response"]) for row in rows])

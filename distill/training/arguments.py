@@ -1,4 +1,4 @@
-"""From a config to the arguments of transformers' Trainer, and the tracker that it reports to."""
+"""The arguments of transformers' Trainer for a config, and the experiment tracker that it reports to."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ def training_arguments(
     """Trainer's arguments for one training stage.
 
     Args:
-        label: names the run for the tracker.
-        seed: of the order of rows and of dropout.
-        rows: of the training set.
+        label: the name of the run in the tracker.
+        seed: the seed of the order of rows and of dropout.
+        rows: the number of rows of the training set.
         folder: checkpoints go to `folder/checkpoints`.
-        log_each_step: whether each step is logged, or about one in 50 of a training's.
+        log_each_step: whether every step is logged. Otherwise a training is logged about 50 times, and at least every
+            10 steps.
         validate_first: whether there is a validation before the first step.
 
     Raises:
-        UserError: the global batch does not divide over the processes.
+        UserError: the global batch size is not a multiple of the number of processes.
     """
     settings, world = config.train, world_size()
     micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
@@ -59,7 +60,7 @@ def training_arguments(
         greater_is_better=schedule.select == "rouge_l",
         eval_on_start=validate_first,
         logging_steps=1 if log_each_step else max(1, min(10, steps // 50)),
-        logging_nan_inf_filter=False,  # would hide what compute_loss stops on
+        logging_nan_inf_filter=False,  # filtering would hide the values that `compute_loss` stops on
         remove_unused_columns=False,
         label_names=["labels"],
         seed=seed,
@@ -68,17 +69,17 @@ def training_arguments(
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
-        ddp_broadcast_buffers=False,  # a stored teacher's head is one, and the same in every process
+        ddp_broadcast_buffers=False,  # the only buffer is a stored teacher's head, equal in every process
         report_to=_tracker(config),
         run_name=label,
     )
-    # One process drives one device; several devices are several processes (torchrun, accelerate launch).
+    # One process drives one device. Several devices need several processes (torchrun, accelerate launch).
     args._n_gpu = min(1, torch.cuda.device_count())
     return args
 
 
 def _tracker(config: Config) -> list[str]:
-    """Trainer's own integrations; wandb goes offline when nobody is logged in."""
+    """The names of Trainer's integrations to report to. wandb works offline if no user is logged in."""
     if config.tracker.name == "csv":
         return []
     import os
@@ -89,12 +90,12 @@ def _tracker(config: Config) -> list[str]:
     os.environ.setdefault("WANDB_DIR", config.paths.store)
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
         os.environ["WANDB_MODE"] = "offline"
-        wandb.teardown()  # settings are read from the environment once
+        wandb.teardown()  # wandb reads its environment once, and must read it again
     return ["wandb"]
 
 
 def finish_tracker(config: Config) -> None:
-    """End the stage's run, so that the next stage gets its own."""
+    """End the tracker's run of this stage, so that the next stage starts a new one."""
     if config.tracker.name == "wandb":
         import wandb
 

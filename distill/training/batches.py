@@ -1,4 +1,4 @@
-"""Which rows make a batch: a function of lengths, seed, epoch and global batch size alone."""
+"""The order of the training rows: it depends only on lengths, seed, epoch and global batch size."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from torch.utils.data import Sampler
 
 from distill.base.errors import UserError
 
-POOL = 16  # global batches that are sorted by length together; the rest of the order stays random
+# This many global batches are sorted by length together. Which rows they hold and in what order they come is random.
+POOL = 16
 
 
 class BucketSampler(Sampler[int]):
-    """Row indices in an order that fills global batches with rows of like length.
+    """Row indices in an order that fills global batches with rows of similar length.
 
-    The order does not depend on how a global batch is split into micro-batches or over devices. A last, smaller batch
-    stands last, filled with the index after the last row (a row without a target) to a multiple of `fill_to`.
+    The order does not depend on how a global batch is split into micro-batches or over devices. If the rows do not fill
+    the last global batch, it is smaller and comes last. It is padded to a multiple of `fill_to` with the index after
+    the last row, which must be a row without a target.
+
+    Args:
+        lengths: the number of tokens of each row.
+        global_batch_size: rows of an optimizer step, over all processes.
+        seed: the training seed.
+        fill_to: the number of rows (indices) is padded to a multiple of this.
     """
 
     def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int, fill_to: int = 1):
@@ -27,7 +35,7 @@ class BucketSampler(Sampler[int]):
         return len(self.lengths) + self.filler
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order; Trainer calls it."""
+        """Select the order of this epoch. Trainer calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -46,10 +54,14 @@ class BucketSampler(Sampler[int]):
 
 
 def micro_batch_size(global_batch_size: int, at_most: int, processes: int) -> int:
-    """The largest micro-batch that divides the global batch over `processes` evenly.
+    """The largest micro-batch size that splits each process's share of the global batch evenly.
+
+    Args:
+        at_most: the upper limit, `train.micro_batch_size`.
+        processes: the number of processes.
 
     Raises:
-        UserError: the global batch is no multiple of the processes.
+        UserError: the global batch size is not a multiple of the number of processes.
     """
     share, rest = divmod(global_batch_size, processes)
     if rest:

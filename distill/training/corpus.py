@@ -1,4 +1,4 @@
-"""Plain text for a language-modelling loss beside distillation (MiniLLM's pre-training loss)."""
+"""Plain text for a language-modelling loss in addition to distillation (MiniLLM's pre-training loss)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from distill.samplers import Step
 
 
 class Corpus:
-    """Texts, each ended by EOS, one behind the other in blocks of a fixed length.
+    """Texts, each followed by EOS, concatenated and cut into blocks of `length` tokens.
+
+    An incomplete last block is dropped.
+
+    Args:
+        length: tokens of a block.
 
     Raises:
-        UserError: the texts fill no block.
+        UserError: the texts have fewer tokens than one block.
     """
 
     def __init__(self, texts: Iterable[str], tokenizer: Any, length: int):
@@ -32,8 +37,11 @@ class Corpus:
         return len(self._blocks)
 
     def blocks(self, step: Step, global_batch_size: int) -> Tensor:
-        """The step's blocks `[rows, length]`, one a row of its batch: the corpus in a new order each time round."""
+        """The blocks of a step `[rows, length]`, as many as its global batch has rows.
+
+        The steps read the corpus again and again, each time in a new random order.
+        """
         whole, first = len(self), step.number * global_batch_size
-        turn = range(first, first + step.rows)
-        orders = {r: step.rng("corpus", r).permutation(whole) for r in {i // whole for i in turn}}
-        return self._blocks[[int(orders[i // whole][i % whole]) for i in turn]]
+        positions = range(first, first + step.rows)
+        orders = {r: step.rng("corpus", r).permutation(whole) for r in {i // whole for i in positions}}
+        return self._blocks[[int(orders[i // whole][i % whole]) for i in positions]]

@@ -19,16 +19,16 @@ from distill.training.objective import Objective, Term, objective_terms
 class Distiller(nn.Module):
     """A student and the objective that it is trained on, over response positions only.
 
-    Terms read the hidden states of response positions alone (`distill.training.objective`), so prompts and padding cost
-    no logits. The teacher, live or stored (`distill.teacher.signal`), is a submodule, so that it is moved with the
-    student.
+    Terms read only the hidden states of response positions (`distill.training.objective`), so no logits are computed
+    for prompts and padding. The teacher, live or stored (`distill.teacher.signal`), is a submodule, so it moves to a
+    device together with the student.
 
     Args:
         student: a causal language model.
-        teacher: needed where a term compares with it.
-        terms: of the objective; cross-entropy alone by default.
-        mean: `tokens`: a term's mean is over all that it counts in the global batch. `micro_batches`: it is over the
-            means of micro-batches, as published code has it.
+        teacher: the teacher; needed if the objective has a divergence.
+        terms: the terms of the objective; by default cross-entropy alone.
+        mean: `tokens`: the mean of a term is over everything that it counts in the global batch. `micro_batches`: it is
+            the mean of the means of the micro-batches, as in published code.
 
     Raises:
         ValueError: there is a divergence without a teacher, or a teacher without a divergence.
@@ -42,8 +42,8 @@ class Distiller(nn.Module):
         mean: Literal["tokens", "micro_batches"] = "tokens",
     ):
         super().__init__()
-        # Whether Trainer hands in the valid tokens of the whole global batch; if not, it takes the mean of the
-        # micro-batches' and processes' losses.
+        # Trainer reads this attribute. If it is true, Trainer passes the number of response tokens of the whole global
+        # batch to `forward`; if not, it averages the losses of the micro-batches and processes.
         self.accepts_loss_kwargs = mean == "tokens"
         self.student, self.teacher = student, teacher
         self.objective = Objective(objective_terms() if terms is None else terms)
@@ -56,7 +56,7 @@ class Distiller(nn.Module):
         return None if self.objective.kd is None else self.objective.kd.divergence
 
     def train(self, mode: bool = True) -> Distiller:
-        """As in torch; the student stays in eval mode where a term needs it without dropout."""
+        """As in torch, but the student stays in eval mode if a term needs it without dropout."""
         super().train(mode)
         if any(term.without_dropout for term in self.objective.terms):
             self.student.eval()
@@ -64,23 +64,27 @@ class Distiller(nn.Module):
 
     @property
     def settles(self) -> bool:
-        """Whether the divergence depends on all tokens of a global batch, so that `settle` must come first."""
+        """Whether the divergence depends on all tokens of a global batch: `settle` must come before `forward`."""
         return self.divergence is not None and self.divergence.settles
 
     @torch.no_grad()
-    def settle(self, batches: Sequence[dict[str, Any]], together: Callable[[Tensor], Tensor] = lambda x: x) -> None:
-        """Let a divergence that depends on all tokens of a global batch choose what counts for it.
+    def settle(
+        self, batches: Sequence[dict[str, Any]], sum_over_processes: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> None:
+        """Let a divergence that depends on all tokens of a global batch make its choice for this global batch.
 
-        AlphaNet per batch, for instance, takes the one of two divergences whose sum over the global batch is larger.
-        The choice stands until the next call.
+        For example, AlphaNet per batch picks the one of two divergences whose sum over the global batch is larger. The
+        choice is used until the next call.
 
         Args:
-            batches: keyword arguments of `forward`, all of a global batch that this process has.
-            together: adds a sum up over processes.
+            batches: keyword arguments of `forward`: all micro-batches of the global batch that this process has.
+            sum_over_processes: adds up a tensor over all processes.
         """
         training = self.training
         self.eval()
-        self.objective.settle(lambda: together(torch.stack([self(**batch)["kd_sum"] for batch in batches]).sum()))
+        self.objective.settle(
+            lambda: sum_over_processes(torch.stack([self(**batch)["kd_sum"] for batch in batches]).sum())
+        )
         self.train(training)
 
     def forward(
@@ -95,41 +99,46 @@ class Distiller(nn.Module):
         counts: Mapping[str, int] | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """The objective of a micro-batch, as its share of the global batch's.
+        """The contribution of a micro-batch to the objective of its global batch.
 
         Args:
             input_ids, attention_mask: `[B, T]`.
-            labels: `[B, T]`, already shifted: `labels[b, t]` is what the logits at `t` predict, -100 where nothing is.
-            example_ids: the rows' ids, for a stored teacher.
-            extras: what else is known of rows and tokens, as `distill.data.encode.Collator` gives it.
+            labels: `[B, T]`, already shifted: `labels[b, t]` is the token that the logits at `t` predict, or -100 if
+                position `t` has no target.
+            example_ids: the ids of the rows, for a stored teacher.
+            extras: further data of rows and tokens by name, as `distill.data.encode.Collator` gives it.
             corpus: blocks of plain text `[C, L]`.
-            num_items_in_batch: response tokens of the whole global batch; without it, of this batch.
-            counts: of terms that count something else, how many there are in the whole global batch, by their names
-                (`Objective.counts`); without it, in this batch.
+            num_items_in_batch: the number of response tokens of the whole global batch; by default that of this
+                micro-batch.
+            counts: for each term that does not count response tokens, by its name: its count over the whole global
+                batch (`Objective.counts`); by default its count in this micro-batch.
 
         Returns:
-            `loss`: the sum over terms of weight times share of the mean, a scalar; `tokens`: the response positions;
-            of each term that found something to count `<name>_sum`, detached and without weight, and `<name>_count`.
+            `loss`: the sum over terms of weight times sum over global count, a scalar; `tokens`: the number of response
+            positions; for each term with something to count `<name>_sum`, detached and without weight, and
+            `<name>_count`.
         """
         valid = labels != IGNORE
-        hidden, theirs, head = last_hidden(self.student, input_ids, attention_mask)[valid], None, None
+        student_hidden = last_hidden(self.student, input_ids, attention_mask)[valid]
+        teacher_hidden, teacher_head = None, None
         if self.teacher is not None:
-            theirs, head = self.teacher(input_ids, attention_mask, valid, example_ids), self.teacher.head
+            teacher_hidden = self.teacher(input_ids, attention_mask, valid, example_ids)
+            teacher_head = self.teacher.head
         inputs = {"labels": labels, "extras": extras, "corpus": corpus}
-        batch = MicroBatch(inputs, valid, self.student, hidden, theirs, head, self.training)
+        batch = MicroBatch(inputs, valid, self.student, student_hidden, teacher_hidden, teacher_head, self.training)
         loss: Tensor | None = None
-        found: dict[str, Any] = {}
+        sums_and_counts: dict[str, Any] = {}
         for part in self.objective(batch):
             whole = num_items_in_batch if part.counted is None else (counts or {}).get(part.counted)
             share = part.total / _at_least_one(part.count if whole is None else whole)
             loss = share if loss is None else loss + share
             for name, value in part.sums.items():
-                found[f"{name}_sum"], found[f"{name}_count"] = value, part.count
-        if loss is None:  # no term found anything: as a sum over nothing, with a gradient
-            loss = hidden.sum() * 0.0
-        return {"loss": loss, "tokens": valid.sum(), **found}
+                sums_and_counts |= {f"{name}_sum": value, f"{name}_count": part.count}
+        if loss is None:  # no term had anything to count; backward still needs a graph
+            loss = student_hidden.sum() * 0.0
+        return {"loss": loss, "tokens": valid.sum(), **sums_and_counts}
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:
-    """A divisor: nothing was counted in a micro-batch of fillers alone, whose sums are 0."""
+    """The count as a divisor. A micro-batch that holds only filler rows has count 0, and its sums are 0."""
     return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)

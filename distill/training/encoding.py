@@ -17,8 +17,13 @@ def training_encoder(config: Config, tokenizer: Any) -> Encoder:
 
 
 def plain_sampling(evaluation: EvalConfig, sampler: Sampler | None = None) -> EvalConfig:
-    """Settings that sample plainly, or as a sampler says, within evaluation's bound on memory."""
+    """Evaluation settings changed to plain sampling: temperature 1, no top-k, top-p, n-gram ban or beams.
+
+    Args:
+        evaluation: gives all other settings, such as `batch_tokens`, which bounds the memory.
+        sampler: if given, its length limit, temperature, top-p and top-k are used.
+    """
     names = ("max_new_tokens", "temperature", "top_p", "top_k")
-    own = {name: getattr(sampler, name) for name in names} if sampler is not None else {}
+    of_sampler = {name: getattr(sampler, name) for name in names} if sampler is not None else {}
     plain = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram_size": 0, "num_beams": 1}
-    return evaluation.model_copy(update=plain | own)
+    return evaluation.model_copy(update=plain | of_sampler)

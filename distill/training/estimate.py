@@ -1,4 +1,4 @@
-"""What the stages will need: memory by part, disk, and about how long they take. Shown before the first one starts."""
+"""Estimates of the memory, disk space and time that the stages need, shown before the first stage starts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ from distill.models.load import Shape
 from distill.samplers import Sampler
 from distill.teacher.signal import STORE_BATCH, store_bytes
 
-EFFICIENCY = 0.6  # of plain matrix products that a training is taken to reach
+EFFICIENCY = 0.6  # assumed speed of a training, relative to plain matrix products
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes in memory by part, seconds, and bytes that stay on disk."""
+    """What a stage needs.
+
+    Attributes:
+        parts: bytes of memory on each device, by the name of what needs them.
+        seconds: the time.
+        disk: bytes that stay on disk.
+    """
 
     parts: dict[str, float]
     seconds: float
@@ -34,11 +40,11 @@ class Estimate:
 
     @property
     def bytes(self) -> float:
-        """All parts together."""
+        """Bytes of memory of all parts together."""
         return sum(self.parts.values())
 
     def describe(self) -> str:
-        """One line for a person: memory, time, disk, and what to do where memory does not reach."""
+        """One line for the user: memory, time, disk, and what to change if the memory is not enough."""
         large = {name: size for name, size in self.parts.items() if size >= self.bytes / 20}
         parts = ", ".join(f"{name} {decimal(round(size))}" for name, size in large.items())
         free = free_memory()
@@ -52,14 +58,14 @@ class Estimate:
 
 
 def free_memory() -> float:
-    """Bytes that the device a training would run on has left."""
+    """Free bytes of memory of the device that a training would run on."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0])
     return float(psutil.virtual_memory().available)
 
 
 def estimate_training(
-    ours: Shape,
+    student: Shape,
     lora: LoraConfig | None,
     rows: Sequence[Encoded],
     epochs: int,
@@ -73,52 +79,60 @@ def estimate_training(
     """Memory and time of one training on one device.
 
     Args:
-        rows: the encoded training rows; the longest decides what a micro-batch may hold.
-        teacher: None for fine-tuning.
-        live: whether the teacher runs on every batch, or its hidden states are stored.
-        divergence: not built yet, or with parameters that hold no memory.
-        sampler: one whose student writes adds the copy that writes and the teacher's memory of texts that come again;
-            how long writing takes depends on texts that are not there yet, and is left out.
+        student: the shape of the model that is trained.
+        lora: the adapters that are trained in place of all weights.
+        rows: the encoded training rows. The longest one determines the memory of a micro-batch.
+        epochs: passes over `rows`.
+        micro_batch_size: rows of a forward pass on one device.
+        precision: `bf16` or `fp32`.
+        teacher: the shape of the teacher; None for fine-tuning.
+        live: whether the teacher runs on every batch. Otherwise its hidden states are stored.
+        divergence: if it is a `TrainableDivergence`, its parameters must not exist yet: they are made here on the meta
+            device.
+        sampler: if the student generates responses in training, the memory of its rounded copy and of the teacher's
+            remembered hidden states is included. The time of generation is not: it depends on texts that do not exist
+            yet.
     """
     wide = 2 if precision == "bf16" else 4
-    trained = ours.lora_parameters(lora.r, lora.targets) if lora else ours.parameters
-    widest = max(ours.classes, teacher.classes if teacher is not None else 0)
-    own = 0
+    trained = student.lora_parameters(lora.r, lora.targets) if lora else student.parameters
+    widest = max(student.classes, teacher.classes if teacher is not None else 0)
+    loss_parameters = 0
     if isinstance(divergence, TrainableDivergence) and teacher is not None:
-        divergence.prepare(min(ours.classes, teacher.classes), torch.device("meta"))
-        own = sum(p.numel() for p in divergence.parameters())
+        divergence.prepare(min(student.classes, teacher.classes), torch.device("meta"))
+        loss_parameters = sum(p.numel() for p in divergence.parameters())
     device, longest = _device(), max(len(r.prompt) + len(r.response) for r in rows)
-    held = min(micro_batch_size, len(rows)) * longest
-    chunk = min(chunk_size(widest, device, own), held)
+    batch_tokens = min(micro_batch_size, len(rows)) * longest
+    chunk = min(chunk_size(widest, device, loss_parameters), batch_tokens)
     parts = {
-        "weights": (4.0 if wide == 4 else 6.0) * ours.parameters,  # under bf16 the products take rounded copies
+        "weights": (4.0 if wide == 4 else 6.0) * student.parameters,  # under bf16 autocast keeps rounded copies too
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
-        "loss's own": 20.0 * own,  # weights, sums, gradients, and the optimizer's two
-        "activations": _activations(ours, held, wide),
-        "loss head": float(chunk * widest * CHUNK_COST) + (0 if lora else 4.0 * ours.classes * ours.hidden),
+        "loss's own": 20.0 * loss_parameters,  # weights, sums, gradients and two optimizer states, in fp32
+        "activations": _activations(student, batch_tokens, wide),
+        "loss head": float(chunk * widest * CHUNK_COST) + (0 if lora else 4.0 * student.classes * student.hidden),
     }
     if sampler is not None and sampler.writes and teacher is not None:
-        parts["student that writes"] = float(0 if wide == 4 else wide * ours.parameters)
+        parts["student that writes"] = float(0 if wide == 4 else wide * student.parameters)
         if not live and device.type == "cpu":
             parts["texts that come again"] = float(sampler.holds * sampler.max_new_tokens * teacher.hidden * wide)
-    answers = sum(len(r.response) for r in rows)
-    every = answers + sum(len(r.prompt) for r in rows)
-    passes = 4.0 if lora else 6.0  # frozen weights need no gradient product
-    flops = passes * (ours.body * every + ours.classes * ours.hidden * answers)
+    response_tokens = sum(len(r.response) for r in rows)
+    all_tokens = response_tokens + sum(len(r.prompt) for r in rows)
+    passes = 4.0 if lora else 6.0  # frozen weights need no product for their gradient
+    flops = passes * (student.body * all_tokens + student.classes * student.hidden * response_tokens)
     if teacher is not None:
-        reads = live or (sampler is not None and sampler.writes)
-        parts["teacher"] = float(wide * (teacher.parameters if reads else teacher.classes * teacher.hidden))
-        flops += 2.0 * teacher.classes * teacher.hidden * answers + (2.0 * teacher.body * every if reads else 0.0)
-    speed = world_size() * EFFICIENCY * _throughput(ours.hidden, ours.inner, precision)
+        teacher_runs = live or (sampler is not None and sampler.writes)
+        parts["teacher"] = float(wide * (teacher.parameters if teacher_runs else teacher.classes * teacher.hidden))
+        head_flops = 2.0 * teacher.classes * teacher.hidden * response_tokens
+        flops += head_flops + (2.0 * teacher.body * all_tokens if teacher_runs else 0.0)
+    speed = world_size() * EFFICIENCY * _throughput(student.hidden, student.inner, precision)
     return Estimate(parts, epochs * flops / speed)
 
 
 def estimate_signal(teacher: Shape, rows: Sequence[Encoded], precision: str) -> Estimate:
-    """Memory, time and disk of storing the teacher's hidden states of `rows` once, which one process does."""
+    """Memory, time and disk space of storing the teacher's hidden states of `rows`. One process does all of it."""
     wide = 2 if precision == "bf16" else 4
     longest = max(len(r.prompt) + len(r.response) for r in rows)
-    # Without gradients a layer's activations go when the next one's are there
+    # Without gradients only one layer's activations are in memory at a time
     parts = {
         "teacher": float(wide * teacher.parameters),
         "activations": float(STORE_BATCH * longest * (10 * teacher.hidden + 4 * teacher.inner) * wide),
@@ -131,10 +145,12 @@ def estimate_signal(teacher: Shape, rows: Sequence[Encoded], precision: str) -> 
 def estimate_answers(
     teacher: Shape, rows: Sequence[Encoded], new_tokens: int, columns: int, precision: str
 ) -> Estimate:
-    """Memory and time of the teacher's answers, of at most `new_tokens` each, to the prompts of `rows`.
+    """Memory and time of the teacher's responses to the prompts of `rows`.
 
     Args:
-        columns: `batch_tokens`, each of which holds a layer's keys and values, at most two hidden widths.
+        new_tokens: the most tokens of a response.
+        columns: `batch_tokens`, the columns of the KV cache. In each layer a column holds a key and a value, each at
+            most as wide as the hidden states.
     """
     wide = 2 if precision == "bf16" else 4
     parts = {
@@ -146,13 +162,16 @@ def estimate_answers(
     return Estimate(parts, flops / (EFFICIENCY * _throughput(teacher.hidden, teacher.inner, precision)))
 
 
-def _activations(ours: Shape, held: int, wide: int) -> float:
-    """Bytes that a micro-batch of `held` tokens keeps for the backward pass.
+def _activations(student: Shape, tokens: int, wide: int) -> float:
+    """Bytes that a micro-batch of `tokens` tokens, padding included, keeps for the backward pass.
 
-    A token and layer: norms, residuals and attention about 10 hidden widths, the MLP about 4 of its own; norms and
-    residuals stay fp32 under bf16.
+    Each token needs in each layer about 10 times the hidden width for norms, residuals and attention, and about 4 times
+    the MLP's inner width. Under bf16 norms and residuals stay in fp32.
+
+    Args:
+        wide: bytes of a number: 2 for bf16, 4 for fp32.
     """
-    return float(held * ours.layers * (10 * ours.hidden + 4 * ours.inner) * (4 if wide == 4 else 3))
+    return float(tokens * student.layers * (10 * student.hidden + 4 * student.inner) * (4 if wide == 4 else 3))
 
 
 def _device() -> torch.device:
@@ -160,13 +179,13 @@ def _device() -> torch.device:
 
 
 def _throughput(hidden: int, inner: int, precision: str) -> float:
-    """Operations a second of a matrix product as the model's MLP has it, on this machine now."""
+    """Floating-point operations per second of a matrix product `[512, hidden] x [hidden, inner]`, measured now."""
     device = _device()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.ones(shape, device=device, dtype=dtype) for shape in ((512, hidden), (hidden, inner)))
     done, started = 0, 0.0
     while done < 3 or time.perf_counter() - started < 0.05:
-        if done == 1:  # the first warms up
+        if done == 1:  # the first product is a warm-up
             started = time.perf_counter()
         _finish(a @ b)
         done += 1

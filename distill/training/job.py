@@ -1,4 +1,4 @@
-"""The training stage: from weights, data and a schedule to the best checkpoint and its curve."""
+"""The training stage: trains a model on encoded rows and leaves its best checkpoint and its training curve."""
 
 from __future__ import annotations
 
@@ -57,18 +57,22 @@ CURVE = [
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that one training is made from.
+    """The inputs of one training.
 
     Attributes:
-        label: for people, in progress lines.
-        student: the weights that it starts from.
+        label: the training's name in progress lines.
+        student: the weights that the training starts from.
         teacher: the weights of the teacher; None without a divergence.
-        signal: folder of the teacher's stored hidden states; without them the teacher runs on every batch.
-        loss, schedule, sampler, config: the settings.
+        signal: the folder of the teacher's stored hidden states. Without it the teacher runs on every batch.
+        loss: the divergence and the weights of the objective's terms.
+        schedule: epochs, global batch size, learning rate, and the metric that selects the best checkpoint.
+        config: the whole config.
         seed: the training seed.
-        train, valid: encoded rows; the training rows' responses may be the teacher's.
-        valid_examples: the validation set, whose prompts are answered and scored at each validation.
-        pretraining: plain texts of the corpus loss.
+        train: the encoded training rows. Their responses may be the teacher's.
+        valid: the encoded validation rows.
+        valid_examples: the validation set. At each validation the student answers its prompts, and ROUGE-L is computed.
+        sampler: the sampler's name and parameters.
+        pretraining: plain texts for the corpus loss.
     """
 
     label: str
@@ -87,7 +91,7 @@ class TrainingJob:
 
     @property
     def lora(self) -> LoraConfig | None:
-        """Adapters to train in place of all weights."""
+        """The adapters that are trained in place of all weights, if any."""
         return self.config.model.lora
 
 
@@ -97,26 +101,28 @@ def teacher_dtype(config: Config) -> torch.dtype:
 
 
 def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
-    """Train and leave the best checkpoint in `folder/model` and the curve in `folder/curve.csv`.
+    """Train the student and write the best checkpoint to `folder/model` and the curve to `folder/curve.csv`.
 
-    A run that was stopped goes on from the last checkpoint under `folder/checkpoints` and ends in the same weights. The
-    checkpoints stay: the store removes them once the artifact is in place.
+    A run that was stopped continues from the last checkpoint under `folder/checkpoints` and ends in the same weights.
+    The checkpoints are not removed here: the store removes them when the artifact is in place.
 
     Returns:
-        What the manifest tells of it.
+        Entries for the manifest: the best validation metric and its step, numbers of steps, rows, samples, processes
+        and over-long rows, the time of a step, what the student wrote, and the special token ids.
 
     Raises:
-        UserError: tokenizers differ, no row is left, or the loss is not finite.
+        UserError: the tokenizers of student and teacher differ, a model has too few positions, or the loss is not
+            finite.
     """
     tokenizer = load_tokenizer(job.student)
     settings, encoder = job.config.train, training_encoder(job.config, tokenizer)
     for name, rows in {"training": job.train, "validation": job.valid}.items():
-        if rows.said():
-            say(f"  {name} set: {rows.said()} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
+        if overlong := rows.describe():
+            say(f"  {name} set: {overlong} (limits {settings.max_prompt_length} and {settings.max_length} tokens)")
     checkpoints = folder / "checkpoints"
     last = _last_checkpoint(checkpoints)
     sampler = build_sampler(job.sampler.name, **job.sampler.parameters)
-    # The first validation is what later ones are compared with; a run that goes on has it already
+    # Later validations are compared with the first one. A resumed run has its result in the sampler's state.
     validate_first = sampler.needs_reference and last is None
     args = training_arguments(
         job.config, job.schedule, job.label, job.seed, len(job.train.rows), folder, sampler.writes, validate_first
@@ -154,7 +160,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     best = trainer.state.best_model_checkpoint
     assert best is not None
     if trainer.args.should_save:
-        _keep(Path(best), folder / "model")
+        _copy_model(Path(best), folder / "model")
         terms = [f"eval_{term.name}" for term in model.objective.terms]
         _write_curve(trainer.state.log_history, terms, folder / "curve.csv")
     return {
@@ -175,7 +181,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
 
 
 def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
-    torch.manual_seed(job.seed)  # new adapters are drawn from the training seed
+    torch.manual_seed(job.seed)  # the random weights of new adapters depend on the training seed
     settings = job.config.train
     teacher: LiveTeacher | StoredTeacher | NewTextTeacher | None = None
     divergence = None
@@ -197,23 +203,24 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
     generated = settings.max_prompt_length + job.config.eval.max_new_tokens
     check_positions(student, generated, "train.max_prompt_length and eval.max_new_tokens")
     if teacher is not None:
-        theirs, ours = (h.weight.shape[0] for h in (teacher.head, output_head(student)))
-        if theirs != ours:
-            say(f"  vocabulary widths {theirs} (teacher) and {ours} (student): cut to {min(theirs, ours)}")
+        of_teacher, of_student = (h.weight.shape[0] for h in (teacher.head, output_head(student)))
+        if of_teacher != of_student:
+            width = min(of_teacher, of_student)
+            say(f"  vocabulary widths {of_teacher} (teacher) and {of_student} (student): cut to {width}")
         if isinstance(divergence, TrainableDivergence):
-            divergence.prepare(min(theirs, ours), torch.device("cpu"))
+            divergence.prepare(min(of_teacher, of_student), torch.device("cpu"))
     loss, w_lm = job.loss, job.loss.w_lm if job.pretraining else 0.0
     terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature, w_lm)
     return Distiller(student, teacher, terms, job.config.preset.loss_mean)
 
 
 def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: Any) -> Sampling:
-    """The sampler with the writer that generates the student's responses."""
+    """The sampler, with a writer that generates the student's responses."""
     assert isinstance(model.teacher, NewTextTeacher) and model.divergence is not None
     limit = "train.max_prompt_length and sampler.max_new_tokens"
     decode = plain_sampling(job.config.eval, sampler)
-    for one in (model.student, model.teacher.live.model):
-        check_positions(one, job.config.train.max_prompt_length + decode.max_new_tokens, limit)
+    for causal_lm in (model.student, model.teacher.live.model):
+        check_positions(causal_lm, job.config.train.max_prompt_length + decode.max_new_tokens, limit)
     eos, pad, quirks = tokenizer.eos_token_id, pad_id(tokenizer), job.sampler.parameters
     writer = StudentWriter(
         model.student,
@@ -232,7 +239,10 @@ def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: A
 
 
 def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
-    """A function from a model to its mean ROUGE-L on the validation prompts (one seed, plain sampling)."""
+    """A function that gives a model's mean ROUGE-L on the first `valid_rows` validation examples.
+
+    Responses are sampled plainly, with one seed.
+    """
     settings, evaluation = job.config.train, job.config.eval
     examples = list(job.valid_examples)[: settings.valid_rows]
     prompts = encoder.prompts(examples).rows
@@ -253,15 +263,15 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
 
 
 def _last_checkpoint(checkpoints: Path) -> str | None:
-    """The last checkpoint that was written whole (trainer_state.json comes last); others are removed."""
+    """The last complete checkpoint. Incomplete ones, which lack the last file (trainer_state.json), are removed."""
     for folder in checkpoints.glob("checkpoint-*"):
         if not (folder / "trainer_state.json").is_file():
             shutil.rmtree(folder)
     return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
 
 
-def _keep(best: Path, target: Path) -> None:
-    """The model's own files of a checkpoint, without the optimizer's."""
+def _copy_model(best: Path, target: Path) -> None:
+    """Copy a checkpoint's model and tokenizer to `target`, without the state of the training."""
     drop = {
         DIVERGENCE,
         SAMPLER,
@@ -278,10 +288,11 @@ def _keep(best: Path, target: Path) -> None:
 
 
 def _write_curve(history: list[dict[str, Any]], terms: Sequence[str], path: Path) -> None:
-    """Write what was logged of training steps and validations, a line each.
+    """Write a CSV file with one line for each logged training step and each validation.
 
     Args:
-        terms: columns of the objective's terms; those that `CURVE` lacks come last, where there are values.
+        history: Trainer's log.
+        terms: the columns of the objective's terms. Those that `CURVE` lacks come last, if they have values.
     """
     lines = [line for line in history if "loss" in line or "eval_loss" in line]
     more = [name for name in terms if name not in CURVE and any(name in line for line in lines)]

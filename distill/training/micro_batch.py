@@ -1,4 +1,4 @@
-"""A micro-batch as the objective's terms see it: hidden states at response positions, heads, and the rows' extras."""
+"""The input of the objective's terms: hidden states at response positions, output heads, and the rows' extras."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from distill.models.load import output_head
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """A micro-batch as the terms see it. N are its response positions, row by row; B are its rows.
+    """A micro-batch for the terms. N is the number of its response positions, row by row; B is the number of its rows.
 
     Attributes:
         inputs: the collated micro-batch: `labels` `[B, T]`, `extras` as `distill.data.encode.Collator` gives them, and
-            `corpus`, blocks of plain text `[C, L]`, where there are some.
-        valid: which of the labels' `[B, T]` are response positions.
+            if the objective has a corpus loss `corpus`, blocks of plain text `[C, L]`.
+        valid: a mask `[B, T]` of the response positions.
         student: the model that is trained.
-        student_hidden: its last hidden states `[N, d]`, differentiated.
-        teacher_hidden: the teacher's `[N, d']`, not differentiated; None without a teacher.
-        teacher_head: from the teacher's hidden states to logits.
-        training: whether the objective will be differentiated. In validation terms without weight are measured too.
+        student_hidden: the student's last hidden states `[N, d]`, with gradient.
+        teacher_hidden: the teacher's last hidden states `[N, d']`, without gradient; None without a teacher.
+        teacher_head: maps the teacher's hidden states to logits; None without a teacher.
+        training: whether the objective will be differentiated. In validation terms of weight 0 are measured too.
     """
 
     inputs: Mapping[str, Any]
@@ -46,28 +46,28 @@ class MicroBatch:
 
     @property
     def student_head(self) -> Head:
-        """From the student's hidden states to logits."""
+        """Maps the student's hidden states to logits."""
         return output_head(self.student)
 
     @property
     def extras(self) -> Mapping[str, Any]:
-        """What is known of rows (a list `[B]`) and tokens (a tensor `[N, k]`) besides ids, by name."""
+        """Further data by name: of rows a list `[B]`, of tokens a tensor `[N, k]`."""
         extras: Mapping[str, Any] = self.inputs.get("extras") or {}
         return extras
 
     @cached_property
     def rows(self) -> Tensor:
-        """The row of each position `[N]`."""
+        """The index of each response position's row `[N]`."""
         return self.valid.nonzero()[:, 0]
 
     @cached_property
     def places(self) -> Tensor:
-        """The place of each position's target in its response `[N]`: 0 is the response's first token."""
+        """The index of each position's target within its response `[N]`: 0 is the response's first token."""
         lengths = self.valid.sum(1)
         return torch.arange(len(self.rows), device=self.rows.device) - (lengths.cumsum(0) - lengths)[self.rows]
 
     @cached_property
     def student_text(self) -> Tensor | None:
-        """Positions `[N]` in rows that the student wrote itself; None where it wrote none of them."""
+        """A mask `[N]` of the positions in rows that the student wrote; None if it wrote none of the rows."""
         marks = self.extras.get(STUDENT_TEXT, ())
         return torch.tensor(marks, device=self.valid.device)[self.rows] if any(marks) else None

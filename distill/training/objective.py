@@ -1,4 +1,4 @@
-"""The training objective: a list of weighted terms, each a sum over what it counts and the number of what it counts.
+"""The training objective: a list of weighted terms. A term gives a sum and the number of things that it sums over.
 
 To add a term: a subclass of `Term` here, and a line in `objective_terms`.
 """
@@ -20,13 +20,13 @@ from distill.training.micro_batch import MicroBatch
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What terms that are computed together make of a micro-batch.
+    """The result for a micro-batch of the terms that are computed together.
 
     Attributes:
-        total: the sum of weight times the term's sum, differentiated.
-        sums: each term's own sum by its name, without weight, detached.
-        count: how many the sums are over.
-        counted: the term whose count it is, or None where response tokens are counted.
+        total: a scalar with gradient: over the terms, the sum of weight times the term's sum.
+        sums: each term's sum by its name, without weight, detached.
+        count: the number of things that the sums are over.
+        counted: the name of the term that counted them; None if they are the response tokens.
     """
 
     total: Tensor
@@ -38,12 +38,13 @@ class Part:
 class Term(nn.Module):
     """One term of the objective: `weight` times its mean over the global batch.
 
-    The mean is the sum of `forward` over the micro-batches and processes of a global batch, divided by that of `count`;
-    how the batch is cut changes nothing.
+    The mean is the sum of `forward` over the micro-batches and processes of a global batch, divided by the sum of
+    `count`. So it does not depend on how the global batch is split.
 
     Attributes:
-        name: `<name>_sum` in what `Distiller` returns, `eval_<name>` in a curve.
-        weight: in the objective. A term without weight is measured in validation and costs nothing in training.
+        name: a unique name. `Distiller` returns `<name>_sum`, and the curve has the column `eval_<name>`.
+        weight: the term's factor in the objective. A term of weight 0 is measured in validation and costs nothing in
+            training.
     """
 
     name: str
@@ -54,28 +55,30 @@ class Term(nn.Module):
 
     @property
     def without_dropout(self) -> bool:
-        """Whether the student must be in eval mode also in training."""
+        """Whether the student must be in eval mode during training, too."""
         return False
 
     def count(self, inputs: Mapping[str, Any]) -> int:
-        """How many things of a collated micro-batch (`MicroBatch.inputs`) the sum is over; 0 if there are none."""
+        """The number of things in a collated micro-batch (`MicroBatch.inputs`) that the sum is over; it may be 0."""
         raise NotImplementedError
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        """The sum over a micro-batch, a differentiable scalar; called where `count` is larger than 0."""
+        """The sum over a micro-batch, a scalar with gradient. It is called only if `count` is larger than 0."""
         raise NotImplementedError
 
 
 class TokenTerm(Term):
-    """A term over single response tokens. All of them are computed in one pass over the vocabulary (`_token_part`), and
-    their means are over all response tokens of the global batch."""
+    """A term that is a sum over response tokens.
+
+    All token terms are computed in one pass over the vocabulary (`Objective._token_part`). Their means are over all
+    response tokens of the global batch.
+    """
 
 
 class CrossEntropy(TokenTerm):
-    """Cross-entropy of the response tokens, in nats; it leaves out rows that the student wrote itself.
+    """Cross-entropy of the response tokens, in nats. Rows that the student wrote do not add to the sum.
 
-    Those rows' tokens count in the mean nevertheless: in a mixed batch a token weighs in cross-entropy what it weighs
-    in the divergence.
+    Their tokens are counted nevertheless, so that in a mixed batch both token terms are divided by the same count.
     """
 
     name = "ce"
@@ -85,11 +88,11 @@ class TokenDivergence(TokenTerm):
     """A divergence from the teacher's next-token distributions.
 
     Args:
-        temperature: divides both sides' logits.
+        temperature: divides the logits of student and teacher.
 
     Attributes:
-        settled: the divergence that counts for the current global batch, for one that depends on all of its tokens
-            (`Divergence.settles`): `Distiller.settle` chooses it before the batch's first micro-batch.
+        settled: the divergence that is used for the current global batch, if the configured one depends on all of its
+            tokens (`Divergence.settles`). `Distiller.settle` chooses it before the first micro-batch.
     """
 
     name = "kd"
@@ -101,18 +104,21 @@ class TokenDivergence(TokenTerm):
 
     @property
     def without_dropout(self) -> bool:
-        """A policy gradient's student has no dropout, which would spoil the ratios of its probabilities to those that
-        its tokens were drawn by."""
+        """Whether the divergence is a policy gradient.
+
+        Dropout would distort its importance ratios, which divide the student's probabilities of the drawn tokens now by
+        those when the tokens were drawn.
+        """
         return self.divergence.reads_rollout
 
 
 class CorpusLoss(Term):
-    """Cross-entropy of plain text, in nats a token; the first token of each block is no target."""
+    """Cross-entropy of plain text, in nats per token. The first token of each block is not a target."""
 
     name = "lm"
 
     def count(self, inputs: Mapping[str, Any]) -> int:
-        """The corpus's targets."""
+        """The number of targets in the corpus blocks."""
         blocks = inputs.get("corpus")
         return 0 if blocks is None else int(blocks[:, 1:].numel())
 
@@ -133,11 +139,11 @@ def objective_terms(
     """The terms of an objective `w_ce * CE + w_kd * divergence + w_lm * corpus loss`.
 
     Args:
-        divergence: from the teacher; None where `w_kd` is 0.
-        temperature: of the divergence.
+        divergence: the divergence from the teacher; None if `w_kd` is 0.
+        temperature: divides the logits in the divergence.
 
     Raises:
-        ValueError: there is a divergence without weight, or a weight without a divergence.
+        ValueError: a divergence is given and `w_kd` is 0, or none is given and `w_kd` is not 0.
     """
     if (divergence is None) != (w_kd == 0):
         raise ValueError(f"w_kd={w_kd} and divergence={divergence}: a divergence and w_kd > 0 go together")
@@ -152,7 +158,7 @@ class Objective(nn.Module):
     """The weighted terms of one training.
 
     Raises:
-        ValueError: two terms have one name.
+        ValueError: two terms have the same name.
     """
 
     def __init__(self, terms: Sequence[Term]):
@@ -164,37 +170,37 @@ class Objective(nn.Module):
 
     @property
     def ce(self) -> CrossEntropy | None:
-        """The cross-entropy among the terms."""
+        """The cross-entropy term, if there is one."""
         return next((term for term in self.terms if isinstance(term, CrossEntropy)), None)
 
     @property
     def kd(self) -> TokenDivergence | None:
-        """The divergence among the terms."""
+        """The divergence term, if there is one."""
         return next((term for term in self.terms if isinstance(term, TokenDivergence)), None)
 
     def counts(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-        """What each term that counts no response tokens counts in collated micro-batches, by its name."""
-        return {term.name: sum(term.count(batch) for batch in batches) for term in self._others(training=True)}
+        """The counts over collated micro-batches of the terms that do not count response tokens, by term name."""
+        return {term.name: sum(term.count(batch) for batch in batches) for term in self._other_terms(training=True)}
 
     def forward(self, batch: MicroBatch) -> list[Part]:
-        """What the terms make of a micro-batch; a term that finds nothing to count is left out."""
+        """The terms' results for a micro-batch. A term whose count is 0 is left out."""
         parts = []
         weights = [term.weight for term in (self.ce, self.kd) if term is not None]
         if any(weights) or (weights and not batch.training):
             parts.append(self._token_part(batch))
-        for term in self._others(batch.training):
+        for term in self._other_terms(batch.training):
             if count := term.count(batch.inputs):
                 total = term(batch)
                 parts.append(Part(term.weight * total, {term.name: total.detach()}, count, term.name))
         return parts
 
-    def _others(self, training: bool) -> list[Term]:
-        """The terms that count something else than response tokens, in training those with a weight."""
+    def _other_terms(self, training: bool) -> list[Term]:
+        """The terms that do not count response tokens; in training only those with a weight."""
         return [t for t in self.terms if not isinstance(t, TokenTerm) and (t.weight or not training)]
 
     def _token_part(self, batch: MicroBatch) -> Part:
         """Cross-entropy and divergence over all response positions."""
-        # Cross-entropy that is no part of the objective is measured in validation.
+        # In validation cross-entropy is measured even if its weight is 0.
         ce = self.ce
         with_ce = ce is not None and (ce.weight != 0 or not batch.training)
         left_out, sums = batch.student_text if with_ce else None, dict[str, Tensor]()
@@ -205,11 +211,12 @@ class Objective(nn.Module):
         return Part(total, sums, batch.valid.sum())
 
     def _fused(self, batch: MicroBatch, chosen: Tensor | None, with_ce: bool, sums: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of the token terms over some positions; each term's own sum is added to `sums`.
+        """The weighted sum of the token terms over the chosen positions, a scalar with gradient.
 
         Args:
-            chosen: a mask of positions `[N]`; None is all of them.
+            chosen: a mask of positions `[N]`; None chooses all of them.
             with_ce: whether cross-entropy is one of the terms.
+            sums: each term's sum without weight is added to the entry of its name.
         """
 
         def pick(values: Tensor | None) -> Tensor | None:
@@ -219,7 +226,7 @@ class Objective(nn.Module):
         divergence = None if kd is None else kd.divergence if kd.settled is None else kd.settled
         drawn = batch.extras.get(ROLLOUT) if divergence is not None and divergence.reads_rollout else None
         reads_targets = divergence is not None and (divergence.reads_targets or drawn is not None)
-        hidden, found = pick(batch.student_hidden), dict[str, Tensor]()
+        hidden, detached_sums = pick(batch.student_hidden), dict[str, Tensor]()
         assert hidden is not None
         total = fused(
             divergence,
@@ -231,21 +238,21 @@ class Objective(nn.Module):
             w_ce=0.0 if ce is None else ce.weight,
             w_kd=0.0 if kd is None else kd.weight,
             temperature=1.0 if kd is None else kd.temperature,
-            parts=found,
+            parts=detached_sums,
             rollout_data=pick(drawn),
         )
         for term in (ce, kd):
             if term is not None:
-                value = found[f"{term.name}_sum"]
+                value = detached_sums[f"{term.name}_sum"]
                 sums[term.name] = sums[term.name] + value if term.name in sums else value
         return total
 
     @torch.no_grad()
     def settle(self, total: Callable[[], Tensor]) -> None:
-        """Let a divergence that depends on the whole global batch choose what counts for it (`Divergence.for_batch`).
+        """Let a divergence that depends on the whole global batch make its choice for it (`Divergence.for_batch`).
 
         Args:
-            total: gives the sum of the divergence over the global batch, with `self.kd.settled` in its place.
+            total: gives the sum of `self.kd.settled` over the global batch.
         """
         kd = self.kd
         assert kd is not None

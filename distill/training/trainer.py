@@ -1,4 +1,4 @@
-"""transformers' Trainer with our objective, our batches, our validation, and a stop on a loss that is not finite."""
+"""transformers' Trainer with this project's objective, batches, validation, and a stop if the loss is not finite."""
 
 from __future__ import annotations
 
@@ -28,14 +28,20 @@ from distill.training.objective import Term
 from distill.training.sampling import Sampling
 
 SAMPLER = "sampler.pt"  # the sampler's state, in a checkpoint
-DIVERGENCE = "divergence.pt"  # parameters of a divergence that has its own, beside the student's in a checkpoint
+DIVERGENCE = "divergence.pt"  # the parameters of a trainable divergence, in a checkpoint
 
 
 def raise_together(problem: str | None, device: torch.device) -> None:
-    """Raise in every process of a distributed run what stands in the way of one: the others would wait for it.
+    """Raise an error in every process of a distributed run if one of them has a problem.
+
+    Otherwise the other processes would wait for the failed one forever. All processes must call this together.
+
+    Args:
+        problem: the message of this process's problem; None if it has none.
+        device: the device for the collective operation.
 
     Raises:
-        UserError: with the problems of all processes.
+        UserError: a process has a problem; with the problems of all processes.
     """
     if world_size() == 1:
         if problem is not None:
@@ -44,17 +50,24 @@ def raise_together(problem: str | None, device: torch.device) -> None:
     failed = torch.tensor(float(problem is not None), device=device)
     torch.distributed.all_reduce(failed)
     if failed > 0:
-        raise UserError([one for one in gathered(problem) if one is not None], shared=True)
+        raise UserError([message for message in gathered(problem) if message is not None], shared=True)
 
 
 class DistillTrainer(Trainer):
     """Trains a `Distiller` on encoded rows.
 
     Args:
-        generate_score: gives mean ROUGE-L of the student's own responses on the validation set.
-        sampling: where responses come from if not all are the rows' own.
+        train_rows, valid_rows: the encoded rows.
+        pad_id: the token that fills shorter rows of a micro-batch.
+        global_batch_size: rows of an optimizer step, over all processes.
+        generate_score: gives the mean ROUGE-L of a student's responses to the validation prompts.
+        sampling: chooses the responses of each step; None if the rows' own responses are used.
         corpus: plain text whose cross-entropy is part of each step.
-        loss_optimizer: how the divergence's own parameters are trained, where that differs from the student's.
+        loss_optimizer: the learning rate, weight decay and gradient clipping of a trainable divergence's parameters,
+            if they differ from the student's.
+
+    Raises:
+        UserError: `sampling` or `loss_optimizer` does not work with FSDP or DeepSpeed.
     """
 
     model: Distiller
@@ -102,36 +115,41 @@ class DistillTrainer(Trainer):
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As in Trainer; parameters of the divergence's own get parameter groups of their own where their learning rate
-        or weight decay is set apart. The schedule multiplies the rates of all groups by one factor."""
+        """As in Trainer, but a trainable divergence's parameters are moved to parameter groups of their own.
+
+        This happens only if `loss_optimizer` sets their learning rate or weight decay. The schedule multiplies the
+        learning rates of all groups by the same factor.
+        """
         if self.optimizer is not None:
             return self.optimizer
-        optimizer, divergence, own = super().create_optimizer(model), self.model.divergence, self.loss_optimizer
-        if not isinstance(divergence, TrainableDivergence) or (own.lr is None and own.weight_decay is None):
+        optimizer, divergence, settings = super().create_optimizer(model), self.model.divergence, self.loss_optimizer
+        if not isinstance(divergence, TrainableDivergence) or (settings.lr is None and settings.weight_decay is None):
             return optimizer
         parameters = dict(divergence.named_parameters())
         moved = {id(parameter) for parameter in parameters.values()}
         for group in optimizer.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
-        lr = self.args.learning_rate if own.lr is None else own.lr
-        decay = self.args.weight_decay if own.weight_decay is None else own.weight_decay
+        lr = self.args.learning_rate if settings.lr is None else settings.lr
+        decay = self.args.weight_decay if settings.weight_decay is None else settings.weight_decay
         decayed = set(self.get_decay_parameter_names(divergence))
-        for wanted, weight_decay in ((True, decay), (False, 0.0)):
-            chosen = [parameter for name, parameter in parameters.items() if (name in decayed) == wanted]
+        for is_decayed, weight_decay in ((True, decay), (False, 0.0)):
+            chosen = [parameter for name, parameter in parameters.items() if (name in decayed) == is_decayed]
             if chosen:
                 optimizer.add_param_group({"params": chosen, "lr": lr, "weight_decay": weight_decay})
         return optimizer
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """As in Trainer; a divergence's own parameters are clipped apart where they have a limit of their own. The norm
-        that is returned, and logged, is then the student's."""
+        """As in Trainer, but a trainable divergence's parameters are clipped separately if `loss_optimizer` says so.
+
+        The norm that is returned, and logged, is then that of the student's gradients.
+        """
         divergence, limit = self.model.divergence, self.loss_optimizer.max_grad_norm
         if limit is None or not isinstance(divergence, TrainableDivergence):
             return super()._clip_grad_norm(model)
-        own = list(divergence.parameters())
-        known = {id(parameter) for parameter in own}
-        self.accelerator.clip_grad_norm_(own, limit)
-        others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+        of_divergence = list(divergence.parameters())
+        divergence_ids = {id(parameter) for parameter in of_divergence}
+        self.accelerator.clip_grad_norm_(of_divergence, limit)
+        others = [parameter for parameter in model.parameters() if id(parameter) not in divergence_ids]
         return self.accelerator.clip_grad_norm_(others, self.args.max_grad_norm)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -140,10 +158,10 @@ class DistillTrainer(Trainer):
         return BucketSampler(self.lengths, self.global_batch_size, self.args.seed, fill_to)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """As in Trainer, with the responses that the sampler chooses and what each term counts in the global batch.
+        """As in Trainer, with the responses that the sampler chooses and the terms' counts over the global batch.
 
-        A divergence that depends on the whole global batch chooses here, before the first micro-batch is
-        differentiated, what counts for it.
+        A divergence that depends on the whole global batch makes its choice here, before the first micro-batch is
+        differentiated (`Distiller.settle`).
         """
         if self.sampling is not None:
             epoch_iterator = iter(self._sampled(list(islice(epoch_iterator, num_batches)), self.sampling))
@@ -159,7 +177,7 @@ class DistillTrainer(Trainer):
         return batches, items
 
     def _sampled(self, batches: list[dict[str, Any]], sampling: Sampling) -> list[dict[str, Any]]:
-        """The step's micro-batches with the sampler's responses, rows of like length together."""
+        """The step's micro-batches with the sampler's responses, sorted by length."""
         rows = [self.rows[name] for batch in batches for name in batch["example_ids"]]
         if not rows:
             return batches
@@ -172,7 +190,7 @@ class DistillTrainer(Trainer):
         return cut
 
     def _counts(self, batches: list[dict[str, Any]]) -> dict[str, int]:
-        """What each term that counts no response tokens counts in the global batch, over all processes."""
+        """The counts over the global batch of the terms that do not count response tokens, summed over processes."""
         counts = self.model.objective.counts(batches)
         if not counts or self.args.world_size == 1:
             return counts
@@ -207,7 +225,11 @@ class DistillTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As in Trainer, but a loss that is not finite ends the run before the optimizer steps."""
+        """As in Trainer, but if the loss is not finite, the run ends before the optimizer's step.
+
+        Raises:
+            UserError: in every process, with the ids of the examples.
+        """
         example_ids = inputs["example_ids"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         problem = None
@@ -222,8 +244,15 @@ class DistillTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation: `eval_<name>`, the mean of each term of the objective, `eval_loss`, the sum of weight times mean,
-        and ROUGE-L of sampled responses."""
+        """Validation metrics.
+
+        Returns:
+            `eval_<name>`: the mean of each term of the objective; `eval_loss`: the sum over terms of weight times mean;
+            `eval_rouge_l`: the mean ROUGE-L of sampled responses, 0 to 100; `eval_seconds`: the time.
+
+        Raises:
+            UserError: the validation loss is not finite.
+        """
         started = time.perf_counter()
         self.model.eval()
         means = self._term_means()
@@ -243,7 +272,7 @@ class DistillTrainer(Trainer):
         return metrics
 
     def _term_means(self) -> dict[Term, float]:
-        """The mean of each term over the validation set; a term that finds nothing to count there is left out."""
+        """The mean of each term over the validation set. A term whose count is 0 is left out."""
         sums: dict[str, float] = {}
         with torch.inference_mode():
             if self.model.settles:
@@ -256,7 +285,7 @@ class DistillTrainer(Trainer):
         return {term: sums[f"{term.name}_sum"] / sums[f"{term.name}_count"] for term in counted}
 
     def _valid_batches(self) -> Any:
-        """Validation batches of like length; their split changes nothing, since sums are taken."""
+        """Validation batches, sorted by length. The means do not depend on the split, since sums are added up."""
         rows = sorted(self.eval_dataset, key=lambda row: len(row.prompt) + len(row.response))  # type: ignore
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(rows), size):
@@ -264,12 +293,15 @@ class DistillTrainer(Trainer):
             yield self._prepare_inputs(batch)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the student alone: the teacher does not change, and tied heads would not save from the wrapper."""
+        """Save the student without the teacher, which does not change.
+
+        The `Distiller` as a whole could not be saved if the student's embedding and output head are tied.
+        """
         if not self.args.should_save:
             return
         folder = output_dir or self.args.output_dir
         assert folder is not None
-        if state_dict is not None:  # gathered by FSDP or DeepSpeed under the wrapper's names
+        if state_dict is not None:  # FSDP and DeepSpeed gather it under the `Distiller`'s parameter names
             state_dict = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
         self.model.student.save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
@@ -279,7 +311,7 @@ class DistillTrainer(Trainer):
             torch.save(self.sampling.state(), Path(folder) / SAMPLER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the student's weights of a checkpoint."""
+        """Load the student's weights, and the states of divergence and sampler, from a checkpoint."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return

@@ -1,4 +1,4 @@
-"""Responses of the student in training, by the engine of evaluation on the model that is being trained."""
+"""Generates the student's responses in training, with the engine of evaluation on the model that is being trained."""
 
 from __future__ import annotations
 
@@ -24,27 +24,32 @@ from distill.models.load import last_hidden, output_head
 from distill.samplers.base import Origin, Sample
 from distill.teacher.signal import NewTextTeacher
 
-ROLLOUT_BATCH = 16  # rows of a forward pass that reads log-probabilities
+ROLLOUT_BATCH = 16  # rows of a forward pass that computes log-probabilities
 
 
 @dataclass
 class StudentWriter:
-    """Generates responses with the student, each from a random stream of its own.
+    """Generates responses with the student; each response has its own random stream.
 
     A response depends on the student's weights, the prompt, the training seed and the step, not on the batch or on the
     number of processes.
 
     Attributes:
         student: the model in training. It is in eval mode while it generates.
-        teacher: the other part of a mixture; it reads the responses for their rollout data.
-        divergence: the loss that the responses are for; a policy gradient needs how their tokens were drawn.
+        teacher: the second model of a mixture. It also computes the log-probabilities of the rollout data.
+        divergence: the divergence that the responses are for. A policy gradient needs the log-probabilities that their
+            tokens were drawn with.
         decode: sampling settings, the most new tokens, and `batch_tokens`, which bounds the memory.
         seed: the training seed.
+        eos_id: the token that ends a response.
+        pad_id: the token that fills shorter rows of a batch.
         max_length: the most tokens of prompt and response together; a response that reaches it is cut.
-        late: whether targets stand one position too far on (published quirk).
-        erased: a token that is removed from prompts and responses (published quirk: EOS where it is the pad token).
+        late: whether targets are one position too late (a quirk of published code).
+        erased: a token that is removed from prompts and responses (a quirk of published code: EOS, if it is also the
+            pad token).
         dtype: the dtype of evaluation. Weights of another dtype are rounded to it for generation.
-        rank, processes: of the distributed run.
+        rank: this process's rank in the distributed run.
+        processes: the number of processes.
     """
 
     student: Any
@@ -77,7 +82,7 @@ class StudentWriter:
         origin: Origin = "mixed" if teacher_share else "student"
         samples = []
         for row in rows:
-            if not row.response:  # fills a batch
+            if not row.response:  # a filler row
                 samples.append(Sample(row, step=step))
                 continue
             response = next(responses)
@@ -86,17 +91,20 @@ class StudentWriter:
         return samples
 
     def taken(self) -> list[Sample]:
-        """What this process has written since the last call."""
+        """The samples that this process has written since the last call."""
         fresh, self._fresh = self._fresh, []
         return fresh
 
     def _request(self, row: Encoded, stream: str) -> Request:
-        """A response that ends in its room fits into `max_length` with its EOS; others are cut there."""
+        """The request for a response to a row's prompt.
+
+        A response that EOS ends has, EOS included, at most `room` tokens, so it fits into `max_length`. Others are cut.
+        """
         room = min(self.decode.max_new_tokens, max(0, self.max_length - len(row.prompt)))
         return Request(row.id, row.prompt, stream_name(self.seed, f"train {stream}", row.id), room)
 
     def _row(self, row: Encoded, response: Response, stream: str) -> Encoded:
-        """A row to train on, made of a response."""
+        """The training row with a row's prompt and a response."""
         prompt, tokens = row.prompt, [*response.tokens, *([self.eos_id] if response.ended else [])]
         if self.erased is not None:
             prompt, tokens = ([t for t in ids if t != self.erased] for ids in (prompt, tokens))
@@ -115,17 +123,20 @@ class StudentWriter:
 
     @cached_property
     def _rounded(self) -> Any:
-        """Only parameters are rounded: loading a model keeps buffers, such as the rotary frequencies, in fp32 too."""
+        """A copy of the student whose parameters are rounded to `dtype`.
+
+        Buffers, such as the rotary frequencies, stay in fp32, as they do when a model is loaded in `dtype`.
+        """
         rounded = {id(p): nn.Parameter(p.detach().to(self.dtype), False) for p in self.student.parameters()}
         return copy.deepcopy(self.student, rounded)
 
     def with_rollout_data(self, samples: Sequence[Sample]) -> list[Sample]:
-        """See `distill.samplers.Writer`; the log-probabilities are those of the student as it is now."""
+        """See `distill.samplers.Writer`. The log-probabilities are computed with the student's current weights."""
         if not self.divergence.reads_rollout:
             return list(samples)
         self.teacher.hold({sample.row.id for sample in samples})
-        own = list(samples[self.rank :: self.processes])
-        batches = [own[i : i + ROLLOUT_BATCH] for i in range(0, len(own), ROLLOUT_BATCH)]
+        share = list(samples[self.rank :: self.processes])
+        batches = [share[i : i + ROLLOUT_BATCH] for i in range(0, len(share), ROLLOUT_BATCH)]
         by_process = self._gathered([self._drawn(batch) for batch in batches])
         drawn: list[Any] = [None] * len(samples)
         for process, of_batches in enumerate(by_process):
@@ -137,18 +148,18 @@ class StudentWriter:
 
     @torch.no_grad()
     def _drawn(self, samples: Sequence[Sample]) -> list[Drawn]:
-        """Log-probabilities of the samples' tokens, on the CPU."""
+        """The log-probabilities of each sample's response tokens, on the CPU."""
         device, training = self.student.device, self.student.training
         inputs = Collator(self.pad_id)([sample.row for sample in samples])
         ids, mask, labels = (inputs[k].to(device) for k in ("input_ids", "attention_mask", "labels"))
         valid = labels != IGNORE
         self.student.eval()
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):  # as it will be trained
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):  # the precision of training
             student_hidden = last_hidden(self.student, ids, mask)[valid]
         self.student.train(training)
         teacher_hidden = self.teacher(ids, mask, valid, inputs["example_ids"])
         heads = output_head(self.student).to(self.dtype), self.teacher.head
-        width = min(head.weight.shape[0] for head in heads)  # as the divergence cuts them
+        width = min(head.weight.shape[0] for head in heads)  # the divergence cuts both vocabularies to this width, too
         q, p = (
             _log_probs(head, hidden.to(head.weight.dtype), labels[valid], width)
             for head, hidden in zip(heads, (student_hidden, teacher_hidden), strict=True)
@@ -164,7 +175,7 @@ class StudentWriter:
         return sorted(gathered, key=lambda sample: sample.row.id)
 
     def _gathered(self, value: Any) -> list[Any]:
-        """Every process's value, in the order of the processes."""
+        """The values of all processes, in the order of their ranks."""
         if self.processes == 1:
             return [value]
         values: list[Any] = [None] * self.processes
@@ -173,7 +184,7 @@ class StudentWriter:
 
 
 def _log_probs(head: Head, hidden: Tensor, targets: Tensor, width: int) -> Tensor:
-    """Log-probabilities of tokens `[n]` over the first `width` classes, in fp32, from hidden states `[n, d]`."""
+    """Log-probabilities `[n]` of the targets in fp32, from hidden states `[n, d]` and the first `width` classes."""
     chunks = [hidden.new_zeros(0, dtype=torch.float32)]
     step = chunk_size(head.weight.shape[0], hidden.device)
     for start in range(0, len(targets), step):

@@ -85,8 +85,8 @@ class Texts(Maker):
         limit = config.train.max_prompt_length
         encoder = Encoder(tokenizer, config.data.template, limit, config.eval.overlong_prompt)
         prompts = encoder.prompts(self.dataset.examples)
-        if prompts.said():
-            say(f"  {self.dataset.title}: {prompts.said()} (limit {limit} tokens)")
+        if prompts.describe():
+            say(f"  {self.dataset.title}: {prompts.describe()} (limit {limit} tokens)")
         if not prompts.rows:
             raise UserError(f"{self.dataset.title}: no prompt is left; set eval.overlong_prompt=cut")
         return prompts
