@@ -161,20 +161,20 @@ def _has(node: Node, present: dict[Key, set[str]], every: bool = False) -> bool:
     subject = node.subject
     assert subject is not None
     seed = "" if subject.seed is None else str(subject.seed)
-    found = present.get((subject.dataset, subject.data, seed), set())
+    measured_metrics = present.get((subject.dataset, subject.data, seed), set())
     if node.stage == "train":
-        found = found | present.get((VALIDATION, "", ""), set())
+        measured_metrics = measured_metrics | present.get((VALIDATION, "", ""), set())
     if node.stage == "evaluate" and not every:
-        return "rouge_l" in found
+        return "rouge_l" in measured_metrics
     if node.stage == "bertscore":
-        return subject.details["metric"] in found
+        return subject.details["metric"] in measured_metrics
     if node.stage == "benchmark":
         details = subject.details
         ends = f":{details['shots']}{details['suffix']}"
-        return any(name.startswith(f"{details['task']}:") and name.endswith(ends) for name in found)
+        return any(name.startswith(f"{details['task']}:") and name.endswith(ends) for name in measured_metrics)
     if node.stage == "exposure":
-        return any(name.startswith("exaccerr:") for name in found)
-    return all(metric.name in found for metric in of_stage(node.stage) if not metric.is_family)
+        return any(name.startswith("exaccerr:") for name in measured_metrics)
+    return all(metric.name in measured_metrics for metric in of_stage(node.stage) if not metric.is_family)
 
 
 def _without_gone_texts(row: Row, lacking: list[Node], present: dict[Key, set[str]]) -> list[Node]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,12 @@ class Spec:
     label: str
     determinants: dict[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of stage and determinants."""
         return digest([self.stage, self.determinants])
 
-    @property
+    @cached_property
     def name(self) -> str:
         """`stage/label-key`."""
         return f"{self.stage}/{self.label}-{self.key}"
