@@ -468,7 +468,7 @@ def test_plain_text_joins_the_loss(tmp_path, mean, micro):
         (["method=minillm", "loss.temperature=2"], "plain samples"),
         (["sampler=rollout", "sampler.temperature=2"], "no such key"),
         (["sampler=mixed", "sampler.probability=0"], "sampler=fixed"),
-        (["sampler=on_policy", "loss=ab", "loss.w_ce=0.5"], "trains on none; set it to 0"),
+        (["sampler=on_policy", "loss=ab", "loss.w_ce=0.5"], "trains on none of them; set it to 0"),
         (["method=minillm", "train.student.global_batch_size=60"], "take 300 or 240"),
         (["sampler=adaptive", "sampler.fresh_share=up"], "none of decreasing, constant, increasing"),
         (["sampler=adaptive", "sampler.capacity=0"], "must be at least 1"),
