@@ -85,14 +85,14 @@ def _measure(composed: DictConfig) -> None:
     config = resolve(composed)
     from distill.base.console import say
     from distill.base.processes import is_main_process
-    from distill.pipeline.measure import Wanted, measure
+    from distill.pipeline.measure import Measurements, measure
     from distill.pipeline.rows import Row, run_label
     from distill.results.runs import write_runs_file
     from distill.results.sweep import ROWS, job_lines, rouge_table
     from distill.results.terminal import show
 
     row = Row(run_label(config), config)
-    measure(row, Wanted())
+    measure(row, Measurements())
     if not is_main_process():
         return
     values = write_runs_file(config.paths.results, config.model.name)

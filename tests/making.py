@@ -9,7 +9,7 @@ import pandas as pd
 
 from distill.evaluation.responses import Scored, read_responses
 from distill.models.load import Weights
-from distill.pipeline.measure import Wanted, measure
+from distill.pipeline.measure import Measurements, measure
 from distill.pipeline.nodes import Node, ensure
 from distill.pipeline.plan import Plan, Role
 from distill.pipeline.rows import Row
@@ -45,8 +45,8 @@ def evaluate(plan: Plan, role: Role, seeds: list[int]) -> dict[tuple[str, int], 
     return {at: read_responses(plan.store.folder(node)) for at, node in nodes.items()}
 
 
-def measured(row: Row, wanted: Wanted | None = None) -> tuple[pd.DataFrame, bool]:
+def measured(row: Row, wanted: Measurements | None = None) -> tuple[pd.DataFrame, bool]:
     """A row's facts after measuring it, values as numbers, and whether anything was made."""
-    made_now = measure(row, wanted or Wanted())
+    made_now = measure(row, wanted or Measurements())
     facts = row.folder.facts()
     return facts.assign(value=facts["value"].astype(float), n=facts["n"].astype(int)), made_now

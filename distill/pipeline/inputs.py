@@ -27,11 +27,6 @@ def once(kind: str, determinants: Any, read: Callable[[], T]) -> T:
     return result
 
 
-def forget() -> None:
-    """Read everything anew from now on: files may have changed since (for tests and long-lived processes)."""
-    _READ.clear()
-
-
 def train_and_valid(config: Config) -> tuple[Dataset, Dataset]:
     """Training and validation sets."""
     named = _source(config.data) | config.data.model_dump(mode="json", include={"train", "valid"})

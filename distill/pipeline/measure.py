@@ -13,7 +13,7 @@ from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.responses import read_responses
 from distill.pipeline import checks
 from distill.pipeline.leases import lease
-from distill.pipeline.nodes import Given, Node, at_hand, ensure, facts_of, upcoming
+from distill.pipeline.nodes import Given, Node, available, ensure, facts_of, upcoming
 from distill.pipeline.record import curves, description, samples, scores_by_prompt
 from distill.pipeline.rows import Row
 from distill.pipeline.stages.comparison import is_plain
@@ -24,7 +24,7 @@ Key = tuple[str, ...]  # data set, its hash, metric and seed of a fact, as text
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Measurements:
     """What is asked of a row.
 
     Attributes:
@@ -38,7 +38,7 @@ class Wanted:
     training: Sequence[tuple[str, str]] = ()
 
 
-def measure(row: Row, wanted: Wanted) -> bool:
+def measure(row: Row, needed: Measurements) -> bool:
     """See that a row's facts are in its run's folder; what is missing is made and added.
 
     Returns:
@@ -47,54 +47,54 @@ def measure(row: Row, wanted: Wanted) -> bool:
     Raises:
         UserError: something the user can mend stands in the way; what was finished before stays.
     """
-    checks.check_data(row.plan, wanted.texts)
+    checks.check_data(row.plan, needed.texts)
     started, plan = time.time(), row.plan
     present = from_main_process(_present(row))
-    lacking = [node for node in _required(row, wanted) if _lacks(node, wanted, present)]
+    lacking = [node for node in _required(row, needed) if _lacks(node, needed, present)]
     lacking = _without_gone_texts(row, lacking, present)
     if not lacking:
         say(f"{row.label}: found finished in {row.folder.folder}")
-    with lease(plan.store.root, [node.name for node in _all_nodes(row, wanted)]):
+    with lease(plan.store.root, [node.name for node in _all_nodes(row, needed)]):
         if lacking:
             for node in upcoming(plan.store, lacking):
                 if (needs := node.maker.estimate()) is not None:
                     say(f"to come: {node.label}{'' if node.stage == 'train' else f' {node.stage}'} {needs.describe()}")
             ensure(plan.store, lacking)
-            if wanted.texts and row.role == "student":
+            if needed.texts and row.role == "student":
                 _compare_with_teacher(row)
             plan.session.release()
         if is_main_process():
-            _record(row, wanted, present, round(time.time() - started, 1) if lacking else 0.0)
+            _record(row, needed, present, round(time.time() - started, 1) if lacking else 0.0)
     return bool(lacking)
 
 
-def _required(row: Row, wanted: Wanted) -> list[Node]:
+def _required(row: Row, needed: Measurements) -> list[Node]:
     """The artifacts whose facts a finished row has, in the order in which they are made."""
     plan, nodes = row.plan, []
     model = plan.model(row.role)
-    if isinstance(model, Node) and (wanted.training or not (wanted.texts or wanted.benchmarks)):
+    if isinstance(model, Node) and (needed.training or not (needed.texts or needed.benchmarks)):
         nodes.append(model)
-    if wanted.texts:
+    if needed.texts:
         several = [(dataset, seed) for dataset in plan.sets.values() for seed in plan.config.seed]
         nodes += [plan.evaluation(row.role, dataset, seed) for dataset, seed in several]
         if plan.config.eval.bertscore.encoder is not None:
             nodes += [plan.bertscore(row.role, dataset, seed) for dataset, seed in several]
-    return nodes + [plan.benchmark(row.role, one) for one in wanted.benchmarks]
+    return nodes + [plan.benchmark(row.role, one) for one in needed.benchmarks]
 
 
-def _lacks(node: Node, wanted: Wanted, present: dict[Key, set[str]]) -> bool:
+def _lacks(node: Node, needed: Measurements, present: dict[Key, set[str]]) -> bool:
     """Whether facts that are asked for are missing."""
     if node.stage != "train":
         return not _has(node, present)
-    if not wanted.training:
+    if not needed.training:
         return not present.get((TRAINING, "", ""))
-    return any(metric not in present.get((dataset, "", ""), ()) for dataset, metric in wanted.training)
+    return any(metric not in present.get((dataset, "", ""), ()) for dataset, metric in needed.training)
 
 
-def _all_nodes(row: Row, wanted: Wanted) -> Iterator[Node]:
+def _all_nodes(row: Row, needed: Measurements) -> Iterator[Node]:
     """Every artifact behind a row."""
     plan = row.plan
-    nodes = [*_required(row, wanted), *_comparisons(row)]
+    nodes = [*_required(row, needed), *_comparisons(row)]
     seen: set[Node] = set()
 
     def visit(node: Node | Given) -> Iterator[Node]:
@@ -125,7 +125,7 @@ def _compare_with_teacher(row: Row) -> None:
     teacher = plan.teacher
     if isinstance(teacher, Given) and not plan.distils:
         return
-    if not (at_hand(plan.store, teacher) and at_hand(plan.store, plan.student)):
+    if not (available(plan.store, teacher) and available(plan.store, plan.student)):
         return
     sets = list(plan.sets.values())
     for dataset in sets:
@@ -135,7 +135,7 @@ def _compare_with_teacher(row: Row) -> None:
             say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
     for dataset in sets if is_plain(plan.config.eval) else ():
         both = [plan.evaluation(role, dataset, plan.config.seed[0]) for role in ("student", "teacher")]
-        if all([at_hand(plan.store, node) for node in both]) and all(_have_ids(row, node) for node in both):
+        if all([available(plan.store, node) for node in both]) and all(_have_ids(row, node) for node in both):
             ensure(plan.store, [plan.exposure(dataset)])
 
 
@@ -194,30 +194,30 @@ def _without_gone_texts(row: Row, lacking: list[Node], present: dict[Key, set[st
     return [node for node in lacking if node not in gone]
 
 
-def _record(row: Row, wanted: Wanted, present: dict[Key, set[str]], seconds: float) -> None:
+def _record(row: Row, needed: Measurements, present: dict[Key, set[str]], seconds: float) -> None:
     """Add what finished artifacts tell and the run does not have yet."""
     plan, model = row.plan, row.plan.model(row.role)
-    nodes = [*_required(row, Wanted(wanted.texts, wanted.benchmarks)), *(_comparisons(row) if wanted.texts else [])]
+    nodes = [*_required(row, Measurements(needed.texts, needed.benchmarks)), *(_comparisons(row) if needed.texts else [])]
     nodes = list(dict.fromkeys([*([model] if isinstance(model, Node) else []), *nodes]))
     new = [node for node in nodes if plan.store.has(node) and not _has(node, present, every=True)]
     facts = [fact for node in new for fact in facts_of(plan.store, node)]
-    scores = scores_by_prompt(row) if wanted.texts else None
+    scores = scores_by_prompt(row) if needed.texts else None
     if not facts and scores is None and not seconds and row.folder.description():
         return
-    named = [node.name for node in _all_nodes(row, wanted)]
+    named = [node.name for node in _all_nodes(row, needed)]
     measured = Measured(
         facts=facts,
-        description=description(row, wanted.texts, named, seconds),
+        description=description(row, needed.texts, named, seconds),
         curve=curves(row),
-        samples=samples(row) if wanted.texts else (),
+        samples=samples(row) if needed.texts else (),
         **({"scores": scores} if scores is not None else {}),
     )
     row.folder.add(measured)
 
 
-def wanted_by(columns: Sequence[tuple[str, str]]) -> Wanted:
+def measurements_for(columns: Sequence[tuple[str, str]]) -> Measurements:
     """What columns, as (data set, metric), ask of a row."""
-    return Wanted(
+    return Measurements(
         texts=any(dataset not in (TRAINING, VALIDATION, BENCHMARKS) for dataset, _ in columns),
         benchmarks=[Benchmark.parse(metric) for dataset, metric in columns if dataset == BENCHMARKS],
         training=[(dataset, metric) for dataset, metric in columns if dataset in (TRAINING, VALIDATION)],

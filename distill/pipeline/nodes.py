@@ -48,7 +48,7 @@ class Subject:
         seed: the generation seed.
         topics: by example id, for sets whose topics are metrics.
         details: what the artifact's manifest does not tell.
-        once: artifacts that are made once for it and others, and count in its cost.
+        shared: artifacts that were made once for this one and others; their time counts in its cost.
     """
 
     dataset: str = ""
@@ -56,7 +56,7 @@ class Subject:
     seed: int | None = None
     topics: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
-    once: tuple[Node, ...] = ()
+    shared: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def upcoming(store: Store, nodes: Sequence[Node]) -> list[Node]:
     return list(order)
 
 
-def at_hand(store: Store, source: Source) -> bool:
+def available(store: Store, source: Source) -> bool:
     """Whether a source is there without making anything; all processes must ask."""
     return isinstance(source, Given) or store.agreed(source)
 
@@ -118,8 +118,8 @@ def facts_of(store: Store, node: Node) -> Iterator[Fact]:
     if node.subject is None:
         return
     subject, manifest = node.subject, store.manifest(node)
-    once = [store.manifest(made) for made in subject.once if store.has(made)]
-    finished = Finished(store.folder(node), manifest, subject.topics, subject.details, once)
+    shared = [store.manifest(other) for other in subject.shared if store.has(other)]
+    finished = Finished(store.folder(node), manifest, subject.topics, subject.details, shared)
     for metric, (name, value, n) in values_of(finished, node.stage):
         own = metric.dataset is None or metric.dataset == subject.dataset
         dataset, data = (subject.dataset, subject.data) if own else (metric.dataset or "", "")

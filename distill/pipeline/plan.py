@@ -211,12 +211,11 @@ class Plan:
         answers = self.answers if distils and sampler.kind.asks_teacher else None
         signal = self.signal if distils and self.stores_signal else None
         sources = [source for source in (teacher, answers, signal, start) if source is not None]
-        once = tuple(node for node in (answers, signal) if node is not None)
         maker = training.Training(
             self, role, f"{config.model.name}-{label}", start, teacher, signal, answers, loss, schedule, sampler,
             self.seed(seed),
         )  # fmt: skip
-        subject = Subject(TRAINING, once=once)
+        subject = Subject(TRAINING, shared=tuple(node for node in (answers, signal) if node is not None))
         return self._node("train", f"{config.model.name}-{label}", settings, sources, maker, subject)
 
     @cached_property

@@ -16,7 +16,7 @@ from distill.config.schema import Config
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.evaluation.bertscore import WHEEL, metric_name
 from distill.pipeline.checks import unlike_engines
-from distill.pipeline.measure import Wanted, measure, wanted_by
+from distill.pipeline.measure import Measurements, measure, measurements_for
 from distill.pipeline.rows import Row
 from distill.results.experiment import CONTEXT, Experiment
 from distill.results.figures import check_figure, write_figure
@@ -137,12 +137,12 @@ class Table:
         return self.rows[self.labels[-1]][0].config if self.rows else self.common
 
     @cached_property
-    def wanted(self) -> Wanted:
+    def measurements(self) -> Measurements:
         """What the columns ask of every row."""
-        wanted = wanted_by([(c.dataset, c.metric) for c in self.definition.columns.values() if c.dataset is not None])
+        wanted = measurements_for([(c.dataset, c.metric) for c in self.definition.columns.values() if c.dataset is not None])
         special = (TRAINING, VALIDATION, BENCHMARKS)
         named = [column for column in self.columns.values() if column is not None]
-        return Wanted(wanted.texts, wanted.benchmarks, [c for c in named if c[0] in special[:2]])
+        return Measurements(wanted.texts, wanted.benchmarks, [c for c in named if c[0] in special[:2]])
 
     def manifest(self) -> Manifest:
         """Which runs the table's rows are, measured or not."""
@@ -156,10 +156,10 @@ class Table:
         return Manifest(
             table=self.name,
             model=str(self.model or WITHOUT_MODEL),
-            seeds=list(self.config.seed) if self.wanted.texts else [],
+            seeds=list(self.config.seed) if self.measurements.texts else [],
             train_seeds=sorted({config.train.seed for config in students}),
             columns={title: None if named is None else list(named) for title, named in self.columns.items()},
-            sets=described_sets(sets) if self.wanted.texts else {},
+            sets=described_sets(sets) if self.measurements.texts else {},
             rows=rows,
         )
 
@@ -169,13 +169,13 @@ class Table:
         Returns:
             What went wrong, row by row.
         """
-        check(self.wanted.benchmarks, self.config.eval.benchmarks)
+        check(self.measurements.benchmarks, self.config.eval.benchmarks)
         failures: list[UserError] = []
         for label in chosen:
             for row in self.rows[label]:
                 say(f"--- {self.name}, row {label}, training seed {row.config.train.seed}")
                 try:
-                    made = measure(row, self.wanted)
+                    made = measure(row, self.measurements)
                 except UserError as error:
                     problems = [f"row {label}: {problem}" for problem in error.problems]
                     failures.append(UserError(problems, error.shared))

@@ -33,14 +33,15 @@ class Finished:
         manifest: its `artifact.json`.
         topics: the topic of each example of its data set by id, "" for none.
         details: what its name does not tell, such as a benchmark's task.
-        once: manifests of the artifacts that are made once for it and others, such as a teacher's stored signal.
+        shared: manifests of the artifacts that were made once for this one and others, such as a teacher's stored
+            hidden states.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     topics: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
-    once: Sequence[Mapping[str, Any]] = ()
+    shared: Sequence[Mapping[str, Any]] = ()
 
     @cached_property
     def responses(self) -> list[Scored]:
@@ -137,10 +138,10 @@ def _cost(name: str) -> Callable[[Finished], Iterator[Value]]:
         if manifest.get("peak_bytes") is None or manifest.get("seconds_per_step") is None:
             return
         seconds = manifest["seconds_per_step"] * manifest["steps"]
-        once = sum(made["seconds"] for made in finished.once)
+        shared_seconds = sum(manifest["seconds"] for manifest in finished.shared)
         costs = {
             "peak_gb": manifest["peak_bytes"] / 1e9,
-            "minutes": (seconds + once) / 60,
+            "minutes": (seconds + shared_seconds) / 60,
             "seconds_per_sample": seconds / manifest["samples"],
         }
         yield name, costs[name], 1
