@@ -300,6 +300,49 @@ def test_a_run_stopped_in_an_epochs_validation_loses_nothing(tmp_path):
     assert curve["eval_loss"].notna().sum() == 1
 
 
+KILL_BEFORE_RENAME = """
+import os, sys
+from pathlib import Path
+from distill.config import load
+from distill.pipeline.plan import Plan
+from distill.pipeline.nodes import ensure
+from distill.training.trainer import DistillTrainer
+plan = Plan(load(sys.argv[2:]))
+rename, step = Path.replace, DistillTrainer.training_step
+def replace(self, target):
+    if sys.argv[1] == "kill" and target == plan.store.folder(plan.student):
+        os._exit(9)
+    return rename(self, target)
+def training_step(self, *args, **kwargs):
+    print("a training step")
+    return step(self, *args, **kwargs)
+Path.replace, DistillTrainer.training_step = replace, training_step
+ensure(plan.store, [plan.student])
+"""
+
+
+def test_a_training_killed_before_its_folder_is_renamed_is_not_trained_again(tmp_path):
+    words = ["debug=smoke", "model=gpt2", "loss=fkl"]
+
+    def run(how, store):
+        command = [sys.executable, "-c", KILL_BEFORE_RENAME, how, *words, f"paths.store={tmp_path}/{store}"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    killed = run("kill", "killed")
+    assert killed.returncode == 9 and "a training step" in killed.stdout, killed.stderr
+    plan = Plan(load([*words, f"paths.store={tmp_path}/killed"]))
+    assert not plan.store.has(plan.student)
+    resumed = run("go on", "killed")
+    assert resumed.returncode == 0 and "a training step" not in resumed.stdout, resumed.stderr
+    whole = run("go on", "whole")
+    assert whole.returncode == 0, whole.stderr
+    folders = [Store(tmp_path / name).folder(plan.student) for name in ("killed", "whole")]
+    resumed_weights, whole_weights = (weights_of(folder) for folder in folders)
+    assert whole_weights and all(torch.equal(whole_weights[n], resumed_weights[n]) for n in whole_weights)
+    assert (folders[0] / "curve.csv").read_bytes() == (folders[1] / "curve.csv").read_bytes()
+    assert not (folders[0] / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("model", "row"),
     [

@@ -7,6 +7,7 @@ time, so that on a CPU these rows stay in its cache.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,17 +147,8 @@ def fused(
     """
     head = student_head if isinstance(student_head, Head) else Head(student_head)
     teacher = Head(teacher_head) if isinstance(teacher_head, Tensor) else teacher_head
-    if (divergence is None) != (teacher_hidden is None or teacher is None):
-        raise ValueError("divergence, teacher_hidden and teacher_head must be given together, or none of them")
-    reads_targets = divergence is not None and (divergence.reads_targets or rollout_data is not None)
-    if targets is None and (w_ce or reads_targets):
-        raise ValueError("cross-entropy or this divergence reads the response tokens: pass targets")
-    count = student_hidden.shape[0]
-    for name, rows in (("teacher_hidden", teacher_hidden), ("targets", targets), ("rollout_data", rollout_data)):
-        if rows is not None and rows.shape[0] != count:
-            raise ValueError(f"{name} has {rows.shape[0]} rows, student_hidden {count}")
-    if temperature <= 0 or (chunk_tokens is not None and chunk_tokens < 1):
-        raise ValueError(f"temperature={temperature} must be positive and chunk_tokens={chunk_tokens} at least 1")
+    rows = {"teacher_hidden": teacher_hidden, "targets": targets, "rollout_data": rollout_data}
+    _check_arguments(divergence, teacher, student_hidden.shape[0], rows, w_ce, temperature, chunk_tokens)
     own: tuple[Tensor, ...] = ()
     if isinstance(divergence, TrainableDivergence) and teacher is not None:
         divergence.prepare(min(head.weight.shape[0], teacher.weight.shape[0]), student_hidden.device)
@@ -186,6 +178,33 @@ def fused(
     if parts is not None and divergence is not None:
         parts["kd_sum"] = kd
     return total
+
+
+def _check_arguments(
+    divergence: Divergence | None,
+    teacher: Head | None,
+    count: int,
+    rows: Mapping[str, Tensor | None],
+    w_ce: float,
+    temperature: float,
+    chunk_tokens: int | None,
+) -> None:
+    """Raise the errors of `fused`.
+
+    Args:
+        count: how many tokens the student's hidden states have.
+        rows: the other tensors with one row a token, by the name of their argument.
+    """
+    if (divergence is None) != (rows["teacher_hidden"] is None or teacher is None):
+        raise ValueError("divergence, teacher_hidden and teacher_head must be given together, or none of them")
+    reads_targets = divergence is not None and (divergence.reads_targets or rows["rollout_data"] is not None)
+    if rows["targets"] is None and (w_ce or reads_targets):
+        raise ValueError("cross-entropy or this divergence reads the response tokens: pass targets")
+    for name, tensor in rows.items():
+        if tensor is not None and tensor.shape[0] != count:
+            raise ValueError(f"{name} has {tensor.shape[0]} rows, student_hidden {count}")
+    if temperature <= 0 or (chunk_tokens is not None and chunk_tokens < 1):
+        raise ValueError(f"temperature={temperature} must be positive and chunk_tokens={chunk_tokens} at least 1")
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,13 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         _copy_model(Path(best), folder / "model")
         terms = [f"eval_{term.name}" for term in model.objective.terms]
         _write_curve(trainer.state.log_history, terms, folder / "curve.csv")
+    return _manifest_entries(job, trainer, step_time, sampling, tokenizer)
+
+
+def _manifest_entries(
+    job: TrainingJob, trainer: DistillTrainer, step_time: StepTime, sampling: Sampling | None, tokenizer: Any
+) -> dict[str, Any]:
+    """What the artifact's manifest says of a finished training."""
     return {
         "best_metric": {
             job.schedule.select: trainer.state.best_metric,
