@@ -129,7 +129,9 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     done = run("run", "debug=smoke", f"paths.store={tmp_path}/file/store", f"paths.results={tmp_path}/results")
     assert (
-        done.returncode == 2 and "is no folder that can be written to" in done.stderr and "Traceback" not in done.stderr
+        done.returncode == 2
+        and "is not a folder that can be written to" in done.stderr
+        and "Traceback" not in done.stderr
     )
 
 

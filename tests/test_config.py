@@ -53,7 +53,7 @@ def test_every_row_of_every_table_composes(name):
                 settings = config.train.model_dump(exclude={"student", "micro_batch_size"})
                 shared.add(str([settings, config.data, config.model]))
     assert len(shared) == (1 if found.rows else 0)
-    numbers, _ = experiment.printed(found, str(found.model))
+    numbers, _ = experiment.paper_numbers(found, str(found.model))
     if not found.sources:  # a table of our own, or a figure
         assert not numbers
         return
@@ -66,7 +66,7 @@ def test_a_row_for_a_pair_that_is_not_there_is_refused(tmp_path, monkeypatch):
     text = (experiment.EXPERIMENTS / "abkd" / "samplers_gpt2.yaml").read_text()
     (tmp_path / "abkd" / "x.yaml").write_text(text.replace("pairs: {micro:", "pairs: {mikro:"))
     monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
-    with pytest.raises(UserError, match="pairs names mikro; there are gpt2, "):
+    with pytest.raises(UserError, match="pairs names mikro; the pairs are gpt2, "):
         experiment.load("abkd/x")
 
 

@@ -24,9 +24,9 @@ from distill.results.folders import refuse_old_results
 from distill.results.manifest import Manifest, RowRuns, notes_of
 from distill.results.metrics import Finished
 from distill.results.rendering import write_table
-from distill.results.runs import LONG, Fact, Measured, RunFolder, unlike_labels, write_runs_file
+from distill.results.runs import LONG_COLUMNS, Fact, Measured, RunFolder, unique_labels, write_runs_file
 from distill.results.statistics import Cell, Column, cell, compare, printed_p
-from distill.results.table import columns_of, curves, rows_of, shaped, transposed
+from distill.results.table import cells_table, columns_of, curves, rows_of, transposed
 from distill.results.terminal import show
 
 DOLLY = Column("Dolly Eval", (("dolly", "rouge_l"),))
@@ -177,14 +177,18 @@ def test_all_runs_of_a_pair_in_one_file(tmp_path):
     for run, label in (("a", "akl"), ("b", "akl"), ("c", "fkl")):
         a_run(tmp_path, run, [1.0, 2.0], label=label)
     values = pd.read_csv(write_runs_file(tmp_path, "gpt2"), dtype=str)
-    assert list(values.columns) == LONG and set(values["table"]) == {"runs"} and set(values["column"]) == {"Dolly Eval"}
+    assert (
+        list(values.columns) == LONG_COLUMNS
+        and set(values["table"]) == {"runs"}
+        and set(values["column"]) == {"Dolly Eval"}
+    )
     assert list(values["row"].unique()) == ["akl [a]", "akl [b]", "fkl"]
 
 
 def test_runs_that_share_a_label_are_told_apart():
     seeds = {"a": "1", "b": "1", "c": "1"}
-    assert unlike_labels({"a": "x", "b": "x", "c": "y"}, seeds) == {"a": "x [a]", "b": "x [b]", "c": "y"}
-    assert unlike_labels({"a": "x", "b": "x"}, {"a": "1", "b": "2"}) == {"a": "x", "b": "x"}  # two trainings of one
+    assert unique_labels({"a": "x", "b": "x", "c": "y"}, seeds) == {"a": "x [a]", "b": "x [b]", "c": "y"}
+    assert unique_labels({"a": "x", "b": "x"}, {"a": "1", "b": "2"}) == {"a": "x", "b": "x"}  # two trainings of one
 
 
 def test_results_of_an_older_form_are_refused(tmp_path):
@@ -199,7 +203,7 @@ def test_results_of_an_older_form_are_refused(tmp_path):
 
 def test_the_papers_numbers_by_reference():
     found = experiment.load("abkd/losses_gpt2")
-    numbers, differing = experiment.printed(found, found.model)
+    numbers, differing = experiment.paper_numbers(found, found.model)
     assert str(numbers["FKLD", "Dolly Eval"]) == "23.80 (0.37)"
     assert ("ABKD", "Dolly Eval") in numbers  # by its other name, Ours
     assert any(d.startswith("AKL, Vicuna Eval: 15.73 (0.66) in abkd0_table4, 15.63 (0.66) in abkd1") for d in differing)
@@ -233,11 +237,11 @@ def test_a_table_from_runs_in_all_its_files(tmp_path):
     assert list(table["Dolly Eval"]) == ["30.00 (0.00)", "24.00 (1.41)", "25.80 (0.00)", "missing"]
     assert set(table["Vicuna Eval"]) == {"missing"}
     long = pd.read_csv(tmp_path / "gpt2/abkd/losses_gpt2_long.csv", dtype=str)
-    assert list(long.columns) == LONG and set(long["table"]) == {"losses_gpt2"} and len(long) == 8
+    assert list(long.columns) == LONG_COLUMNS and set(long["table"]) == {"losses_gpt2"} and len(long) == 8
     text = (tmp_path / "gpt2/abkd/losses_gpt2.md").read_text()
     section = text.split("## Dolly Eval")[1].split("##")[0]
     abkd = [c.strip() for c in next(x for x in section.splitlines() if x.startswith("| ABKD")).split("|")]
-    paper = experiment.printed(found, found.model)[0]["ABKD", "Dolly Eval"]
+    paper = experiment.paper_numbers(found, found.model)[0]["ABKD", "Dolly Eval"]
     assert abkd[2:5] == ["25.80 (0.00)", str(paper), f"{25.8 - float(paper.mean):+.2f}"]
     assert abkd[5].startswith("+1.17 [") and "| RKLD | missing |" in section
     assert "generation seeds 10, 20; one training (seed 10)" in text and "## Vicuna Eval" not in text
@@ -259,7 +263,7 @@ def test_other_sets_and_seeds_of_a_run_do_not_count(tmp_path):
     found, manifest = losses(tmp_path)
     more = [Fact("dolly", "old", "rouge_l", 1.0, 3, "c", 10), Fact("dolly", "h", "rouge_l", 2.0, 3, "c", 99)]
     RunFolder(tmp_path, "gpt2", "f").add(Measured([*more, *facts([7.0], "elsewhere")], described("f")))
-    table = shaped(rows_of(manifest, tmp_path), columns_of(found, manifest))
+    table = cells_table(rows_of(manifest, tmp_path), columns_of(found, manifest))
     assert table.set_index("row").loc["FKLD", "Dolly Eval"] == "24.00 (1.41)"
 
 
@@ -294,13 +298,17 @@ def test_the_header_says_how_texts_were_written_and_over_which_seeds(tmp_path):
     found = experiment.load("abkd/losses_gpt2")
     rows = [RowRuns("FKLD", "paper", "student", "gpt2", ["f"]), RowRuns("AKL", "paper", "student", "gpt2", ["a"])]
     first, both = (rows_of(manifest_of("abkd/t", found, chosen), tmp_path) for chosen in (rows[:1], rows))
-    assert header.texts(first) == ["Texts: d, by e."]
-    assert header.texts(both) == ["Texts: d, by e: FKLD | greedy, by e: AKL."]
-    assert list(header.partly(first, manifest_of("abkd/t", found, rows[:1]))) == []
-    assert list(header.partly(both, manifest_of("abkd/t", found, rows))) == ["AKL is over generation seed 10 only."]
+    assert header.decoding_lines(first) == ["Texts: d, by e."]
+    assert header.decoding_lines(both) == ["Texts: d, by e: FKLD | greedy, by e: AKL."]
+    assert list(header.missing_seed_lines(first, manifest_of("abkd/t", found, rows[:1]))) == []
+    assert list(header.missing_seed_lines(both, manifest_of("abkd/t", found, rows))) == [
+        "AKL is over generation seed 10 only."
+    ]
     two = [RowRuns("FKLD", "paper", "student", "gpt2", ["f", "not there"])]
     manifest = manifest_of("abkd/t", found, two, train_seeds=(10, 11))
-    assert list(header.partly(rows_of(manifest, tmp_path), manifest)) == ["FKLD is over training seed 10 only."]
+    assert list(header.missing_seed_lines(rows_of(manifest, tmp_path), manifest)) == [
+        "FKLD is over training seed 10 only."
+    ]
 
 
 def test_rows_over_different_copies_of_a_teacher_are_told_apart(tmp_path):
@@ -311,7 +319,7 @@ def test_rows_over_different_copies_of_a_teacher_are_told_apart(tmp_path):
             stage = {"weights": weights, "seconds": seconds, "commit": "c"}
             a_run(tmp_path, run, [1.0], stages={"train/t-1": stage})
             named.append(RowRuns(label, "paper", "student", "gpt2", [run]))
-        return list(header.copies(rows_of(manifest_of("abkd/t", found, named), tmp_path)))
+        return list(header.stage_copy_lines(rows_of(manifest_of("abkd/t", found, named), tmp_path)))
 
     assert line(("FKLD", "a", 1.0), ("AKL", "a", 2.0)) == []
     (told,) = line(("FKLD", "a", 1.0), ("AKL", "b", 1.0), ("RKLD", "a", 1.0))
@@ -365,7 +373,9 @@ def test_rouge_by_topic_is_over_its_prompts_alone(tmp_path):
 
 def test_the_papers_numbers_follow_the_pair():
     found = experiment.load("akl/main")
-    gpt2, tiny, other = (experiment.printed(found, m)[0]["AKL", "Dolly (500)"] for m in ("gpt2", "tinyllama", "micro"))
+    gpt2, tiny, other = (
+        experiment.paper_numbers(found, m)[0]["AKL", "Dolly (500)"] for m in ("gpt2", "tinyllama", "micro")
+    )
     assert gpt2 != tiny and other == gpt2  # a pair that the paper lacks: beside the experiment's own
 
 
@@ -434,7 +444,7 @@ def test_notes_stay_in_the_manifest(tmp_path):
     assert Manifest.read(path) == manifest
     assert "two at a time" in write_table(Manifest.read(path), found, tmp_path).header
     path.write_text("{}")
-    with pytest.raises(UserError, match="no table's manifest"):
+    with pytest.raises(UserError, match="not a table's manifest"):
         Manifest.read(path)
 
 
@@ -456,7 +466,7 @@ def test_a_sweep_over_engines_writes_no_table(tmp_path, capsys, monkeypatch):
     for job, engine in enumerate(("transformers", "vllm")):
         folder = tmp_path / f"{job}-m-fkl"
         folder.mkdir()
-        line = dict.fromkeys(LONG, "x") | {"metric": "rouge_l", "value": "1.0", "seed": "10", "engine": engine}
+        line = dict.fromkeys(LONG_COLUMNS, "x") | {"metric": "rouge_l", "value": "1.0", "seed": "10", "engine": engine}
         pd.DataFrame([line]).assign(results=str(tmp_path), model="m").to_csv(folder / "rows.csv", index=False)
     sweep.SweepTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert "by transformers and vllm; a table has one engine" in capsys.readouterr().err
@@ -477,10 +487,10 @@ def test_a_sweep_of_one_number_is_a_row_for_each_value():
     assert list(rows) == ["AKL (mu=0.45)", "AKL (mu=0.50)", "A"]
     assert rows["AKL (mu=0.50)"] == {"overrides": ["loss=akl", "loss.mu=0.5"], "paper": ["mu 0.5"]}
     for bad, message in (
-        ({"A": {"sweep": {"loss.mu": [1]}}}, "names {value}"),
-        ({"{value}": {"sweep": {"a": [1], "b": [2]}}}, "one key"),
-        ({"{value:.0f}": {"sweep": {"a": [1.1, 1.2]}}}, "one label"),
-        ({"1": {}, "{value}": {"sweep": {"a": [1]}}}, "two rows are labelled 1"),
+        ({"A": {"sweep": {"loss.mu": [1]}}}, "must contain {value}"),
+        ({"{value}": {"sweep": {"a": [1], "b": [2]}}}, "exactly one key"),
+        ({"{value:.0f}": {"sweep": {"a": [1.1, 1.2]}}}, "give the same label"),
+        ({"1": {}, "{value}": {"sweep": {"a": [1]}}}, "two rows have the label 1; "),
     ):
         with pytest.raises(ValueError, match=message):
             experiment.expanded(bad)
@@ -492,7 +502,7 @@ def test_two_rows_of_one_label_are_refused(tmp_path, monkeypatch):
     (tmp_path / "own/x.yaml").write_text(text + '  A: {overrides: [loss=fkl]}\n  "{value}": {sweep: {loss.mu: [A]}}\n')
     (tmp_path / "own/y.yaml").write_text(text + "  A: {overrides: [loss=fkl]}\n  A: {overrides: [loss=rkl]}\n")
     monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
-    with pytest.raises(UserError, match=r"own/x\.yaml: two rows are labelled A"):
+    with pytest.raises(UserError, match=r"own/x\.yaml: two rows have the label A;"):
         experiment.load("own/x")
     with pytest.raises(UserError, match="duplicate key A"):
         experiment.load("own/y")
@@ -502,11 +512,14 @@ def test_two_rows_of_one_label_are_refused(tmp_path, monkeypatch):
     ("more", "message"),
     [
         ({"columns": {"D": {"dataset": "dolly", "average": ["D"]}}}, "either dataset"),
-        ({"columns": {"D": {"dataset": "dolly"}, "A": {"average": ["E"]}}}, "averages E, which are no columns"),
+        (
+            {"columns": {"D": {"dataset": "dolly"}, "A": {"average": ["E"]}}},
+            "averages E, which are not columns; the columns are D, A",
+        ),
         ({"columns": {}}, "needs columns"),
         ({"kind": "figure"}, "kind: figure and draw go together"),
         ({"model": None, "columns": {"D": {"dataset": "dolly"}}}, "rows need a model"),
-        ({"against": "X", "columns": {"D": {"dataset": "dolly"}}}, "against=X is no row"),
+        ({"against": "X", "columns": {"D": {"dataset": "dolly"}}}, "against=X is not a row; the rows are A"),
     ],
 )
 def test_an_experiment_that_does_not_hold_together_is_refused(more, message):
@@ -588,7 +601,7 @@ def test_a_figure_that_nothing_draws_is_refused(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     (tmp_path / "own/x.yaml").write_text("title: T\npaper: own\nmodel: null\nkind: figure\ndraw: nothing\n")
     monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
-    with pytest.raises(UserError, match=f"draw=nothing: there are {', '.join(sorted(FIGURES))}"):
+    with pytest.raises(UserError, match=f"draw=nothing is not a figure; the figures are {', '.join(sorted(FIGURES))}"):
         requested(["own/x"])
 
 

@@ -73,7 +73,7 @@ def test_tables_numbers_and_lists_from_another_folder(installed, tmp_path):
     program = (
         "import distill\nfrom distill.results import experiment\nfrom distill.base.provenance import commit\n"
         "loaded = experiment.load('abkd/losses_gpt2')\n"
-        "print(distill.__file__, len(experiment.printed(loaded, 'gpt2')[0]), len(experiment.names()), commit())"
+        "print(distill.__file__, len(experiment.paper_numbers(loaded, 'gpt2')[0]), len(experiment.names()), commit())"
     )
     done = python(installed, tmp_path, "-c", program)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from distill.pipeline.nodes import Given, Node, available, ensure, facts_of, upc
 from distill.pipeline.record import curves, description, samples, scores_by_prompt
 from distill.pipeline.rows import Row
 from distill.pipeline.stages.comparison import is_plain
-from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, of_stage
+from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, stage_metrics
 from distill.results.runs import FACT_KEY, Measured
 
 Key = tuple[str, ...]  # data set, its hash, metric and seed of a fact, as text
@@ -174,7 +174,7 @@ def _has(node: Node, present: dict[Key, set[str]], every: bool = False) -> bool:
         return any(name.startswith(f"{details['task']}:") and name.endswith(ends) for name in measured_metrics)
     if node.stage == "exposure":
         return any(name.startswith("exaccerr:") for name in measured_metrics)
-    return all(metric.name in measured_metrics for metric in of_stage(node.stage) if not metric.is_family)
+    return all(metric.name in measured_metrics for metric in stage_metrics(node.stage) if not metric.is_family)
 
 
 def _without_gone_texts(row: Row, lacking: list[Node], present: dict[Key, set[str]]) -> list[Node]:
@@ -197,7 +197,10 @@ def _without_gone_texts(row: Row, lacking: list[Node], present: dict[Key, set[st
 def _record(row: Row, needed: Measurements, present: dict[Key, set[str]], seconds: float) -> None:
     """Add what finished artifacts tell and the run does not have yet."""
     plan, model = row.plan, row.plan.model(row.role)
-    nodes = [*_required(row, Measurements(needed.texts, needed.benchmarks)), *(_comparisons(row) if needed.texts else [])]
+    nodes = [
+        *_required(row, Measurements(needed.texts, needed.benchmarks)),
+        *(_comparisons(row) if needed.texts else []),
+    ]
     nodes = list(dict.fromkeys([*([model] if isinstance(model, Node) else []), *nodes]))
     new = [node for node in nodes if plan.store.has(node) and not _has(node, present, every=True)]
     facts = [fact for node in new for fact in facts_of(plan.store, node)]

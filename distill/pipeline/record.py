@@ -20,7 +20,7 @@ from distill.evaluation.responses import read_responses
 from distill.pipeline.nodes import Node
 from distill.pipeline.rows import Row, decode_name, run_label
 from distill.pipeline.stages.scoring import SCORES
-from distill.results.manifest import described_sets
+from distill.results.manifest import set_descriptions
 from distill.results.runs import SCORE_KEY
 from distill.results.table import seeds_name
 
@@ -144,7 +144,7 @@ def description(row: Row, texts: bool, artifacts: Sequence[str], seconds: float)
         "engine": config.eval.engine,
         "commit": commit(),
         "config": shareable(config.model_dump(mode="json"), Path.cwd()),
-        "data": described_sets({"train": train, "valid": valid, **(plan.sets if texts else {})}),
+        "data": set_descriptions({"train": train, "valid": valid, **(plan.sets if texts else {})}),
         "template": plan.template_hash(),
         "decoding": plan.decoding(),
         "hub": _hub_commits(row),

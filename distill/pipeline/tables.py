@@ -21,7 +21,7 @@ from distill.pipeline.rows import Row
 from distill.results.experiment import CONTEXT, Experiment
 from distill.results.figures import check_figure, write_figure
 from distill.results.folders import check_folders
-from distill.results.manifest import WITHOUT_MODEL, Manifest, RowRuns, described_sets, notes_of
+from distill.results.manifest import WITHOUT_MODEL, Manifest, RowRuns, notes_of, set_descriptions
 from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION
 from distill.results.rendering import Rendered, write_table
 
@@ -139,7 +139,9 @@ class Table:
     @cached_property
     def measurements(self) -> Measurements:
         """What the columns ask of every row."""
-        wanted = measurements_for([(c.dataset, c.metric) for c in self.definition.columns.values() if c.dataset is not None])
+        wanted = measurements_for(
+            [(c.dataset, c.metric) for c in self.definition.columns.values() if c.dataset is not None]
+        )
         special = (TRAINING, VALIDATION, BENCHMARKS)
         named = [column for column in self.columns.values() if column is not None]
         return Measurements(wanted.texts, wanted.benchmarks, [c for c in named if c[0] in special[:2]])
@@ -159,7 +161,7 @@ class Table:
             seeds=list(self.config.seed) if self.measurements.texts else [],
             train_seeds=sorted({config.train.seed for config in students}),
             columns={title: None if named is None else list(named) for title, named in self.columns.items()},
-            sets=described_sets(sets) if self.measurements.texts else {},
+            sets=set_descriptions(sets) if self.measurements.texts else {},
             rows=rows,
         )
 

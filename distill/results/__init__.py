@@ -1,1 +1,1 @@
-"""Facts of runs, statistics over them, and the tables and figures that are views of them; imports no torch."""
+"""Facts of runs, statistics over them, and the tables and figures made from them. Imports no torch."""

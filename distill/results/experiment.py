@@ -1,4 +1,4 @@
-"""A table's or figure's YAML under experiments/: its rows as override lists, its columns, the paper's numbers."""
+"""The YAML file of a table or figure under experiments/, and the numbers that the paper prints."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from distill.base.errors import UserError
 from distill.config.section import Section
 
 EXPERIMENTS, PAPER = locations.EXPERIMENTS, locations.PAPER
-CONTEXT = ("Teacher", "SFT")  # rows that every table has above its own, unless it says `context: false`
+CONTEXT = ("Teacher", "SFT")  # the first rows of every table, unless its YAML has `context: false`
 
 
 class RowConfig(Section):
     """A row of a table.
 
     Attributes:
-        overrides: what makes the row.
-        pairs: further overrides for a pair by name.
-        paper: its names in the paper, if its own label is none of them.
-        role: whose values it has.
-        model: a pair of its own, in a table of several pairs. For another pair than the experiment's own such a row is
-            there only where `pairs` names that pair.
-        sweep: one key with several values: a row for each, its label formatted with `{value}`.
+        overrides: the row's config overrides.
+        pairs: further overrides by pair name.
+        paper: the row's names in the paper, if they differ from its label.
+        role: the model that is measured.
+        model: the row's pair, if it differs from the experiment's. A table for another pair than the experiment's has
+            the row only if `pairs` has an entry for that pair.
+        sweep: one config key and its values. The row becomes one row for each value, and `{value}` in its label and in
+            `paper` is replaced by the value.
     """
 
     overrides: list[str] = Field(default_factory=list)
@@ -43,13 +44,14 @@ class RowConfig(Section):
 
 
 class ColumnConfig(Section):
-    """A column of a table: a data set and a metric, or the average over other columns.
+    """A column of a table: a data set and a metric, or an average of other columns.
 
     Attributes:
-        dataset: a data set's name, or `training`, `validation` (the training's own) or `benchmarks`.
-        average: titles of the columns that it is the average of; no data set then.
-        paper: the paper's name of it by pair, where that is another.
-        p: what the paper prints as p of its own row, the last, over the row `against`, by pair.
+        dataset: a data set's name, or `training` (costs), `validation` (the training's validations) or `benchmarks`.
+        metric: the metric's name; BERTScore without its encoder.
+        average: the titles of the averaged columns, in place of `dataset`.
+        paper: the column's name in the paper by pair, if it differs from the title.
+        p: the p that the paper prints by pair, for its own method (the last row) against the row `against`.
     """
 
     dataset: str | None = None
@@ -59,9 +61,9 @@ class ColumnConfig(Section):
     p: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _one_source(self) -> ColumnConfig:
+    def _check_source(self) -> ColumnConfig:
         if (self.dataset is None) == (self.average is None):
-            raise ValueError("a column has either dataset (and metric), or average")
+            raise ValueError("a column needs either dataset (and metric) or average, not both")
         return self
 
 
@@ -69,16 +71,18 @@ class Experiment(Section):
     """One table or figure of a paper.
 
     Attributes:
-        title: in words.
-        paper: which one.
-        model: the pair that the paper has; None for a figure without a model.
-        sources: files of results/paper with its printed numbers, the first that has a number counts.
-        against: the row that others are tested against.
-        kind: `table`; `curves`, whose columns are the epochs of a training; `figure`, drawn by `draw`.
-        draw: the figure's function (`distill.results.figures`).
-        transposed: whether the paper prints our columns as rows.
-        context: whether Teacher and SFT stand above the rows.
-        overrides: of all rows.
+        title: the title in words.
+        paper: the paper's name.
+        model: the paper's pair; None for a figure without a model.
+        sources: files of results/paper with the printed numbers. If several have a number, the first file counts.
+        against: the label of the baseline row, which the other rows are tested against.
+        kind: `table`; `curves`, a table whose columns are the epochs of a training; `figure`, drawn by `draw`.
+        draw: the name of the figure's function in `distill.results.figures`.
+        transposed: whether the paper prints the columns as rows.
+        context: whether the table begins with the rows Teacher and SFT.
+        overrides: config overrides of all rows.
+        columns: the columns by title.
+        rows: the rows by label.
     """
 
     title: str
@@ -95,29 +99,39 @@ class Experiment(Section):
     rows: dict[str, RowConfig] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Experiment:
+    def _check_consistency(self) -> Experiment:
         if (self.kind == "figure") != (self.draw is not None):
-            raise ValueError("kind: figure and draw go together")
+            raise ValueError("kind: figure and draw go together; give both or neither")
         if self.kind == "table" and not self.columns:
-            raise ValueError("a table needs columns")
+            raise ValueError("a table needs columns; add at least one")
         if (self.model is None) != (not self.rows):
-            raise ValueError("rows need a model, and a model needs rows; a figure without a model has neither")
+            raise ValueError(
+                "rows need a model, and a model needs rows: give both, or neither for a figure without a model"
+            )
         if self.kind == "table" and self.against not in self.rows:
-            raise ValueError(f"against={self.against} is no row (rows: {', '.join(self.rows)})")
+            raise ValueError(f"against={self.against} is not a row; the rows are {', '.join(self.rows)}")
         for title, column in self.columns.items():
             if unknown := [other for other in column.average or [] if other not in self.columns]:
-                raise ValueError(f"column {title} averages {', '.join(unknown)}, which are no columns")
+                raise ValueError(
+                    f"column {title} averages {', '.join(unknown)}, which are not columns; the columns are"
+                    f" {', '.join(self.columns)}"
+                )
         return self
 
     @property
     def needs_texts(self) -> bool:
-        """Whether responses are written and scored for it."""
+        """Whether a column is measured on generated responses."""
         return any(c.dataset not in (None, "training", "validation", "benchmarks") for c in self.columns.values())
 
 
 @dataclass(frozen=True)
-class Printed:
-    """A number as a paper prints it."""
+class PaperNumber:
+    """A number as a paper prints it.
+
+    Attributes:
+        mean: the printed mean.
+        std: the printed standard deviation; "" if there is none.
+    """
 
     mean: str
     std: str
@@ -132,32 +146,33 @@ class Printed:
 
 
 def names() -> list[str]:
-    """All tables and figures, as `paper/table`."""
+    """The names of all tables and figures, as `paper/table`."""
     return list(locations.tables(EXPERIMENTS))
 
 
 def load(name: str) -> Experiment:
-    """The experiment `paper/table`, its sweeps as rows.
+    """The experiment `paper/table`, with a row for each value of a sweep.
 
     Raises:
-        UserError: there is none of that name, or its YAML breaks the schema.
+        UserError: no table has the name, or its YAML file is not valid.
     """
-    there = locations.tables(EXPERIMENTS)
-    if name not in there:
-        close = difflib.get_close_matches(name, there, n=2, cutoff=0.4)
+    paths = locations.tables(EXPERIMENTS)
+    if name not in paths:
+        close = difflib.get_close_matches(name, paths, n=2, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"no table is named {name}{hint} (python -m distill.list tables shows all)")
-    return parse(there[name], f"experiments/{name}.yaml")
+    return parse(paths[name], f"experiments/{name}.yaml")
 
 
-def parse(path: Path, shown: str) -> Experiment:
+def parse(path: Path, file_name: str) -> Experiment:
     """The experiment in a YAML file.
 
     Args:
-        shown: what messages call the file.
+        path: the file.
+        file_name: the file's name in messages.
 
     Raises:
-        UserError: it breaks the schema, or names pairs that there are not.
+        UserError: the file does not match the schema, or names unknown pairs.
     """
     try:
         raw: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -165,62 +180,65 @@ def parse(path: Path, shown: str) -> Experiment:
             raw["rows"] = expanded(raw["rows"])
         experiment = Experiment.model_validate(raw)
     except (ValidationError, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(f"{shown}: {error}") from None
+        raise UserError(f"{file_name}: {error}") from None
     pairs = set(locations.options("model"))
     if unknown := sorted({pair for row in experiment.rows.values() for pair in row.pairs} - pairs):
-        raise UserError(f"{shown}: pairs names {', '.join(unknown)}; there are {', '.join(sorted(pairs))}")
+        raise UserError(f"{file_name}: pairs names {', '.join(unknown)}; the pairs are {', '.join(sorted(pairs))}")
     return experiment
 
 
 def expanded(rows: dict[str, Any]) -> dict[str, Any]:
-    """Rows with each sweep as a row for each of its values.
+    """The rows of a YAML file, with a row for each value of a sweep in place of the sweep.
 
     Raises:
-        ValueError: a sweep has not one key, its label does not name `{value}`, or two rows share a label.
+        ValueError: a sweep has more than one key, its label does not contain `{value}`, or two rows share a label.
     """
     result: dict[str, Any] = {}
     for label, row in rows.items():
         sweep = row.get("sweep") if isinstance(row, dict) else None
         if not sweep:
-            several = {label: row}
+            new_rows = {label: row}
         elif len(sweep) != 1 or "{value" not in label:
-            raise ValueError(f"row {label}: a sweep has one key, and its label names {{value}}")
+            raise ValueError(f"row {label}: a sweep needs exactly one key, and its label must contain {{value}}")
         else:
             ((key, values),) = sweep.items()
-            rest = {k: v for k, v in row.items() if k != "sweep"}
-            several = {}
+            common = {k: v for k, v in row.items() if k != "sweep"}
+            new_rows = {}
             for value in values:
-                names = [name.format(value=value) for name in rest.get("paper", [])]
-                own = {**rest, "overrides": [*rest.get("overrides", []), f"{key}={value}"], "paper": names}
-                several[label.format(value=value)] = own
-            if len(several) < len(values):
-                raise ValueError(f"row {label}: two values of its sweep give one label")
-        if double := sorted(several.keys() & result.keys()):
-            raise ValueError(f"two rows are labelled {double[0]}")
-        result |= several
+                paper_names = [name.format(value=value) for name in common.get("paper", [])]
+                overrides = [*common.get("overrides", []), f"{key}={value}"]
+                new_rows[label.format(value=value)] = {**common, "overrides": overrides, "paper": paper_names}
+            if len(new_rows) < len(values):
+                raise ValueError(f"row {label}: two values of its sweep give the same label; show more digits of them")
+        if duplicates := sorted(new_rows.keys() & result.keys()):
+            raise ValueError(f"two rows have the label {duplicates[0]}; labels must be unique")
+        result |= new_rows
     return result
 
 
-def printed(experiment: Experiment, model: str) -> tuple[dict[tuple[str, str], Printed], list[str]]:
-    """The paper's numbers by (row, column), from the first source that has them, and where later sources differ.
+def paper_numbers(experiment: Experiment, model: str) -> tuple[dict[tuple[str, str], PaperNumber], list[str]]:
+    """The paper's numbers by (row, column), and a line for each number that a later source prints differently.
+
+    Each number is from the first source that has it.
 
     Args:
-        model: the pair; one that the paper does not have is shown beside the numbers of the experiment's own.
+        experiment: the table.
+        model: the pair. For a pair that the paper does not have, the numbers are those of the experiment's pair.
     """
-    first: dict[tuple[str, str], tuple[Printed, str]] = {}
-    differing = []
+    first: dict[tuple[str, str], tuple[PaperNumber, str]] = {}
+    differences = []
     rows = {**(dict.fromkeys(CONTEXT, RowConfig()) if experiment.context else {}), **experiment.rows}
-    across, down = ("column", "row") if experiment.transposed else ("row", "column")
+    row_field, column_field = ("column", "row") if experiment.transposed else ("row", "column")
     for source in experiment.sources:
         frame = pd.read_csv(PAPER / f"{source}.csv", dtype=str, keep_default_na=False)
         for label, row in rows.items():
             for column, config in experiment.columns.items():
                 name = config.paper.get(model) or config.paper.get(experiment.model or "") or column
-                cells = frame[frame[across].isin([label, *row.paper]) & (frame[down] == name)]
+                cells = frame[frame[row_field].isin([label, *row.paper]) & (frame[column_field] == name)]
                 if cells.empty:
                     continue
-                value = Printed(str(cells.iloc[0]["mean"]), str(cells.iloc[0]["std"]))
-                earlier = first.setdefault((label, column), (value, source))
-                if earlier[0] != value:
-                    differing.append(f"{label}, {column}: {earlier[0]} in {earlier[1]}, {value} in {source}")
-    return {at: value for at, (value, _) in first.items()}, differing
+                number = PaperNumber(str(cells.iloc[0]["mean"]), str(cells.iloc[0]["std"]))
+                first_number, first_source = first.setdefault((label, column), (number, source))
+                if first_number != number:
+                    differences.append(f"{label}, {column}: {first_number} in {first_source}, {number} in {source}")
+    return {position: number for position, (number, _) in first.items()}, differences

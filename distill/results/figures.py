@@ -1,4 +1,4 @@
-"""Figures: a CSV of the plotted numbers, SVG and PNG. Each is a function registered under its `draw` name."""
+"""Figures, each written as a CSV of its numbers, SVG and PNG. A figure is a function registered under a name."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import pandas as pd
 from distill.base.errors import UserError
 from distill.base.files import write_whole
 from distill.results.experiment import Experiment
-from distill.results.header import header, spread
+from distill.results.header import header, seeds_line
 from distill.results.manifest import Manifest
 from distill.results.rendering import Rendered
 from distill.results.table import RowData, curves, rows_of
 
-SIZE, DOTS = (7.0, 4.2), 150  # inches, and dots an inch of the PNG
-GRID = 2001  # points of a density
+SIZE, DOTS = (7.0, 4.2), 150  # size in inches, and resolution of the PNG in dots per inch
+GRID = 2001  # number of points that a density is computed at
 
 
 @dataclass(frozen=True)
-class Data:
-    """What a figure is drawn from.
+class FigureData:
+    """The data that a figure is drawn from.
 
     Attributes:
-        experiment: its definition.
-        rows: its rows with what was measured; none for a figure without a model.
+        experiment: the figure's YAML.
+        rows: the rows with their measurements; empty for a figure without a model.
         results: the results folder.
     """
 
@@ -40,26 +40,26 @@ class Data:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure's numbers, and how they are put on axes.
+    """A figure's numbers and the function that plots them.
 
     Attributes:
         frame: the plotted numbers.
-        plot: draws them on matplotlib's axes.
+        plot: plots the numbers on matplotlib axes.
     """
 
     frame: pd.DataFrame
     plot: Callable[[Any], None]
 
 
-FIGURES: dict[str, Callable[[Data], Drawing]] = {}
+FIGURES: dict[str, Callable[[FigureData], Drawing]] = {}
 
 
-def figure(name: str) -> Callable[[Callable[[Data], Drawing]], Callable[[Data], Drawing]]:
-    """Function decorator: register a figure under the name that an experiment's `draw` gives."""
+def figure(name: str) -> Callable[[Callable[[FigureData], Drawing]], Callable[[FigureData], Drawing]]:
+    """A function decorator that registers a figure under the name that an experiment's `draw` gives."""
 
-    def add(draw: Callable[[Data], Drawing]) -> Callable[[Data], Drawing]:
+    def add(draw: Callable[[FigureData], Drawing]) -> Callable[[FigureData], Drawing]:
         if name in FIGURES:
-            raise ValueError(f"the figure {name} is taken")
+            raise ValueError(f"the figure name {name} is taken; register another")
         FIGURES[name] = draw
         return draw
 
@@ -67,17 +67,17 @@ def figure(name: str) -> Callable[[Callable[[Data], Drawing]], Callable[[Data], 
 
 
 def check_figure(experiment: Experiment) -> None:
-    """Refuse a figure that nothing draws.
+    """Check that the figure's function exists.
 
     Raises:
-        UserError: with the names that there are.
+        UserError: no figure is registered under the name of `draw`. The message lists the registered names.
     """
     if experiment.draw is not None and experiment.draw not in FIGURES:
-        raise UserError(f"draw={experiment.draw}: there are {', '.join(sorted(FIGURES))}")
+        raise UserError(f"draw={experiment.draw} is not a figure; the figures are {', '.join(sorted(FIGURES))}")
 
 
 def write_figure(manifest: Manifest, experiment: Experiment, results: str | Path) -> Rendered:
-    """Write a figure's CSV, SVG, PNG and a page with its header; nothing but the manifest's runs is read."""
+    """Write a figure's CSV, SVG, PNG and a markdown page with its header. Only the manifest's runs are read."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -85,34 +85,34 @@ def write_figure(manifest: Manifest, experiment: Experiment, results: str | Path
 
     assert experiment.draw is not None
     rows = rows_of(manifest, results)
-    drawing = FIGURES[experiment.draw](Data(experiment, rows, results))
+    drawing = FIGURES[experiment.draw](FigureData(experiment, rows, results))
     lines = header(rows, experiment, manifest)
     folder = manifest.folder(results)
     with matplotlib.rc_context({"svg.hashsalt": manifest.table, "svg.fonttype": "none"}):
-        drawn, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
+        canvas, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
         drawing.plot(axes)
         axes.set_title(experiment.title, loc="left")
         for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": DOTS})):
             content = io.BytesIO()
-            drawn.savefig(content, format=kind, **options)
+            canvas.savefig(content, format=kind, **options)
             write_whole(folder / f"{manifest.name}.{kind}", content.getvalue())
-        pyplot.close(drawn)
+        pyplot.close(canvas)
     path = folder / f"{manifest.name}.csv"
     write_whole(path, drawing.frame.to_csv(index=False, lineterminator="\n"))
-    over = [spread(manifest, rows), ""] if rows else []
-    page = [f"# {experiment.title}", "", *lines, "", *over, f"![{experiment.title}]({manifest.name}.svg)", ""]
+    seeds = [seeds_line(manifest, rows), ""] if rows else []
+    page = [f"# {experiment.title}", "", *lines, "", *seeds, f"![{experiment.title}]({manifest.name}.svg)", ""]
     write_whole(folder / f"{manifest.name}.md", "\n".join(page))
     return Rendered(drawing.frame, lines, path)
 
 
 @figure("validation")
-def validation(data: Data) -> Drawing:
-    """Validation ROUGE-L by epoch, a line a row: the mean over trainings, with a band of their standard deviation."""
+def validation(data: FigureData) -> Drawing:
+    """Validation ROUGE-L by epoch, a curve a row: the mean over trainings, in a band of one standard deviation."""
     frame = curves(data.rows, data.results)
 
     def plot(axes: Any) -> None:
-        for label, own in frame.groupby("row", sort=False):
-            by_epoch = own.groupby("epoch")["value"]
+        for label, row_lines in frame.groupby("row", sort=False):
+            by_epoch = row_lines.groupby("epoch")["value"]
             mean, std = by_epoch.mean(), by_epoch.std(ddof=1).fillna(0.0)
             (line,) = axes.plot(mean.index, mean.to_numpy(), marker=".", label=str(label))
             if (std > 0).any():
@@ -126,11 +126,12 @@ def validation(data: Data) -> Drawing:
 
 
 @figure("toy_gaussian")
-def toy_gaussian(data: Data) -> Drawing:
-    """A mixture of three Gaussians (the teacher) and the one Gaussian nearest to it by forward and by reverse KL.
+def toy_gaussian(data: FigureData) -> Drawing:
+    """A mixture of three Gaussians (the teacher) and the two Gaussians that minimise forward and reverse KL to it.
 
-    AKL, figure 1. The paper prints no parameters; these are ours. Forward KL is least where mean and variance are the
-    mixture's own. Reverse KL is minimised on a grid from a start at each peak, and the least of the three is kept.
+    This is figure 1 of the AKL paper. The paper prints no parameters; these are chosen here. Forward KL has its minimum
+    at the mixture's mean and variance. Reverse KL is minimised numerically from each peak of the mixture, and the best
+    of the three results is plotted.
     """
     from scipy import optimize, stats
 
@@ -143,8 +144,8 @@ def toy_gaussian(data: Data) -> Drawing:
 
     def reverse_kl(parameters: np.ndarray) -> float:
         q = stats.norm.pdf(x, parameters[0], np.exp(parameters[1]))
-        inside = q > 0
-        return float((q[inside] * np.log(q[inside] / teacher[inside])).sum() * step)
+        positive = q > 0
+        return float((q[positive] * np.log(q[positive] / teacher[positive])).sum() * step)
 
     starts = zip(means, deviations, strict=True)
     fits = [optimize.minimize(reverse_kl, np.array([m, np.log(d)]), method="Nelder-Mead") for m, d in starts]

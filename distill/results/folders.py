@@ -1,4 +1,4 @@
-"""Whether the folders that a command writes to can be written to, and hold what this version reads."""
+"""Checks that a command can write to its folders and that this version can read the results in them."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from distill.base.errors import UserError
 from distill.config.schema import Config
 
 RUNS = "runs"
-LAST_OLD_COMMIT = "4c01ae4"  # the last that reads results with a file a table in place of a folder a run
+LAST_OLD_COMMIT = "4c01ae4"  # the last commit that reads results with one file a table
 
 
 def check_folders(config: Config) -> None:
-    """Refuse folders that nothing can be written to, making none, and results of an older form.
+    """Check that the store and the results folder can be written to, without creating them.
 
     Raises:
-        UserError: naming them.
+        UserError: a folder cannot be written to, or the results have an older form. Unwritable folders are named
+            together.
     """
     problems = []
     for key, folder in (("paths.store", config.paths.store), ("paths.results", config.paths.results)):
-        place = Path(folder).absolute()
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            problems.append(f"{key}={folder}: {place} is no folder that can be written to; choose another")
+        existing = Path(folder).absolute()
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            problems.append(f"{key}={folder}: {existing} is not a folder that can be written to; choose another folder")
     if problems:
         raise UserError(problems)
     refuse_old_results(config.paths.results, config.model.name)
 
 
 def refuse_old_results(results: str | Path, model: str) -> None:
-    """Refuse a results folder of the form before there were runs.
+    """Refuse results that a version without run folders wrote.
 
     Raises:
-        UserError: with the commit that could read it.
+        UserError: the results are of that form. The message names the commit that reads them.
     """
     root = Path(results)
     old = sorted((root / model).glob("*/*_scores.csv")) + sorted((root / model / RUNS).glob("runs.manifest.json"))
     if old:
         raise UserError(
-            f"{old[0]}: these results are of an older form, a file a table in place of a folder a run; commit"
-            f" {LAST_OLD_COMMIT} of this project reads them. Move {root / model} away, or set paths.results to another"
-            " folder"
+            f"{old[0]}: these results have an older form, with one file for each table in place of one folder for each"
+            f" run; commit {LAST_OLD_COMMIT} of this project reads them. Move {root / model} away, or set paths.results"
+            " to another folder"
         )

@@ -10,32 +10,34 @@ from distill.results.experiment import Experiment
 from distill.results.manifest import Manifest
 from distill.results.table import RowData, absent_columns
 
-Described = Mapping[str, Any]  # a run's `run.json`
+RunDescription = Mapping[str, Any]  # the content of a run's `run.json`
 
 
 def header(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) -> list[str]:
     """All header lines of a table."""
-    described = [run for row in rows for run in row.described]
-    students = [run for run in described if run["role"] == "student"]
-    costs = any(column.dataset == metrics.TRAINING for column in experiment.columns.values())
-    last = students[-1] if students else described[-1] if described else None
-    pairs = {run["model"] + _teacher(run): run for run in described if run["role"] == "student" and _teacher(run)}
-    pairs = pairs or ({"": last} if last is not None else {})  # the last run of each pair and teacher stands for it
+    runs = [run for row in rows for run in row.descriptions]
+    students = [run for run in runs if run["role"] == "student"]
+    has_costs = any(column.dataset == metrics.TRAINING for column in experiment.columns.values())
+    last = students[-1] if students else runs[-1] if runs else None
+    # Pair and teacher are described once each, by the last student run that has them
+    runs_by_teacher = {run["model"] + _teacher(run): run for run in students if _teacher(run)}
+    if not runs_by_teacher and last is not None:
+        runs_by_teacher = {"": last}
     return [
-        *dict.fromkeys(line for run in pairs.values() for line in scale(run)),
-        *(texts(rows) if experiment.needs_texts else []),
-        *sets(manifest, last),
-        *absent(experiment, manifest),
-        *(not_the_papers(last, experiment, manifest) if last is not None else []),
-        *partly(rows, manifest),
-        *copies(rows),
-        *(machines(rows) if costs else []),
+        *dict.fromkeys(line for run in runs_by_teacher.values() for line in pair_lines(run)),
+        *(decoding_lines(rows) if experiment.needs_texts else []),
+        *data_set_lines(manifest, last),
+        *absent_column_lines(experiment, manifest),
+        *(scale_warnings(last, experiment, manifest) if last is not None else []),
+        *missing_seed_lines(rows, manifest),
+        *stage_copy_lines(rows),
+        *(machine_lines(rows) if has_costs else []),
         *manifest.notes,
     ]
 
 
-def scale(run: Described) -> Iterator[str]:
-    """The pair with its sizes, the data and the training, of one row that stands for all."""
+def pair_lines(run: RunDescription) -> Iterator[str]:
+    """The pair with its sizes, its data and its training, from the description of one of its runs."""
     sizes = {}
     for name, stage in run["stages"].items():
         if name.startswith("base/") and "parameters" in stage:
@@ -44,22 +46,22 @@ def scale(run: Described) -> Iterator[str]:
     model, train = config["model"], config["train"]
     parameters = f" ({sizes.get('teacher', '?')} -> {sizes.get('student', '?')} parameters)" if sizes else ""
     teacher, student = model["teacher"]["path"], model["student"]["path"]
-    trained = f"teacher {'supplied (' + teacher + ')' if teacher else _epochs(train['teacher']['epochs'])}, student"
-    trained += f" {_epochs(train['student']['epochs'])}" + (f" from {student}" if student else "")
+    training = f"teacher {'supplied (' + teacher + ')' if teacher else _epochs(train['teacher']['epochs'])}, student"
+    training += f" {_epochs(train['student']['epochs'])}" + (f" from {student}" if student else "")
     yield (
         f"Pair `{model['name']}`{parameters}, weights from {model['source']}, data `{config['data']['name']}`:"
         f" {data.get('train', {}).get('rows', '?')} training and {data.get('valid', {}).get('rows', '?')} validation"
-        f" rows, {trained}, {train['precision']}, preset {config['preset']['name']}."
+        f" rows, {training}, {train['precision']}, preset {config['preset']['name']}."
     )
 
 
-def teachers(rows: Sequence[RowData]) -> list[str]:
-    """The teachers that were trained or read for a table, by the names of their artifacts."""
-    return sorted({name for row in rows for run in row.described if (name := _teacher(run))})
+def teacher_artifacts(rows: Sequence[RowData]) -> list[str]:
+    """The artifact names of all teachers behind a table's rows, sorted."""
+    return sorted({name for row in rows for run in row.descriptions if (name := _teacher(run))})
 
 
-def _teacher(run: Described) -> str:
-    """The artifact of a run's teacher; "" where it has none."""
+def _teacher(run: RunDescription) -> str:
+    """The artifact name of a run's teacher; "" if the run has no teacher."""
     return next((name for name in run["stages"] if name.startswith("train/") and "-teacher-" in name), "")
 
 
@@ -67,41 +69,45 @@ def _epochs(count: int) -> str:
     return f"{count} epoch" + ("s" if count > 1 else "")
 
 
-def texts(rows: Sequence[RowData]) -> list[str]:
-    """How the rows' texts were written; row by row where that differs."""
-    labels: dict[str, dict[str, None]] = {}  # by decoding, in order
+def decoding_lines(rows: Sequence[RowData]) -> list[str]:
+    """Decoding and engine of the rows' responses; with the rows' labels if these differ."""
+    labels: dict[str, dict[str, None]] = {}  # row labels by decoding and engine, in the table's order
     for row in rows:
         for decode, engine in row.lines[["decode", "engine"]].drop_duplicates().itertuples(index=False, name=None):
             labels.setdefault(f"{decode}, by {engine}", {})[row.label] = None
     if len(labels) < 2:
-        return [f"Texts: {how}." for how in labels]
-    return [f"Texts: {' | '.join(f'{how}: ' + ', '.join(of) for how, of in labels.items())}."]
+        return [f"Texts: {decoding}." for decoding in labels]
+    groups = (f"{decoding}: {', '.join(row_labels)}" for decoding, row_labels in labels.items())
+    return [f"Texts: {' | '.join(groups)}."]
 
 
-def sets(manifest: Manifest, run: Described | None) -> Iterator[str]:
-    """What was cut of the data sets, and which have other counts than the papers'."""
-    training = {name: one for name, one in run["data"].items() if name in ("train", "valid")} if run else {}
-    data = {**training, **manifest.sets}
-    cuts = [f"{name} {one['note']}" for name, one in data.items() if one.get("note")]
-    if cuts:
-        yield f"Cut: {', '.join(cuts)} rows."
-    if other := [f"{name} {one['counted']} ({one['papers']})" for name, one in data.items() if one.get("counted")]:
-        yield f"Other numbers of rows than the papers' (in brackets): {', '.join(other)}."
+def data_set_lines(manifest: Manifest, run: RunDescription | None) -> Iterator[str]:
+    """The data sets that are used in part, and those with another number of rows than the papers give."""
+    training_sets = {name: data for name, data in run["data"].items() if name in ("train", "valid")} if run else {}
+    data_sets = {**training_sets, **manifest.sets}
+    subsets = [f"{name} {data['note']}" for name, data in data_sets.items() if data.get("note")]
+    if subsets:
+        yield f"Cut: {', '.join(subsets)} rows."
+    other_counts = [
+        f"{name} {data['counted']} ({data['papers']})" for name, data in data_sets.items() if data.get("counted")
+    ]
+    if other_counts:
+        yield f"Other numbers of rows than the papers' (in brackets): {', '.join(other_counts)}."
 
 
-def absent(experiment: Experiment, manifest: Manifest) -> Iterator[str]:
-    """Columns that the pair's data does not have."""
+def absent_column_lines(experiment: Experiment, manifest: Manifest) -> Iterator[str]:
+    """The columns whose data set is not part of the pair's data."""
     if titles := [t for t in absent_columns(experiment, manifest) if experiment.columns[t].average is None]:
         yield f"Empty columns: the data has no {' and no '.join(titles)}."
 
 
 def is_smoke(rows: Sequence[RowData]) -> bool:
     """Whether a row ran with random weights on generated data (`debug=smoke`)."""
-    return any(run["config"]["debug"]["smoke"] for row in rows for run in row.described)
+    return any(run["config"]["debug"]["smoke"] for row in rows for run in row.descriptions)
 
 
-def not_the_papers(run: Described, experiment: Experiment, manifest: Manifest) -> Iterator[str]:
-    """That another pair than the paper's ran, or random weights."""
+def scale_warnings(run: RunDescription, experiment: Experiment, manifest: Manifest) -> Iterator[str]:
+    """Warnings where the numbers do not compare with the paper's: another pair ran, or random weights."""
     if manifest.model != experiment.model:
         yield (
             f"This is not the paper's scale (its pair is `{experiment.model}`): the rows compare with each other, not"
@@ -111,75 +117,78 @@ def not_the_papers(run: Described, experiment: Experiment, manifest: Manifest) -
         yield "debug=smoke: random weights and generated data; the numbers mean nothing."
 
 
-def partly(rows: Sequence[RowData], manifest: Manifest) -> Iterator[str]:
-    """Rows that were measured over fewer seeds than the table says."""
+def missing_seed_lines(rows: Sequence[RowData], manifest: Manifest) -> Iterator[str]:
+    """The rows that were measured over fewer seeds than the manifest lists."""
     for row in rows:
         if not len(row.lines):
             continue
-        trainings = {int(s) for s in row.lines["train_seed"]}
-        generations = {int(s) for s in row.lines["seed"] if s}
-        wanted = len(row.row.runs)
-        for kind, asked, there in (
-            ("generation", set(manifest.seeds) if generations else set(), generations),
-            ("training", set(manifest.train_seeds) if wanted > 1 else set(), trainings),
+        training_seeds = {int(s) for s in row.lines["train_seed"]}
+        generation_seeds = {int(s) for s in row.lines["seed"] if s}
+        for kind, expected, measured in (
+            ("generation", set(manifest.seeds) if generation_seeds else set(), generation_seeds),
+            ("training", set(manifest.train_seeds) if len(row.row.runs) > 1 else set(), training_seeds),
         ):
-            if asked - there:
-                listed = ", ".join(map(str, sorted(there)))
-                yield f"{row.label} is over {kind} seed{'s' * (len(there) > 1)} {listed} only."
+            if expected - measured:
+                listed = ", ".join(map(str, sorted(measured)))
+                yield f"{row.label} is over {kind} seed{'s' * (len(measured) > 1)} {listed} only."
 
 
-def copies(rows: Sequence[RowData]) -> Iterator[str]:
-    """Rows that were made over different copies of one stage, such as a teacher trained again.
+def stage_copy_lines(rows: Sequence[RowData]) -> Iterator[str]:
+    """The rows that used different copies of the same stage, such as a teacher that was trained twice.
 
-    A stage's name holds the hash of all that determines it, but not the rounding of the machine that made it.
+    A stage's name has the hash of its inputs and settings. Copies with the same name may still differ, since machines
+    round differently.
     """
-    labels: dict[str, dict[str, dict[str, None]]] = {}  # of each copy of each stage, in order
+    labels: dict[str, dict[str, dict[str, None]]] = {}  # row labels by stage name and copy, in the table's order
     for row in rows:
-        for run in row.described:
+        for run in row.descriptions:
             for name, stage in run["stages"].items():
                 copy = str(stage.get("weights") or (stage.get("seconds"), stage.get("commit")))
                 labels.setdefault(name, {}).setdefault(copy, {})[row.label] = None
-    for name, several in labels.items():
-        if len(several) > 1:
-            groups = " | ".join(map(", ".join, several.values()))
+    for name, labels_by_copy in labels.items():
+        if len(labels_by_copy) > 1:
+            groups = " | ".join(map(", ".join, labels_by_copy.values()))
             yield f"Made over different copies of {name}, so not to be compared: {groups}."
 
 
-def machines(rows: Sequence[RowData]) -> Iterator[str]:
-    """On what and by which commit the rows were trained themselves; a cost is said of both."""
-    labels: dict[str, dict[str, None]] = {}  # by machine and commit, in order
+def machine_lines(rows: Sequence[RowData]) -> Iterator[str]:
+    """The machine and the commit that the rows' models were trained with: costs depend on both."""
+    labels: dict[str, dict[str, None]] = {}  # row labels by machine and commit, in the table's order
     for row in rows:
-        for run in row.described:
+        for run in row.descriptions:
             for name, stage in run["stages"].items():
                 if name.startswith("train/") and f"-{run['role']}-" in name:
-                    where = f"{_machine(stage['hardware'])} at {stage['commit']}"
-                    labels.setdefault(where, {})[row.label] = None
+                    machine = f"{_machine(stage['hardware'])} at {stage['commit']}"
+                    labels.setdefault(machine, {})[row.label] = None
     if len(labels) == 1:
         yield f"Trained on {next(iter(labels))}."
     elif labels:
-        several = " | ".join(f"{', '.join(of)} on {where}" for where, of in labels.items())
-        yield f"Trained on unlike machines or by unlike commits, so costs compare within one only: {several}."
+        groups = " | ".join(f"{', '.join(row_labels)} on {machine}" for machine, row_labels in labels.items())
+        yield f"Trained on unlike machines or by unlike commits, so costs compare within one only: {groups}."
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:
-    """A manifest's hardware in words."""
+    """The hardware entry of an artifact's manifest, in words."""
     if accelerators := hardware["accelerators"]:
-        return " + ".join(f"{accelerators.count(one)} x {one}" for one in dict.fromkeys(accelerators))
-    threads = hardware.get("threads", "not noted")  # by earlier versions
+        return " + ".join(f"{accelerators.count(name)} x {name}" for name in dict.fromkeys(accelerators))
+    threads = hardware.get("threads", "not noted")  # earlier versions did not record the threads
     return f"{hardware['processor']} ({hardware['cores']} cores, torch's threads: {threads})"
 
 
-def spread(manifest: Manifest, rows: Sequence[RowData]) -> str:
-    """Which seed varied behind a spread; without generation seeds nothing was written."""
-    trained = ", ".join(map(str, manifest.train_seeds))
-    several = len(teachers(rows))
-    shared = "one teacher, one student start" if several < 2 else f"{several} teachers, each with its student start"
+def seeds_line(manifest: Manifest, rows: Sequence[RowData]) -> str:
+    """The seeds that means and standard deviations are over, and how many teachers the rows share.
+
+    A table without generated responses has no generation seeds.
+    """
+    training_seeds = ", ".join(map(str, manifest.train_seeds))
+    teachers = len(teacher_artifacts(rows))
+    shared = "one teacher, one student start" if teachers < 2 else f"{teachers} teachers, each with its student start"
     if not manifest.seeds:
-        return f"Training seed{'s' if len(manifest.train_seeds) > 1 else ''} {trained}; {shared}."
+        return f"Training seed{'s' if len(manifest.train_seeds) > 1 else ''} {training_seeds}; {shared}."
     generation = f"generation seeds {', '.join(map(str, manifest.seeds))}"
     if len(manifest.train_seeds) == 1:
-        over = f"{generation}; one training (seed {trained})"
+        seeds = f"{generation}; one training (seed {training_seeds})"
     else:
-        over = f"student training seeds {trained}, each the mean over {generation} (of a row with one training, such as"
-        over += " the Teacher, over generation seeds)"
-    return f"Mean (sample standard deviation) over {over}; {shared}."
+        seeds = f"student training seeds {training_seeds}, each the mean over {generation} (of a row with one training,"
+        seeds += " such as the Teacher, over generation seeds)"
+    return f"Mean (sample standard deviation) over {seeds}; {shared}."

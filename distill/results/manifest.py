@@ -1,4 +1,4 @@
-"""A table's manifest: which runs its rows are, over which sets and seeds. All of its files are made from it."""
+"""A table's manifest: the runs of each row, the data sets and the seeds. The table's files are made from it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from distill.base.errors import UserError
 from distill.base.files import write_whole
 
-WITHOUT_MODEL = "none"  # stands for the pair of a figure that needs none
+WITHOUT_MODEL = "none"  # in place of the pair's name, for a figure without a model
 
 
 @dataclass(frozen=True)
 class RowRuns:
-    """A row of a table and the runs that it stands for.
+    """A row of a table and its runs.
 
     Attributes:
-        label: in the table.
-        group: `context` (Teacher and SFT, which every table has) or `paper`.
-        role: whose values it has, `student` or `teacher`.
+        label: the row's label.
+        group: `context` (the rows Teacher and SFT) or `paper` (the experiment's own rows).
+        role: the model that was measured, `student` or `teacher`.
         model: the pair whose results folder holds the runs.
-        runs: one for each training seed.
+        runs: the runs' names, one for each training seed.
     """
 
     label: str
@@ -35,17 +35,19 @@ class RowRuns:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a table's files are made from, beside the experiment, the paper's numbers and the runs.
+    """The rows, columns and seeds of a table.
+
+    Together with the experiment, the paper's numbers and the runs it determines the table's files.
 
     Attributes:
-        table: `paper/table`.
-        model: the pair.
-        seeds: generation seeds; none where nothing was written.
-        train_seeds: of the students.
-        columns: data set and metric of each column as result files name them; none for an average.
-        sets: of each data set its title, hash, rows, note, and counts where they are not the papers'.
+        table: the table's name, `paper/table`.
+        model: the pair's name.
+        seeds: the generation seeds; empty for a table without generated responses.
+        train_seeds: the training seeds of the students.
+        columns: data set and metric of each column as result files name them, by title; None for an average.
+        sets: the data sets' descriptions by name (`set_descriptions`).
         rows: all rows, measured or not.
-        notes: what only a person knows.
+        notes: header lines that the user added with `note=`.
     """
 
     table: str
@@ -68,15 +70,15 @@ class Manifest:
         return self.table.split("/")[1]
 
     def folder(self, results: str | Path) -> Path:
-        """Where the table's files lie."""
+        """The folder of the table's files."""
         return table_folder(results, self.model, self.paper)
 
     def path(self, results: str | Path) -> Path:
-        """Its own file."""
+        """The path of the manifest's file."""
         return self.folder(results) / f"{self.name}.manifest.json"
 
     def write(self, results: str | Path) -> None:
-        """Write it whole."""
+        """Write the manifest's file, whole or not at all."""
         write_whole(self.path(results), json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     @staticmethod
@@ -84,28 +86,32 @@ class Manifest:
         """The manifest in a file.
 
         Raises:
-            UserError: it is none.
+            UserError: the file is not a manifest.
         """
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             return Manifest(**{**raw, "rows": [RowRuns(**row) for row in raw["rows"]]})
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: no table's manifest ({error}); restore it from git, or remove it") from None
+            raise UserError(f"{path}: not a table's manifest ({error}); restore it from git, or remove it") from None
 
 
 def notes_of(path: Path, new: Sequence[str]) -> list[str]:
-    """The notes that stand in a manifest's file, if it is there, and new ones."""
+    """The notes in a manifest's file, if the file exists, followed by the new ones that it lacks."""
     earlier = Manifest.read(path).notes if path.is_file() else []
     return list(dict.fromkeys([*earlier, *new]))
 
 
 def table_folder(results: str | Path, model: str, paper: str) -> Path:
-    """Where a paper's tables for a pair lie."""
+    """The folder of a paper's tables for a pair."""
     return Path(results) / model / paper
 
 
-def described_sets(sets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a manifest and a run tell of data sets (`distill.data.sets.Dataset`)."""
+def set_descriptions(sets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Descriptions of data sets (`distill.data.sets.Dataset`) for manifests and `run.json`, by name.
+
+    A description has the set's title, number of rows, hash and note. If the set's number of rows differs from the
+    papers', it has both numbers too.
+    """
     return {
         name: {"title": d.title, "rows": len(d.examples), "hash": d.fingerprint, "note": d.note}
         | ({"counted": d.counted, "papers": d.papers} if d.counted is not None else {})

@@ -1,6 +1,6 @@
-"""Every metric, each defined here once: its name, unit, which artifact it is read from, and how its values are made.
+"""All metrics: name, unit, the stage whose artifacts they are read from, and the function that computes the values.
 
-To add one: a `Metric` in `METRICS`. A metric of an artifact that no stage makes yet needs that stage too
+To add a metric, add a `Metric` to `METRICS`. If no stage makes the artifact that it reads, add the stage too
 (`distill.pipeline.stages`).
 """
 
@@ -17,23 +17,24 @@ import pandas as pd
 from distill.evaluation.responses import Scored, read_responses
 from distill.evaluation.text import distinct
 
-TRAINING = "training"  # stands for the data set of what a training cost
-VALIDATION = "validation"  # stands for the data set of a training's own validations
-BENCHMARKS = "benchmarks"  # stands for the data set of lm-eval's tasks
+# Names in place of a data set's
+TRAINING = "training"  # costs of a training
+VALIDATION = "validation"  # scores of a training's validations
+BENCHMARKS = "benchmarks"  # lm-eval's tasks
 
-Value = tuple[str, float, int]  # a metric's name, its value, and over how many responses, positions or rows
+Value = tuple[str, float, int]  # a metric's name, its value, and the number of responses, positions or rows behind it
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished artifact as a metric reads it.
+    """A finished artifact that metrics are read from.
 
     Attributes:
-        folder: where it lies.
-        manifest: its `artifact.json`.
-        topics: the topic of each example of its data set by id, "" for none.
-        details: what its name does not tell, such as a benchmark's task.
-        shared: manifests of the artifacts that were made once for this one and others, such as a teacher's stored
+        folder: the artifact's folder.
+        manifest: the content of its `artifact.json`.
+        topics: the topic of each example of its data set by id; "" for an example without a topic.
+        details: settings that the manifest does not record, such as a benchmark's task.
+        shared: manifests of the artifacts that were made once for this artifact and others, such as a teacher's stored
             hidden states.
     """
 
@@ -56,18 +57,17 @@ class Finished:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, or a family of them whose names begin alike.
+    """One metric, or a family of metrics whose names have the same prefix.
 
     Attributes:
-        name: as result files have it; a family's ends with ":" (`rouge_l:` is ROUGE-L by topic).
-        unit: in words, for a table's header.
-        stage: of the artifacts that its values are read from.
-        values: gives name, value and number of what was measured, from a finished artifact; nothing where it does not
-            tell.
-        dataset: stands for the data set of its facts, where they are not about the artifact's own set.
-        any_size: whether its values may be of any size, shown with three digits; others are shown with two decimals.
-        per_prompt: the column of a run's scores by prompt that it is the mean of, for paired tests; a family's is found
-            by `per_prompt_column`.
+        name: the name in result files. A family's name ends with ":" (`rouge_l:` is ROUGE-L by topic).
+        unit: the unit in words.
+        stage: the stage whose artifacts the values are read from.
+        values: the function that computes the values from a finished artifact. It may yield none.
+        dataset: `TRAINING`, `VALIDATION` or `BENCHMARKS`; None if the facts are about the artifact's data set.
+        any_size: whether tables show values with three digits. Otherwise they show two decimals.
+        per_prompt: whether a run has the metric's scores by prompt, so that rows can be tested in pairs.
+            `per_prompt_column` names the column of the scores.
     """
 
     name: str
@@ -80,25 +80,25 @@ class Metric:
 
     @property
     def is_family(self) -> bool:
-        """Whether it stands for several metrics whose names begin alike."""
+        """Whether this is a family of metrics whose names have the same prefix."""
         return self.name.endswith(":")
 
 
-def _mean_of(name: str, of: Callable[[Scored], float | None]) -> Callable[[Finished], Iterator[Value]]:
-    """A metric that is a mean over responses; none where no response has a value."""
+def _mean_of(name: str, score: Callable[[Scored], float | None]) -> Callable[[Finished], Iterator[Value]]:
+    """The values of a metric that is a mean over responses; no value if `score` is None for all responses."""
 
     def values(finished: Finished) -> Iterator[Value]:
-        listed = [value for response in finished.responses if (value := of(response)) is not None]
-        if listed:
-            yield name, sum(listed) / len(listed), len(finished.responses)
+        scores = [value for response in finished.responses if (value := score(response)) is not None]
+        if scores:
+            yield name, sum(scores) / len(scores), len(finished.responses)
 
     return values
 
 
-def _by_topic(finished: Finished) -> Iterator[Value]:
+def _rouge_l_by_topic(finished: Finished) -> Iterator[Value]:
     for topic in sorted({finished.topics.get(r.id, "") for r in finished.responses} - {""}):
-        chosen = [r.rouge_l for r in finished.responses if finished.topics[r.id] == topic]
-        yield f"rouge_l:{topic}", sum(chosen) / len(chosen), len(chosen)
+        scores = [r.rouge_l for r in finished.responses if finished.topics[r.id] == topic]
+        yield f"rouge_l:{topic}", sum(scores) / len(scores), len(scores)
 
 
 def _distinct(n: int) -> Callable[[Finished], Iterator[Value]]:
@@ -131,7 +131,7 @@ def _benchmark(finished: Finished) -> Iterator[Value]:
 
 
 def _cost(name: str) -> Callable[[Finished], Iterator[Value]]:
-    """Costs of a training; none where they were not measured (by an earlier version, or resumed at its end)."""
+    """The values of a cost of a training; none if costs were not measured (earlier versions, a resume at the end)."""
 
     def values(finished: Finished) -> Iterator[Value]:
         manifest = finished.manifest
@@ -166,7 +166,7 @@ METRICS = [
     ),
     Metric("exact_match", "percent", "evaluate", _mean_of("exact_match", lambda r: r.exact_match)),
     *(Metric(f"distinct_{n}", f"percent of different {n}-grams", "evaluate", _distinct(n)) for n in (1, 2, 3)),
-    Metric("rouge_l:", "ROUGE-L F1 of a topic's prompts, 0 to 100", "evaluate", _by_topic, per_prompt=True),
+    Metric("rouge_l:", "ROUGE-L F1 of a topic's prompts, 0 to 100", "evaluate", _rouge_l_by_topic, per_prompt=True),
     Metric("bertscore:", "BERTScore F1, 0 to 100", "bertscore", _bertscore, per_prompt=True),
     Metric("agreement_top1", "percent of positions with one top token", "agree", _agreement("top1")),
     Metric("agreement_fkl", "forward KL from the teacher in nats a token", "agree", _agreement("fkl")),
@@ -208,10 +208,10 @@ METRICS = [
 
 
 def find(dataset: str, name: str) -> Metric:
-    """The metric of that name over a data set.
+    """The metric or metric family that has the values of this data set and name.
 
     Raises:
-        KeyError: there is none.
+        KeyError: no metric has the name.
     """
     if dataset == BENCHMARKS:
         name = "benchmark:"
@@ -221,19 +221,19 @@ def find(dataset: str, name: str) -> Metric:
     raise KeyError(name)
 
 
-def of_stage(stage: str) -> list[Metric]:
+def stage_metrics(stage: str) -> list[Metric]:
     """The metrics that are read from a stage's artifacts."""
     return [metric for metric in METRICS if metric.stage == stage]
 
 
 def values_of(finished: Finished, stage: str) -> Iterator[tuple[Metric, Value]]:
-    """All that a finished artifact of a stage tells, metric by metric."""
-    for metric in of_stage(stage):
+    """All values of a stage's finished artifact, each with its metric."""
+    for metric in stage_metrics(stage):
         for value in metric.values(finished):
             yield metric, value
 
 
 def per_prompt_column(name: str) -> tuple[str, str | None]:
-    """The column of a run's scores by prompt behind a metric, and the topic whose prompts count (None for all)."""
+    """The column of a run's scores by prompt that has a metric's scores, and the topic of its prompts (None: all)."""
     family, _, topic = name.partition(":")
     return ("rouge_l", topic or None) if family == "rouge_l" else (name, None)

@@ -1,8 +1,8 @@
-"""A run's folder: what was measured of one model under one decoding, whichever tables it serves.
+"""A run's folder: all measurements of one model with one decoding. Several tables may use the same run.
 
 `results/<model>/runs/<run>/` holds `facts.csv` (one line a value), `scores.csv` (one line a prompt), `curve.csv`,
-`samples.jsonl` (a few texts) and `run.json` (what ran). Each is written whole or not at all, under the run's lock, and
-what is there already stays: a fact is measured once.
+`samples.jsonl` (a few responses) and `run.json` (what ran). Each file is written whole or not at all, under the run's
+lock. Facts and scores that are in the files already are never replaced.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from distill.base.errors import UserError
 from distill.base.files import lock_beside, write_whole
 from distill.results.folders import RUNS
 
-FACTS = ["dataset", "data", "metric", "seed", "value", "n", "commit"]
+FACT_COLUMNS = ["dataset", "data", "metric", "seed", "value", "n", "commit"]
 FACT_KEY = ["dataset", "data", "metric", "seed"]
-SCORE_KEY = ["dataset", "data", "id", "topic", "seeds"]  # further columns are metrics
-LONG = ["table", "row", "column", "dataset", "metric", "seed", "value", "n", "preset", "run", "train_seed",
-        "shared_seed", "decode", "engine", "commit"]  # fmt: skip
-DESCRIBED = ("preset", "train_seed", "shared_seed", "decode", "engine")  # columns of a line that run.json tells
+SCORE_KEY = ["dataset", "data", "id", "topic", "seeds"]  # the other columns of scores.csv are metrics
+LONG_COLUMNS = ["table", "row", "column", "dataset", "metric", "seed", "value", "n", "preset", "run", "train_seed",
+                "shared_seed", "decode", "engine", "commit"]  # fmt: skip
+RUN_COLUMNS = ("preset", "train_seed", "shared_seed", "decode", "engine")  # of LONG_COLUMNS, those read from run.json
+UNITED_KEYS = ("data", "stages", "evaluations", "artifacts", "hub")  # of run.json: later measurements add entries
+SUMMED_KEYS = ("wall_seconds",)  # of run.json: later measurements add their value
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Fact:
     """One measured value.
 
     Attributes:
-        dataset: the data set's name; `training`, `validation` or `benchmarks` for what is about none.
-        data: hash of the set's content, "" for what is about none.
-        value: as it was computed; files keep all its digits.
-        n: how many responses, positions or rows it is over.
-        commit: of the code that made what it is read from.
-        seed: the generation seed, None for what has none.
+        dataset: the data set's name; `training`, `validation` or `benchmarks` for a value that is not about a set.
+        data: the hash of the set's content; "" for a value that is not about a set.
+        metric: the metric's name.
+        value: the value with all its digits.
+        n: the number of responses, positions or rows that the value is over.
+        commit: the commit of the code that made the artifact.
+        seed: the generation seed; None for a value that does not depend on one.
     """
 
     dataset: str
@@ -50,21 +53,21 @@ class Fact:
     seed: int | None = None
 
     def line(self) -> dict[str, str]:
-        """As a line of `facts.csv`."""
+        """The fact as a line of `facts.csv`."""
         seed = "" if self.seed is None else str(self.seed)
         return {k: str(v) for k, v in asdict(self).items()} | {"value": repr(self.value), "seed": seed}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is added to a run at once.
+    """Measurements that are added to a run's folder in one step.
 
     Attributes:
         facts: values.
-        description: what `run.json` tells; merged with what is there (`merged`).
-        scores: per-prompt scores, columns `SCORE_KEY` and one for each metric.
-        curve: training and validation curves of the stages behind the run; written once.
-        samples: prompts with references and texts, by `dataset` and `id`.
+        description: new entries of `run.json`; see `merged`.
+        scores: scores by prompt, with the columns `SCORE_KEY` and one column for each metric.
+        curve: training and validation curves of the stages behind the run; ignored if the run has its curves.
+        samples: prompts with references and responses; ignored for a data set whose samples the run has.
     """
 
     facts: Sequence[Fact]
@@ -75,29 +78,35 @@ class Measured:
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run.
+
+    Args:
+        results: the results folder.
+        model: the pair's name.
+        run: the run's name.
+    """
 
     def __init__(self, results: str | Path, model: str, run: str):
         self.model, self.run = model, run
         self.folder = Path(results) / model / RUNS / run
 
     def facts(self) -> pd.DataFrame:
-        """Its facts, all columns as text; none where nothing was measured."""
-        return read_frame(self.folder / "facts.csv", FACTS)
+        """The run's facts, all columns as text; without rows if nothing was measured."""
+        return read_frame(self.folder / "facts.csv", FACT_COLUMNS)
 
     def scores(self) -> pd.DataFrame:
-        """Its scores by prompt: the columns of `SCORE_KEY` as text, those of metrics as numbers."""
+        """The run's scores by prompt: the columns of `SCORE_KEY` as text, those of metrics as numbers."""
         frame = read_frame(self.folder / "scores.csv", SCORE_KEY)
         metrics = [c for c in frame.columns if c not in SCORE_KEY]
         return frame.astype(dict.fromkeys(metrics, float)) if len(frame) else frame
 
     def curve(self) -> pd.DataFrame:
-        """Its curves."""
+        """Training and validation curves of the stages behind the run; without rows if the run has none."""
         path = self.folder / "curve.csv"
         return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["stage", "step"])
 
     def description(self) -> dict[str, Any]:
-        """What ran; empty where nothing was measured.
+        """The content of `run.json`; empty if nothing was measured.
 
         Raises:
             UserError: the file is damaged.
@@ -106,32 +115,32 @@ class RunFolder:
         if not path.is_file():
             return {}
         try:
-            described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path}: not JSON ({error}); restore it from git, or remove the folder") from None
-        return described
+        return content
 
     def add(self, measured: Measured) -> None:
-        """Add what was measured; facts and scores that are there already stay as they are."""
+        """Add measurements to the run's files. Facts and scores that are there already are not replaced."""
         with lock_beside(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._add_lines("facts.csv", pd.DataFrame([f.line() for f in measured.facts], columns=FACTS), FACT_KEY)
+            new_facts = pd.DataFrame([fact.line() for fact in measured.facts], columns=FACT_COLUMNS)
+            self._add_lines("facts.csv", new_facts, FACT_KEY)
             self._add_scores(measured.scores)
             if measured.curve is not None and not (self.folder / "curve.csv").is_file():
                 self._write("curve.csv", measured.curve)
             self._add_samples(measured.samples)
-            described = merged(self.description(), measured.description)
-            write_whole(self.folder / "run.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+            content = merged(self.description(), measured.description)
+            write_whole(self.folder / "run.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def _add_lines(self, name: str, new: pd.DataFrame, key: list[str]) -> None:
         present = read_frame(self.folder / name, list(new.columns))
-        both = pd.concat([present, new[present.columns]], ignore_index=True)
-        both = both.drop_duplicates(key)
-        if len(both) > len(present):
-            self._write(name, both)
+        lines = pd.concat([present, new[present.columns]], ignore_index=True).drop_duplicates(key)
+        if len(lines) > len(present):
+            self._write(name, lines)
 
     def _add_scores(self, new: pd.DataFrame) -> None:
-        """Merge scores by prompt: new prompts are added, and metrics that came later fill their columns."""
+        """Add new prompts as rows and new metrics as columns; scores that are there already stay."""
         if new.empty:
             return
         present = self.scores()
@@ -141,8 +150,8 @@ class RunFolder:
         left, right = (frame.set_index(SCORE_KEY) for frame in (present, new))
         columns = [*left.columns, *(c for c in right.columns if c not in left.columns)]
         index = left.index.append(right.index.difference(left.index, sort=False))
-        both = left.reindex(index=index, columns=columns).combine_first(right).reindex(index=index, columns=columns)
-        self._write("scores.csv", both.reset_index())
+        scores = left.reindex(index=index, columns=columns).combine_first(right).reindex(index=index, columns=columns)
+        self._write("scores.csv", scores.reset_index())
 
     def _add_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         path = self.folder / "samples.jsonl"
@@ -157,7 +166,7 @@ class RunFolder:
 
 
 def read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A CSV file with all values as text, or an empty frame of these columns where there is no file.
+    """A CSV file with all values as text, or an empty frame of these columns if the file does not exist.
 
     Raises:
         UserError: the file is damaged or lacks one of the columns.
@@ -169,71 +178,83 @@ def read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path}: not a table ({error}); restore it from git, or remove it") from None
     if missing := [c for c in columns if c not in frame.columns]:
-        raise UserError(f"{path}: lacks the columns {', '.join(missing)}; restore it from git, or remove it")
+        raise UserError(f"{path}: the columns {', '.join(missing)} are missing; restore it from git, or remove it")
     return frame
 
 
 def merged(present: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's description with what another measurement adds: mappings and lists are united, what is there stays."""
+    """A run's description with the entries that a later measurement adds; entries that are there already stay.
+
+    Mappings and lists under `UNITED_KEYS` are united, and numbers under `SUMMED_KEYS` are added.
+    """
     result = dict(present)
     for key, value in new.items():
         old = result.get(key)
         if key not in result:
             result[key] = value
-        elif isinstance(old, dict) and isinstance(value, Mapping) and key in UNITED:
+        elif isinstance(old, dict) and isinstance(value, Mapping) and key in UNITED_KEYS:
             result[key] = {**value, **old}
             result[key] = {k: result[key][k] for k in dict.fromkeys([*old, *value])}
-        elif isinstance(old, list) and isinstance(value, Sequence) and key in UNITED:
-            result[key] = old + [one for one in value if one not in old]
-        elif key in SUMMED:
+        elif isinstance(old, list) and isinstance(value, Sequence) and key in UNITED_KEYS:
+            result[key] = old + [entry for entry in value if entry not in old]
+        elif key in SUMMED_KEYS:
             result[key] = round(old + value, 1)
     return result
 
 
-UNITED = ("data", "stages", "evaluations", "artifacts", "hub")  # of run.json, what each measurement adds to
-SUMMED = ("wall_seconds",)
-
-
 def run_folders(results: str | Path, model: str) -> Iterator[RunFolder]:
-    """The runs that are kept of a pair, by name."""
+    """The folders of all runs of a pair, sorted by name."""
     for path in sorted((Path(results) / model / RUNS).glob("*/run.json")):
         yield RunFolder(results, model, path.parent.name)
 
 
-def lines_of(folder: RunFolder, table: str, row: str, titles: Mapping[str, str]) -> pd.DataFrame:
-    """A run's facts as lines of a long file.
+def long_lines(folder: RunFolder, table: str, row: str, titles: Mapping[str, str]) -> pd.DataFrame:
+    """A run's facts as lines of a long file: the column `data` and `LONG_COLUMNS`.
 
     Args:
-        titles: a data set's title by its name; others are called by their name.
+        folder: the run.
+        table: the value of the column `table`.
+        row: the row's label.
+        titles: the data sets' titles by name; a set without a title is shown by its name.
     """
-    facts, described = folder.facts(), folder.description()
+    facts, description = folder.facts(), folder.description()
     lines = facts.assign(table=table, row=row, run=folder.run)
     lines["column"] = [titles.get(name, name) for name in facts["dataset"]]
-    for name in DESCRIBED:
-        lines[name] = str(described.get(name, ""))
-    return lines[["data", *LONG]]
+    for name in RUN_COLUMNS:
+        lines[name] = str(description.get(name, ""))
+    return lines[["data", *LONG_COLUMNS]]
 
 
 def write_runs_file(results: str | Path, model: str) -> Path:
-    """Write `runs/long.csv` anew over all runs of a pair; rows that share a label are told apart by their run."""
+    """Write `runs/long.csv` with the facts of all runs of a pair, and return its path."""
     path = Path(results) / model / RUNS / "long.csv"
     with lock_beside(path):
         folders = list(run_folders(results, model))
-        described = {folder.run: folder.description() for folder in folders}
-        labels = unlike_labels({run: told["label"] for run, told in described.items()},
-                               {run: told["train_seed"] for run, told in described.items()})  # fmt: skip
+        descriptions = {folder.run: folder.description() for folder in folders}
+        run_labels, train_seeds = (
+            {run: description[key] for run, description in descriptions.items()} for key in ("label", "train_seed")
+        )
+        labels = unique_labels(run_labels, train_seeds)
         frames = []
         for folder in folders:
-            titles = {name: one.get("title", name) for name, one in described[folder.run]["data"].items()}
-            frames.append(lines_of(folder, RUNS, labels[folder.run], titles))
-        lines = pd.concat(frames, ignore_index=True)[LONG] if frames else pd.DataFrame(columns=LONG)
+            data_sets = descriptions[folder.run]["data"]
+            titles = {name: data.get("title", name) for name, data in data_sets.items()}
+            frames.append(long_lines(folder, RUNS, labels[folder.run], titles))
+        lines = pd.concat(frames, ignore_index=True)[LONG_COLUMNS] if frames else pd.DataFrame(columns=LONG_COLUMNS)
         write_whole(path, lines.to_csv(index=False, lineterminator="\n"))
     return path
 
 
-def unlike_labels(labels: Mapping[str, str], train_seeds: Mapping[str, Any]) -> dict[str, str]:
-    """Labels by run; runs of one training seed that share a label (a sweep over what it does not show) get their run's
-    name behind it."""
+def unique_labels(labels: Mapping[str, str], train_seeds: Mapping[str, Any]) -> dict[str, str]:
+    """Row labels by run, unique within a training seed.
+
+    Two runs with the same label and training seed differ in a setting that the label does not show. Wherever such a
+    label occurs, the run's name is appended to it.
+
+    Args:
+        labels: each run's label, by run name.
+        train_seeds: each run's training seed, by run name.
+    """
     runs_by_label: dict[tuple[str, Any], list[str]] = {}
     for run, label in labels.items():
         runs_by_label.setdefault((label, train_seeds[run]), []).append(run)

@@ -1,4 +1,4 @@
-"""Cells, spreads and paired tests over facts and scores."""
+"""Cells, standard deviations and paired tests over facts and scores."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: in the table.
-        parts: (data set, metric) of the facts behind it; of several their mean is taken, seed by seed.
+        title: the column's title in the table.
+        parts: (data set, metric) of the column's facts. An average has several parts; their mean is taken seed by seed.
         any_size: whether values are shown with three digits in place of two decimals.
     """
 
@@ -27,25 +27,28 @@ class Column:
 
     @property
     def dataset(self) -> str:
-        """Its data set, or that of its first part."""
+        """The data set of the first part."""
         return self.parts[0][0]
 
     @property
     def metric(self) -> str:
-        """Its metric, or that of its first part."""
+        """The metric of the first part."""
         return self.parts[0][1]
 
     @property
     def is_average(self) -> bool:
-        """Whether it averages several columns."""
+        """Whether the column averages other columns."""
         return len(self.parts) > 1
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and sample standard deviation over generation seeds, or over training seeds if there are several.
+    """Mean and sample standard deviation over training seeds, or over generation seeds if there is one training seed.
 
-    Two decimals are shown, as the papers print scores, or three digits of what may be of any size.
+    Attributes:
+        mean: the mean.
+        std: the sample standard deviation; None for a single value.
+        any_size: whether the text has three digits. Otherwise it has two decimals, as the papers print scores.
     """
 
     mean: float
@@ -59,14 +62,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against another over the same prompts.
+    """The paired test of a row against a baseline row over the same prompts.
 
     Attributes:
-        difference: of the means.
-        low, high: its 95 % interval.
-        p: two-sided.
-        prompts: how many.
-        floor: the least p that so many resamples can give, or 0 where all of them were looked at.
+        difference: the row's mean minus the baseline's.
+        low: the lower end of the difference's 95 % interval.
+        high: the upper end.
+        p: the two-sided p of the permutation test.
+        prompts: the number of prompts.
+        floor: the smallest p that `RESAMPLES` permutations can give; 0 if the test used all permutations.
     """
 
     difference: float
@@ -78,18 +82,18 @@ class Comparison:
 
     @property
     def p_text(self) -> str:
-        """p as a table shows it: at the floor it may be anything below."""
+        """p as a table shows it. At the floor the true p may be smaller, so the text starts with `<=`."""
         return f"{self.p:.2g}" if self.p > self.floor else f"<={self.floor:.2g}"
 
 
 def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
-    """The cell of a row's lines, or None where nothing was measured.
+    """The cell of a row, or None if the row has no value in the column.
 
-    With one training seed the spread is over generation seeds; with several it is over training seeds, of the means
-    over generation seeds. An average needs all of its columns.
+    With one training seed the standard deviation is over generation seeds. With several training seeds each training's
+    mean over its generation seeds counts as one value. An average needs values of all of its parts.
 
     Args:
-        lines: with columns dataset, metric, train_seed, seed (as text, "" for none) and value.
+        lines: the row's lines with columns dataset, metric, train_seed, seed (as text, "" for none) and value.
     """
     parts = [
         lines[(lines["dataset"] == dataset) & (lines["metric"] == metric)]
@@ -104,67 +108,75 @@ def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
     if values.empty:
         return None
     by_training = values.groupby(level="train_seed").mean()
-    spread = by_training if len(by_training) > 1 else values
-    std = float(spread.std(ddof=1)) if len(spread) > 1 else None
+    samples = by_training if len(by_training) > 1 else values
+    std = float(samples.std(ddof=1)) if len(samples) > 1 else None
     return Cell(float(by_training.mean()), std, column.any_size)
 
 
 def printed_p(
-    ours: tuple[float, float], theirs: tuple[float, float], seeds: int = 5, alternative: str = "two-sided"
+    row: tuple[float, float], baseline: tuple[float, float], seeds: int = 5, alternative: str = "two-sided"
 ) -> float:
-    """p of the pooled t-test on printed (mean, sample standard deviation) over so many generation seeds.
+    """p of the pooled t-test on two cells as a paper prints them.
 
-    The papers' own kind of test: it tells whether other generation seeds would change the order, and no more.
+    The papers use this test. It tells whether other generation seeds would change the order of the two rows, but not
+    whether another training would.
 
     Args:
-        alternative: `two-sided`, or `greater` for ours above theirs.
+        row: mean and sample standard deviation of the row.
+        baseline: mean and sample standard deviation of the baseline row.
+        seeds: the number of generation seeds behind each cell.
+        alternative: `two-sided`, or `greater` for a row above the baseline.
     """
     from scipy import stats
 
-    test = stats.ttest_ind_from_stats(*ours, seeds, *theirs, seeds, equal_var=True, alternative=alternative)
+    test = stats.ttest_ind_from_stats(*row, seeds, *baseline, seeds, equal_var=True, alternative=alternative)
     return float(test.pvalue)
 
 
-def compare(ours: pd.Series, theirs: pd.Series) -> Comparison | None:
-    """A paired test over the prompts of a set.
+def compare(row: pd.Series, baseline: pd.Series) -> Comparison | None:
+    """The paired test of a row against a baseline over the prompts of a set.
 
-    The interval is the bootstrap's (bias-corrected and accelerated), p the permutation test's, which turns the sign of
-    each prompt's difference; neither takes scores to be normal. Both draw from a fixed seed.
+    The interval is a bias-corrected and accelerated bootstrap. p is from a permutation test that flips the sign of each
+    prompt's difference. Neither assumes normal scores. Both draw from a fixed seed.
 
     Args:
-        ours, theirs: each prompt's score by its id, the mean over generation and training seeds.
+        row: the row's score of each prompt by example id, the mean over generation and training seeds.
+        baseline: the same of the baseline row.
 
     Returns:
-        None where the prompts of the two are not the same, fewer than two, or without a score.
+        The comparison; None if the two have different prompts, fewer than two prompts, or a prompt without a score.
     """
-    if set(ours.index) != set(theirs.index) or len(ours) < 2 or ours.isna().any() or theirs.isna().any():
+    if set(row.index) != set(baseline.index) or len(row) < 2 or row.isna().any() or baseline.isna().any():
         return None
     from scipy import stats
 
-    gaps = (ours - theirs.loc[ours.index]).to_numpy()
-    mean = float(gaps.mean())
-    low = high = mean  # of gaps that are all one, where the bootstrap's correction is not defined
-    if np.ptp(gaps):
-        low, high = stats.bootstrap((gaps,), np.mean, n_resamples=RESAMPLES, batch=1000, rng=0).confidence_interval
-    turned = stats.permutation_test(
-        (gaps,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, batch=1000, rng=0
+    differences = (row - baseline.loc[row.index]).to_numpy()
+    mean = float(differences.mean())
+    low = high = mean
+    if np.ptp(differences):  # the bootstrap's correction is undefined where all differences are equal
+        bootstrap = stats.bootstrap((differences,), np.mean, n_resamples=RESAMPLES, batch=1000, rng=0)
+        low, high = bootstrap.confidence_interval
+    permutation = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, batch=1000, rng=0
     )
-    floor = 2 / (RESAMPLES + 1) if 2 ** len(gaps) > RESAMPLES else 0.0
-    return Comparison(mean, float(low), float(high), float(turned.pvalue), len(gaps), floor)
+    floor = 2 / (RESAMPLES + 1) if 2 ** len(differences) > RESAMPLES else 0.0
+    return Comparison(mean, float(low), float(high), float(permutation.pvalue), len(differences), floor)
 
 
 def prompt_means(scores: Sequence[pd.DataFrame], dataset: str, column: str, topic: str | None) -> pd.Series:
-    """Each prompt's mean score over the runs of a row (its trainings), by id.
+    """Each prompt's mean score over the runs of a row (its trainings), by example id.
 
     Args:
-        scores: the runs' scores by prompt, of one choice of generation seeds.
-        topic: whose prompts count; None for all.
+        scores: each run's scores by prompt, all over the same generation seeds.
+        dataset: the data set's name.
+        column: the column of `scores` that holds the metric.
+        topic: the topic of the prompts; None takes all prompts.
     """
     frames = [frame for frame in scores if column in frame.columns]
     if not frames:
         return pd.Series(dtype=float)
-    every = pd.concat(frames, ignore_index=True)
-    chosen = every[every["dataset"] == dataset]
+    all_scores = pd.concat(frames, ignore_index=True)
+    set_scores = all_scores[all_scores["dataset"] == dataset]
     if topic is not None:
-        chosen = chosen[chosen["topic"] == topic]
-    return chosen.groupby("id")[column].mean()  # sorted: the bootstrap draws by place
+        set_scores = set_scores[set_scores["topic"] == topic]
+    return set_scores.groupby("id")[column].mean()  # sorted by id: the bootstrap draws by position

@@ -1,4 +1,4 @@
-"""A table as data: its rows' lines and scores from the runs that its manifest names, shaped into cells."""
+"""A table as data: lines and scores of its rows, read from the runs that the manifest names, and its cells."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from distill.base.files import lock_beside, write_whole
 from distill.results import metrics
 from distill.results.experiment import Experiment
 from distill.results.manifest import Manifest, RowRuns
-from distill.results.runs import LONG, RunFolder, lines_of
+from distill.results.runs import LONG_COLUMNS, RunFolder, long_lines
 from distill.results.statistics import Column, cell, prompt_means
 
-MISSING = "missing"  # the cell of a value that was not measured
+MISSING = "missing"  # the text of a cell that was not measured
 
 
 def seeds_name(seeds: Sequence[int]) -> str:
-    """The generation seeds that a prompt's mean is over, as a run's scores name them."""
+    """Generation seeds as the column `seeds` of a run's scores has them."""
     return " ".join(map(str, seeds))
 
 
 @dataclass(frozen=True)
 class RowData:
-    """A row of a table with what its runs tell.
+    """A row of a table with the data of its runs.
 
     Attributes:
-        row: as the manifest has it.
-        lines: of a long file, those that count in this table.
-        scores: by prompt, of each run that has some.
-        described: `run.json` of each run that was measured.
+        row: the manifest's entry.
+        lines: the runs' facts over the table's data sets and seeds, as lines of a long file.
+        scores: the scores by prompt of each run that has any over the table's data sets and seeds.
+        descriptions: the content of `run.json` of each run that was measured.
     """
 
     row: RowRuns
     lines: pd.DataFrame
     scores: list[pd.DataFrame]
-    described: list[dict[str, Any]]
+    descriptions: list[dict[str, Any]]
 
     @property
     def label(self) -> str:
-        """In the table."""
+        """The row's label."""
         return self.row.label
 
     def prompt_means(self, dataset: str, metric: str) -> pd.Series:
-        """Each prompt's mean score behind a metric, by id."""
+        """Each prompt's mean score in a metric, by example id."""
         column, topic = metrics.per_prompt_column(metric)
         return prompt_means(self.scores, dataset, column, topic)
 
 
 def columns_of(experiment: Experiment, manifest: Manifest) -> list[Column]:
-    """The columns of a table, with their metrics as result files name them."""
+    """The columns of a table, with data sets and metrics as result files name them."""
     columns = []
     for title, config in experiment.columns.items():
         if config.average is not None:
@@ -65,40 +65,44 @@ def columns_of(experiment: Experiment, manifest: Manifest) -> list[Column]:
 
 
 def _part(manifest: Manifest, title: str) -> tuple[str, str]:
-    named = manifest.columns[title]
-    assert named is not None
-    dataset, metric = named
+    part = manifest.columns[title]
+    assert part is not None
+    dataset, metric = part
     return dataset, metric
 
 
 def rows_of(manifest: Manifest, results: str | Path) -> list[RowData]:
-    """The rows of a table in its order, with what was measured over its sets and seeds."""
-    titles = {name: told["title"] for name, told in manifest.sets.items()}
-    hashes = {name: told["hash"] for name, told in manifest.sets.items()}
+    """The rows of a table in the manifest's order, with their measurements over its data sets and seeds."""
+    titles = {name: data["title"] for name, data in manifest.sets.items()}
+    hashes = {name: data["hash"] for name, data in manifest.sets.items()}
     seeds = {"", *map(str, manifest.seeds)}
     rows = []
     for row in manifest.rows:
         folders = [RunFolder(results, row.model, run) for run in row.runs]
-        frames = [lines_of(folder, manifest.name, row.label, titles) for folder in folders]
+        frames = [long_lines(folder, manifest.name, row.label, titles) for folder in folders]
         lines = pd.concat(frames, ignore_index=True)
-        of_set = lines["dataset"].map(hashes)
-        counts = (of_set.isna() | (of_set == lines["data"])) & lines["seed"].isin(seeds)
-        scores = [_of_seeds(folder.scores(), hashes, manifest.seeds) for folder in folders]
-        described = [told for folder in folders if (told := folder.description())]
-        rows.append(RowData(row, lines[counts][LONG], [s for s in scores if len(s)], described))
+        expected_hashes = lines["dataset"].map(hashes)  # NaN for costs and for sets that the table does not use
+        selected = (expected_hashes.isna() | (expected_hashes == lines["data"])) & lines["seed"].isin(seeds)
+        scores = [_selected_scores(folder.scores(), hashes, manifest.seeds) for folder in folders]
+        descriptions = [description for folder in folders if (description := folder.description())]
+        rows.append(RowData(row, lines[selected][LONG_COLUMNS], [s for s in scores if len(s)], descriptions))
     return rows
 
 
-def _of_seeds(scores: pd.DataFrame, hashes: Mapping[str, str], seeds: Sequence[int]) -> pd.DataFrame:
-    chosen = (scores["seeds"] == seeds_name(seeds)) & (scores["data"] == scores["dataset"].map(hashes))
-    return scores[chosen]
+def _selected_scores(scores: pd.DataFrame, hashes: Mapping[str, str], seeds: Sequence[int]) -> pd.DataFrame:
+    """The scores over these data sets and exactly these generation seeds."""
+    selected = (scores["seeds"] == seeds_name(seeds)) & (scores["data"] == scores["dataset"].map(hashes))
+    return scores[selected]
 
 
-def shaped(rows: Sequence[RowData], columns: Sequence[Column], absent: Sequence[str] = ()) -> pd.DataFrame:
-    """Cells as text, one line a row; `group` sets the context rows apart.
+def cells_table(rows: Sequence[RowData], columns: Sequence[Column], absent: Sequence[str] = ()) -> pd.DataFrame:
+    """The table with cells as text, one line a row. The column `group` has the groups of the rows.
 
     Args:
-        absent: titles of columns that the pair's data does not have; their cells are empty, others `missing`.
+        rows: the rows.
+        columns: the columns.
+        absent: titles of the columns whose data set is not part of the pair's data. Their cells are empty. In other
+            columns, a cell without a measurement is `missing`.
     """
     data = []
     for row in rows:
@@ -110,41 +114,41 @@ def shaped(rows: Sequence[RowData], columns: Sequence[Column], absent: Sequence[
 
 
 def transposed(table: pd.DataFrame) -> pd.DataFrame:
-    """A shaped table with its columns as rows."""
-    turned = table.drop(columns="group").set_index("row").T
-    return turned.rename_axis("row").rename_axis(None, axis=1).reset_index()
+    """A table of `cells_table` with its columns as rows, without `group`."""
+    by_column = table.drop(columns="group").set_index("row").T
+    return by_column.rename_axis("row").rename_axis(None, axis=1).reset_index()
 
 
 def absent_columns(experiment: Experiment, manifest: Manifest) -> list[str]:
-    """Columns whose data set the pair's data does not have, or that average such a column."""
-    special = (metrics.TRAINING, metrics.VALIDATION, metrics.BENCHMARKS)
+    """The titles of columns whose data set is not part of the pair's data, and of the averages over them."""
+    not_data_sets = (metrics.TRAINING, metrics.VALIDATION, metrics.BENCHMARKS)
     absent = {
         title
-        for title, named in manifest.columns.items()
-        if named is not None and named[0] not in (*manifest.sets, *special)
+        for title, part in manifest.columns.items()
+        if part is not None and part[0] not in (*manifest.sets, *not_data_sets)
     }
     averages = {t for t, c in experiment.columns.items() if c.average and absent.intersection(c.average)}
     return [title for title in experiment.columns if title in absent | averages]
 
 
 def curves(rows: Sequence[RowData], results: str | Path, column: str = "eval_rouge_l") -> pd.DataFrame:
-    """A validation figure by epoch, of each row's own training: columns row, train_seed, epoch, value."""
+    """A validation metric by epoch, of the training of each row's model: columns row, train_seed, epoch, value."""
     frames = []
     for row in rows:
         for run in row.row.runs:
             folder = RunFolder(results, row.row.model, run)
-            described = folder.description()
-            if not described:
+            description = folder.description()
+            if not description:
                 continue
             curve = folder.curve()
-            own = curve[(curve["stage"] == described["stage"]) & curve[column].notna()]
+            validations = curve[(curve["stage"] == description["stage"]) & curve[column].notna()]
             frames.append(
                 pd.DataFrame(
                     {
                         "row": row.label,
-                        "train_seed": described["train_seed"],
-                        "epoch": own["epoch"].astype(float).round(4),
-                        "value": own[column].astype(float),
+                        "train_seed": description["train_seed"],
+                        "epoch": validations["epoch"].astype(float).round(4),
+                        "value": validations[column].astype(float),
                     }
                 )
             )
@@ -156,25 +160,25 @@ def curves(rows: Sequence[RowData], results: str | Path, column: str = "eval_rou
 
 
 def epochs_table(rows: Sequence[RowData], results: str | Path) -> pd.DataFrame:
-    """Validation ROUGE-L by epoch, a line a row: the mean over trainings, and their standard deviation if several."""
+    """A table of validation ROUGE-L by epoch: the mean over trainings, with the standard deviation of several."""
     long = curves(rows, results)
     epochs = sorted(long["epoch"].unique())
     data = []
     for row in rows:
-        own = long[long["row"] == row.label]
+        row_lines = long[long["row"] == row.label]
         cells = {}
         for epoch in epochs:
-            values = own.loc[own["epoch"] == epoch, "value"]
-            spread = f" ({values.std(ddof=1):.2f})" if len(values) > 1 else ""
-            cells[f"epoch {epoch:g}"] = f"{values.mean():.2f}{spread}" if len(values) else MISSING
+            values = row_lines.loc[row_lines["epoch"] == epoch, "value"]
+            std = f" ({values.std(ddof=1):.2f})" if len(values) > 1 else ""
+            cells[f"epoch {epoch:g}"] = f"{values.mean():.2f}{std}" if len(values) else MISSING
         data.append({"row": row.label, "group": row.row.group, **(cells or {"epoch": MISSING})})
     return pd.DataFrame(data)
 
 
 def write_long(manifest: Manifest, results: str | Path, rows: Sequence[RowData]) -> Path:
-    """Write `<table>_long.csv`: one line a value, row by row."""
+    """Write `<table>_long.csv`, one line a value, row by row, and return its path."""
     path = manifest.folder(results) / f"{manifest.name}_long.csv"
-    lines = pd.concat([row.lines for row in rows], ignore_index=True) if rows else pd.DataFrame(columns=LONG)
+    lines = pd.concat([row.lines for row in rows], ignore_index=True) if rows else pd.DataFrame(columns=LONG_COLUMNS)
     with lock_beside(path):
         write_whole(path, lines.to_csv(index=False, lineterminator="\n"))
     return path
