@@ -79,7 +79,7 @@ def _wishes(table: Table, labels: Sequence[str], chosen: dict[str, list[Any] | N
         raise UserError(f"what={unknown}: there are {', '.join(WHAT)}")
     name = str((chosen["set"] or [next(iter(_plan(table).sets))])[0])
     rows = [label for label in labels if label in table.rows]
-    of = str((chosen["of"] or [list(table.definition.rows)[-1]])[0])
+    of = str((chosen["of"] or [list(table.experiment.rows)[-1]])[0])
     if "preference" in what and of not in rows:
         raise UserError(f"of={of}: no chosen row (rows: {', '.join(rows)})")
     tasks = _tasks(table, name, chosen)
@@ -208,9 +208,9 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
     current &= (frame["judge"] == judge) & (frame["seeds"] == seeds_name(table.config.seed))
     frame = frame[current].assign(value=pd.to_numeric(frame[current]["value"]))
     text = [
-        f"# {table.definition.title}: {judge} as a judge",
+        f"# {table.experiment.title}: {judge} as a judge",
         "",
-        *header(rows_of(manifest, results), table.definition, manifest),
+        *header(rows_of(manifest, results), table.experiment, manifest),
         "",
     ]
     for name, judged in frame.groupby("dataset", sort=False):

@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
     failures = table.measure(chosen)
     if is_main_process() and table.any_measured():
         written = table.write()
-        experiment = table.definition
+        experiment = table.experiment
         if experiment.kind != "figure":
             rouge = all(c.metric.startswith(("rouge_l", "best_rouge_l")) for c in experiment.columns.values())
             show(written.frame, f"{experiment.title} - {table.model}{', ROUGE-L' if rouge else ''}")

@@ -197,7 +197,9 @@ def test_the_rows_of_the_decoding_table_differ():
 def test_a_table_has_one_engine():
     found = experiment.load("abkd/decoding")
     rows = {**found.rows, "clean": experiment.RowConfig(overrides=["loss=ab", "eval.engine=vllm"])}
-    with pytest.raises(UserError, match="rows by transformers and vllm; a table has one engine"):
+    with pytest.raises(
+        UserError, match="would be written by transformers and vllm; all rows of a table need the same engine"
+    ):
         Table("abkd/decoding", found.model_copy(update={"rows": rows}), ["model=micro"])
 
 

@@ -563,7 +563,7 @@ def test_rows_are_tokenised_and_sets_are_read_once(smoke, monkeypatch):
     from distill.data.encode import Encoder
     from distill.pipeline import inputs
 
-    monkeypatch.setattr(inputs, "_READ", {})
+    monkeypatch.setattr(inputs, "_CACHE", {})
     encoded, read = [], []
     pairs, loaded = Encoder.pairs, sets.train_and_valid
     monkeypatch.setattr(Encoder, "pairs", lambda s, e, n: encoded.append(len(e)) or pairs(s, e, n))

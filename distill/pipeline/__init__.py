@@ -1,1 +1,1 @@
-"""From a config to finished artifacts and facts: the graph, its store, and how each artifact is made."""
+"""From a config to finished artifacts and facts: the graph of artifacts, their store and their makers."""

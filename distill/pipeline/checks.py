@@ -1,4 +1,4 @@
-"""What every command checks before the first stage."""
+"""The checks of data and models that every command makes before the first stage."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
 
 def needs_hub(config: Config) -> bool:
-    """Whether weights or data come from the hub."""
+    """Whether weights, an encoder or data come from the hub."""
     model, data = config.model, config.data
     paths = [w.path for w in (model.teacher, model.student) if w.path is not None]
     encoder = config.eval.bertscore.encoder
     paths += [encoder] if encoder not in (None, WHEEL) else []
-    named = any(not Path(path).expanduser().is_dir() for path in paths)
-    corpus = data.pretrain is not None and data.pretrain.file is None
-    return model.source == "hub" or named or corpus or (data.root is None and data.generator is None)
+    path_on_hub = any(not Path(path).expanduser().is_dir() for path in paths)
+    corpus_on_hub = data.pretrain is not None and data.pretrain.file is None
+    return model.source == "hub" or path_on_hub or corpus_on_hub or (data.root is None and data.generator is None)
 
 
 def check_data(plan: Plan, texts: bool = True) -> None:
-    """Load every set and look for the encoder, to name all that is missing or wrong before anything is made.
+    """Load every data set and check that BERTScore's encoder is available, before the first artifact is made.
 
     Args:
-        texts: whether responses will be scored, which takes the encoder.
+        texts: whether responses will be scored. Only then the encoder is checked.
 
     Raises:
-        UserError: with the problems of all sets.
+        UserError: a data set or the encoder is missing or wrong; it lists the problems of all of them.
     """
     if needs_hub(plan.config):
         hub.prepare()
@@ -53,7 +53,10 @@ def check_data(plan: Plan, texts: bool = True) -> None:
         raise UserError([*dict.fromkeys(p for p in problems if p not in hint), *hint])
 
 
-def unlike_engines(configs: Sequence[Config]) -> list[str]:
-    """The engines of several rows, if they are not all one: texts of two engines do not compare."""
+def differing_engines(configs: Sequence[Config]) -> list[str]:
+    """The generation engines of the configs if there is more than one, otherwise an empty list.
+
+    Responses of different engines are not comparable, so a table must have one engine.
+    """
     engines: list[str] = sorted({config.eval.engine for config in configs})
     return engines if len(engines) > 1 else []

@@ -1,4 +1,4 @@
-"""What a process reads once, however many configs ask for it: data sets, templates, encoded rows."""
+"""Data sets, tokenizers and encoded rows, read once per process and shared by all configs that need them."""
 
 from __future__ import annotations
 
@@ -15,51 +15,57 @@ from distill.pipeline.store import digest
 from distill.training.encoding import training_encoder
 
 T = TypeVar("T")
-_READ: dict[tuple[str, str], Any] = {}
+_CACHE: dict[tuple[str, str], Any] = {}
 
 
-def once(kind: str, determinants: Any, read: Callable[[], T]) -> T:
-    """What `read` gives; a second call with the same determinants (a JSON value) gives the same object."""
-    at = kind, digest(determinants)
-    if at not in _READ:
-        _READ[at] = read()
-    result: T = _READ[at]
+def read_once(kind: str, determinants: Any, read: Callable[[], T]) -> T:
+    """The result of `read()`, from a cache of the process if it was read before.
+
+    Args:
+        kind: what is read; part of the cache's key.
+        determinants: everything that the result depends on, as a JSON value.
+        read: called if the cache has no result for this kind and these determinants.
+    """
+    key = kind, digest(determinants)
+    if key not in _CACHE:
+        _CACHE[key] = read()
+    result: T = _CACHE[key]
     return result
 
 
 def train_and_valid(config: Config) -> tuple[Dataset, Dataset]:
-    """Training and validation sets."""
-    named = _source(config.data) | config.data.model_dump(mode="json", include={"train", "valid"})
-    return once("training", named, lambda: sets.train_and_valid(config))
+    """The training set and the validation set."""
+    determinants = _source(config.data) | config.data.model_dump(mode="json", include={"train", "valid"})
+    return read_once("training", determinants, lambda: sets.train_and_valid(config))
 
 
 def evaluation_sets(config: Config) -> dict[str, Dataset]:
-    """The evaluation sets that a config names, by name; a set that two configs name is read once."""
-    wanted = config.eval.sets or list(config.data.eval)
-    read: dict[str, Dataset] = {}
+    """The evaluation sets that a config selects, by name. A set that two configs select is read once."""
+    names = config.eval.sets or list(config.data.eval)
+    datasets: dict[str, Dataset] = {}
     missing = []
-    for name in wanted:
-        at = "evaluation", digest(_set_source(config, name))
-        if at in _READ:
-            read[name] = _READ[at]
+    for name in names:
+        key = "evaluation", digest(_set_source(config, name))
+        if key in _CACHE:
+            datasets[name] = _CACHE[key]
         else:
             missing.append(name)
     if missing:
-        only = config.model_copy(update={"eval": config.eval.model_copy(update={"sets": missing})})
-        for name, dataset in sets.evaluation(only).items():
-            _READ["evaluation", digest(_set_source(config, name))] = read[name] = dataset
-    return {name: read[name] for name in wanted}
+        missing_only = config.model_copy(update={"eval": config.eval.model_copy(update={"sets": missing})})
+        for name, dataset in sets.evaluation(missing_only).items():
+            _CACHE["evaluation", digest(_set_source(config, name))] = datasets[name] = dataset
+    return {name: datasets[name] for name in names}
 
 
 def _set_source(config: Config, name: str) -> dict[str, Any]:
-    own = config.data.eval[name].model_dump(mode="json")
-    return _source(config.data) | {"name": name, "set": own, "smoke": config.debug.smoke}
+    split = config.data.eval[name].model_dump(mode="json")
+    return _source(config.data) | {"name": name, "set": split, "smoke": config.debug.smoke}
 
 
 def pretraining(config: Config) -> list[str]:
-    """The texts of the plain-text corpus; none if there is none."""
-    named = _source(config.data) | config.data.model_dump(mode="json", include={"pretrain"})
-    return once("pretraining", named, lambda: sets.pretraining(config.data))
+    """The texts of the plain-text corpus; an empty list if the config has no corpus."""
+    determinants = _source(config.data) | config.data.model_dump(mode="json", include={"pretrain"})
+    return read_once("pretraining", determinants, lambda: sets.pretraining(config.data))
 
 
 def _source(data: DataConfig) -> dict[str, Any]:
@@ -72,26 +78,30 @@ def template_hash(data: DataConfig) -> str:
 
 
 def tokenizer(weights: Weights) -> Any:
-    """The tokenizer beside weights."""
-    return once("tokenizer", [weights.base, weights.revision], lambda: load_tokenizer(weights))
+    """The tokenizer that is stored with the weights."""
+    return read_once("tokenizer", [weights.base, weights.revision], lambda: load_tokenizer(weights))
 
 
 def training_rows(config: Config, weights: Weights, dataset: Dataset) -> EncodedSet:
-    """A set's prompts with their responses as a model's tokenizer encodes them for training."""
+    """A set's prompts and responses, encoded for training with a model's tokenizer."""
     limits = config.train.model_dump(include={"max_length", "max_prompt_length", "overlong_prompt"})
-    own = tokenizer(weights)
-    # A trained model has a copy of its base's tokenizer: what it does counts, not where it lies
-    vocabulary = once("vocabulary", [weights.base, weights.revision], lambda: digest(_behaviour(own)))
-    named = [vocabulary, template_hash(config.data), limits, dataset.fingerprint]
+    model_tokenizer = tokenizer(weights)
+    # A trained model has a copy of its base's tokenizer. Both encode alike, so the cache's key holds what the tokenizer
+    # does and not where it is stored.
+    vocabulary = read_once("vocabulary", [weights.base, weights.revision], lambda: digest(_behaviour(model_tokenizer)))
+    determinants = [vocabulary, template_hash(config.data), limits, dataset.fingerprint]
 
     def encode() -> EncodedSet:
-        return training_encoder(config, own).pairs(dataset.examples, config.train.max_length)
+        return training_encoder(config, model_tokenizer).pairs(dataset.examples, config.train.max_length)
 
-    return once("rows", named, encode)
+    return read_once("rows", determinants, encode)
 
 
-def _behaviour(own: Any) -> list[Any]:
-    """All that a tokenizer's encodings depend on."""
-    backend = getattr(own, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else [sorted(own.get_vocab().items()), repr(own)]
-    return [type(own).__name__, content, own.bos_token_id, own.eos_token_id]
+def _behaviour(model_tokenizer: Any) -> list[Any]:
+    """Everything that a tokenizer's encodings depend on, as a JSON value."""
+    backend = getattr(model_tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = backend.to_str()
+    else:
+        content = [sorted(model_tokenizer.get_vocab().items()), repr(model_tokenizer)]
+    return [type(model_tokenizer).__name__, content, model_tokenizer.bos_token_id, model_tokenizer.eos_token_id]

@@ -1,4 +1,4 @@
-"""What an artifact's key is made of: the parts of a config that matter, and the identity of what is not made here."""
+"""What artifact keys are hashed from: the settings of a config, and the identity of weights that no stage makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distill.config.section import Section
 from distill.data.examples import folder_hash
 from distill.pipeline.store import digest
 
-# Raised when a stage's code changes what it makes from the same settings.
+# Part of every key of a stage. Increase a stage's number when its code makes another artifact from the same settings.
 VERSIONS = {
     "base": 1,
     "signal": 2,
@@ -26,7 +26,7 @@ VERSIONS = {
     "reading": 1,
     "benchmark": 1,
 }
-# Keys of `train` that change no result, and those that the stage hashes by itself.
+# Keys of `train` that are not hashed with the section: they change no result, or the plan hashes them separately.
 NOT_DETERMINING = {
     "teacher",
     "start",
@@ -37,13 +37,19 @@ NOT_DETERMINING = {
     "shared_seed",
     "teacher_signal",
 }
-# Keys of `eval` that change no text (batch_tokens: none but by rounding), or (engine) are named apart
+# Keys of `eval` that are not hashed as decoding settings: they change no response (batch_tokens changes it only by
+# rounding), or the plan hashes them separately (engine).
 NO_DECODING = {"sets", "engine", "batch_tokens", "bertscore", "judge", "benchmarks"}
 
 
 @dataclass(frozen=True)
-class Given:
-    """Weights that are not made here: a supplied or pretrained checkpoint with its identity."""
+class ExternalWeights:
+    """Weights that no stage makes: a supplied or pretrained checkpoint.
+
+    Attributes:
+        name: the folder or hub id.
+        identity: the hub id with its revision, or the hash of the folder's content.
+    """
 
     name: str
     identity: str
@@ -57,14 +63,19 @@ class Given:
 def settings_of(section: Section, include: set[str] | None = None, exclude: set[str] | None = None) -> dict[str, Any]:
     """A section's values for hashing.
 
-    Those at their neutral value (distill/config/neutral.py) are left out, so that a key added later keeps all hashes,
-    and with them the results that stand under them.
+    Neutral values (distill/config/neutral.py) are left out. So a key that is added to the schema later changes no
+    existing hash, and existing artifacts and results are still found.
     """
     return determining(section, include, exclude)
 
 
 def identity(text: str, revision: str) -> str:
-    """A hub id with its revision, or the content hash of a folder, which is read once a process."""
+    """A hub id with its revision, or the hash of a folder's content. A folder is hashed once per process.
+
+    Args:
+        text: the folder or hub id.
+        revision: added to a hub id that has no `@revision`.
+    """
     folder = Path(text).expanduser()
     if not folder.is_dir():
         return text if "@" in text else f"{text}@{revision}"
@@ -76,10 +87,10 @@ def _folder_hash(folder: Path) -> str:
     return folder_hash(folder)
 
 
-def supplied_identity(own: WeightsConfig) -> str:
-    """Identity of a supplied checkpoint; an adapter's holds that of the model it is laid over."""
-    assert own.path is not None
-    named = identity(own.path, "main")
-    if (Path(own.path).expanduser() / "adapter_config.json").is_file() and own.id is not None:
-        named += f" over {identity(own.id, own.revision)}"
-    return named
+def supplied_identity(config: WeightsConfig) -> str:
+    """The identity of a supplied checkpoint. An adapter's identity includes that of its base model."""
+    assert config.path is not None
+    checkpoint = identity(config.path, "main")
+    if (Path(config.path).expanduser() / "adapter_config.json").is_file() and config.id is not None:
+        checkpoint += f" over {identity(config.id, config.revision)}"
+    return checkpoint

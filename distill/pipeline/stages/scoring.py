@@ -1,4 +1,4 @@
-"""What is measured of finished texts and models by other libraries: BERTScore, lm-eval's benchmarks."""
+"""Measurements by other libraries: BERTScore of finished responses, and lm-eval's benchmarks of models."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from distill.pipeline.store import Spec
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan, Role
 
-SCORES = "scores.json"  # an artifact's values by response, in the order of its evaluation's
+SCORES = "scores.json"  # one score per response, in the order of the evaluation's responses
 
 
 class BertScores(Maker):
-    """BERTScore of a role's responses to one set."""
+    """Computes BERTScore of a role's responses to one set."""
 
     quiet = True
 
@@ -33,20 +33,21 @@ class BertScores(Maker):
         """See the base class."""
         references = {e.id: e.references for e in self.dataset.examples}
         evaluations = [node.inputs[0] for node in nodes if isinstance(node, Node)]
-        several = [read_responses(self.plan.store.folder(e)) for e in evaluations if isinstance(e, Node)]
-        beside = [row for rows in zip(*several, strict=True) for row in rows]  # a reference is embedded once
+        by_seed = [read_responses(self.plan.store.folder(e)) for e in evaluations if isinstance(e, Node)]
+        # The responses of all seeds to a prompt are neighbours, so that the scorer embeds its references once.
+        responses = [response for of_prompt in zip(*by_seed, strict=True) for response in of_prompt]
         scorer = self.plan.session.shared("encoder", lambda: BertScorer(self.plan.config.eval.bertscore))
-        scores = scorer.score([row.text for row in beside], [references[row.id] for row in beside])
+        scores = scorer.score([r.text for r in responses], [references[r.id] for r in responses])
         entries = []
-        for at, folder in enumerate(folders):
-            own = scores[at :: len(folders)]
-            (folder / SCORES).write_text(json.dumps([round(score, 4) for score in own]))
-            entries.append({"bertscore": sum(own) / len(own), "rows": len(own)})
+        for index, folder in enumerate(folders):
+            of_seed = scores[index :: len(folders)]
+            (folder / SCORES).write_text(json.dumps([round(score, 4) for score in of_seed]))
+            entries.append({"bertscore": sum(of_seed) / len(of_seed), "rows": len(of_seed)})
         return entries
 
 
 class Questions(Maker):
-    """A role's model on one of lm-eval's tasks."""
+    """Evaluates a role's model on one of lm-eval's tasks."""
 
     quiet = True
 
@@ -58,7 +59,7 @@ class Questions(Maker):
         session, config = self.plan.session, self.plan.config
         make = lambda: Harness(session.model(self.role), session.tokenizer(self.role), config)  # noqa: E731
         harness = session.shared(f"harness {self.role}", make)
-        answers: dict[str, Any] = harness.run(self.task, self.shots)
-        shown = ", ".join(f"{name} {value:.2f}" for name, value in answers["metrics"].items())
-        say(f"{self.task}, {self.shots} shots, {answers['rows']} questions: {shown}")
-        return [answers]
+        result: dict[str, Any] = harness.run(self.task, self.shots)
+        values = ", ".join(f"{name} {value:.2f}" for name, value in result["metrics"].items())
+        say(f"{self.task}, {self.shots} shots, {result['rows']} questions: {values}")
+        return [result]

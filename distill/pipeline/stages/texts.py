@@ -1,4 +1,4 @@
-"""Scored responses of a model to a set's prompts, all generation seeds together."""
+"""Generates and scores a model's responses to a set's prompts, for all generation seeds together."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class Texts(Maker):
-    """A role's responses to one set.
+    """Generates and scores a role's responses to one set.
 
-    They are written group by group, for all seeds together (`write_resumably`); the groups' files stay until the seeds'
-    folders are finished artifacts.
+    They are written group by group, for all seeds together (`write_resumably`). The store removes the groups' files
+    when the artifacts of the seeds are finished.
     """
 
     together = True
@@ -45,9 +45,10 @@ class Texts(Maker):
         tokenizer = self.plan.session.tokenizer(self.role)
         seeds = [node.subject.seed or 0 for node in nodes if isinstance(node, Node) and node.subject is not None]
         prompts = self._prompts(tokenizer)
+        # All are scored already if an earlier run was stopped while the store renamed the folders of the seeds.
         scored_before = all((folder / GENERATIONS).is_file() for folder in folders)
-        wait_for_everyone()  # before the main process moves them
-        if not scored_before:  # otherwise the run was stopped when some seeds were artifacts and these were not yet
+        wait_for_everyone()  # all processes must have looked before the main process renames the folders
+        if not scored_before:
             decoding = Decoding(config.eval, tokenizer.eos_token_id, pad_id(tokenizer))
             by_seed = dict(zip(seeds, folders, strict=True))
             write_resumably(self._engine(), prompts.rows, dataset.name, decoding, by_seed, f"  {dataset.title}")
@@ -67,11 +68,12 @@ class Texts(Maker):
                     "overlong": dict(prompts.counts),
                 }
             )
-        shown, seconds = ", ".join(map(str, seeds)), time.perf_counter() - started
-        say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {shown}, in {seconds:.0f} s")
+        listed, seconds = ", ".join(map(str, seeds)), time.perf_counter() - started
+        say(f"evaluate {dataset.title}: {len(dataset.examples)} prompts, seeds {listed}, in {seconds:.0f} s")
         return entries
 
     def _engine(self) -> WriteGroup:
+        """The function that writes a group's responses with the role's model, shared by all sets."""
         plan, session, role = self.plan, self.plan.session, self.role
 
         def load() -> WriteGroup:
@@ -81,6 +83,11 @@ class Texts(Maker):
         return engine
 
     def _prompts(self, tokenizer: Any) -> EncodedSet:
+        """The set's encoded prompts.
+
+        Raises:
+            UserError: all prompts are too long.
+        """
         config = self.plan.config
         limit = config.train.max_prompt_length
         encoder = Encoder(tokenizer, config.data.template, limit, config.eval.overlong_prompt)
@@ -88,11 +95,15 @@ class Texts(Maker):
         if prompts.describe():
             say(f"  {self.dataset.title}: {prompts.describe()} (limit {limit} tokens)")
         if not prompts.rows:
-            raise UserError(f"{self.dataset.title}: no prompt is left; set eval.overlong_prompt=cut")
+            raise UserError(
+                f"{self.dataset.title}: all prompts have more than {limit} tokens; set eval.overlong_prompt=cut, or"
+                " raise train.max_prompt_length"
+            )
         return prompts
 
 
 def _scored(tokenizer: Any, responses: Sequence[SeedResponse], references: Mapping[str, Sequence[str]]) -> list[Scored]:
+    """The decoded responses with their ROUGE-L and exact match against the references (by example id)."""
     texts = [tokenizer.decode(r.tokens, skip_special_tokens=True) for r in responses]
     expected = [references[r.id] for r in responses]
     scores = zip(responses, texts, rouge_l(texts, expected), exact_match(texts, expected), strict=True)

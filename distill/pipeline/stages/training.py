@@ -1,4 +1,4 @@
-"""Trainings, and what is made once for several of them: the teacher's hidden states, its answers."""
+"""Makers of trainings, and of the teacher's responses and hidden states that several trainings share."""
 
 from __future__ import annotations
 
@@ -37,15 +37,19 @@ def sampler_of(plan: Plan) -> Sampler:
 
 @dataclass(frozen=True, eq=False)
 class Training(Maker):
-    """One training.
+    """Trains a model.
 
     Attributes:
-        role: whose model is trained.
-        label: for people, in progress lines.
-        start: what it starts from.
-        teacher: that it learns from or that answered its prompts; None for fine-tuning.
-        signal: the teacher's stored hidden states; None where it runs on every batch, or is not read.
-        answers: the teacher's responses in place of the data set's.
+        plan: the plan that the training is part of.
+        role: the role of the trained model.
+        label: the training's name in progress lines.
+        start: the weights that it starts from.
+        teacher: the model that it learns from or that answered its prompts; None for fine-tuning.
+        signal: the teacher's stored hidden states; None if the teacher runs on every batch or there is no divergence.
+        answers: the teacher's responses that replace those of the data set, if any.
+        loss: the divergence and the weights of the objective's terms.
+        schedule: epochs, global batch size, learning rate, and the metric that selects the best checkpoint.
+        sampler: the sampler's name and parameters.
         seed: the training seed.
     """
 
@@ -91,6 +95,7 @@ class Training(Maker):
 
     @property
     def _supplied(self) -> bool:
+        """Whether the teacher or the student is a supplied checkpoint, which may have another tokenizer."""
         model = self.plan.config.model
         return bool(model.teacher.path or model.student.path)
 
@@ -113,7 +118,7 @@ class Training(Maker):
 
 
 class Answers(Maker):
-    """The teacher's responses to the training prompts."""
+    """Generates the teacher's responses to the training prompts."""
 
     together = True
 
@@ -130,12 +135,13 @@ class Answers(Maker):
         """See the base class."""
         plan, session = self.plan, self.plan.session
         rows = session.rows("teacher", plan.data[:1])[0].rows
-        new, columns = sampler_of(plan).max_new_tokens, plan.config.eval.batch_tokens
-        return estimate_answers(session.shape("teacher"), rows, new, columns, plan.config.train.precision)
+        max_new_tokens, batch_tokens = sampler_of(plan).max_new_tokens, plan.config.eval.batch_tokens
+        precision = plan.config.train.precision
+        return estimate_answers(session.shape("teacher"), rows, max_new_tokens, batch_tokens, precision)
 
 
 class HiddenStates(Maker):
-    """The teacher's hidden states over rows; those of another copy of it are made again."""
+    """Stores the teacher's hidden states at the response positions of rows; subclasses select the rows."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -145,7 +151,7 @@ class HiddenStates(Maker):
         raise NotImplementedError
 
     def loaded(self) -> Callable[[], Any] | None:
-        """Gives the teacher's model where it is at hand."""
+        """A function that returns the teacher's model where the session has it; None to load it only for this."""
         return None
 
     def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
@@ -155,8 +161,10 @@ class HiddenStates(Maker):
         return [write_store(teacher, self.rows(), pad, dtype, folders[0], self._identity(), self.loaded())]
 
     def verify(self, node: Node) -> None:
-        """See the base class: a teacher that was removed and trained again has the old key and, on another machine,
-        other weights."""
+        """Discard hidden states that are damaged or were computed with other weights of the teacher.
+
+        A teacher that was removed and trained again on another machine has the same key and other weights.
+        """
         store, teacher = self.plan.store, self.plan.teacher
         if not is_main_process() or not store.has(node) or (isinstance(teacher, Node) and not store.has(teacher)):
             return
@@ -164,7 +172,7 @@ class HiddenStates(Maker):
             store.discard(node, problem)
 
     def _identity(self) -> str:
-        """Which copy of the teacher it is, by its weights where its manifest tells them."""
+        """The identity of the teacher's weights: their hash, or the manifest's if that has none (earlier versions)."""
         teacher = self.plan.teacher
         if not isinstance(teacher, Node):
             return teacher.key
@@ -173,7 +181,7 @@ class HiddenStates(Maker):
 
 
 class Signal(HiddenStates):
-    """The teacher's hidden states over the training rows, or over its answers, and the validation rows."""
+    """Stores the teacher's hidden states over the training rows (or its own responses) and the validation rows."""
 
     def __init__(self, plan: Plan, answers: Node | None):
         super().__init__(plan)
@@ -183,8 +191,8 @@ class Signal(HiddenStates):
         """See the base class."""
         plan = self.plan
         train, valid = plan.session.teacher_rows()
-        own = read_answers(plan.store.folder(self.answers)).rows if self.answers is not None else train.rows
-        return [*own, *valid.rows]
+        trained_on = read_answers(plan.store.folder(self.answers)).rows if self.answers is not None else train.rows
+        return [*trained_on, *valid.rows]
 
     def estimate(self) -> Estimate:
         """See the base class."""

