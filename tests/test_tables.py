@@ -570,16 +570,14 @@ def test_curves_by_epoch_and_the_figure_of_them(tmp_path):
     curved(tmp_path, "b2", [3.0, 7.0], train_seed=2)
     rows = [RowRuns("A", "paper", "student", "gpt2", ["a"]), RowRuns("B", "paper", "student", "gpt2", ["b1", "b2"]),
             RowRuns("C", "paper", "student", "gpt2", ["none"])]  # fmt: skip
-    found = own_experiment(kind="curves", rows={"A": {}, "B": {}, "C": {}})
-    manifest = manifest_of("own/t", found, rows, seeds=())
-    table = write_table(manifest, found, tmp_path).frame.set_index("row")
-    assert list(table["epoch 2"]) == ["20.00", "5.00 (2.83)", "missing"]
     drawn = own_experiment(kind="figure", draw="validation", rows={"A": {}, "B": {}, "C": {}})
+    manifest = manifest_of("own/t", drawn, rows, seeds=())
     written = write_figure(manifest, drawn, tmp_path)
     assert written.frame.equals(curves(rows_of(manifest, tmp_path), tmp_path)) and len(written.frame) == 6
     files = {kind: tmp_path / f"gpt2/own/t.{kind}" for kind in ("csv", "svg", "png", "md")}
     assert files["png"].read_bytes().startswith(b"\x89PNG") and files["svg"].read_text().startswith("<?xml")
     assert ">epoch<" in files["svg"].read_text() and "(t.svg)" in files["md"].read_text()
+    assert files["md"].read_text().endswith("| 1 | 10.00 | 2.00 (1.41) |\n| 2 | 20.00 | 5.00 (2.83) |\n")
     before = {kind: file.read_bytes() for kind, file in files.items()}
     write_figure(manifest, drawn, tmp_path)
     assert {kind: file.read_bytes() for kind, file in files.items()} == before

@@ -76,7 +76,7 @@ class Experiment(Section):
         model: the paper's pair; None for a figure without a model.
         sources: files of results/paper with the printed numbers. If several have a number, the first file counts.
         against: the label of the baseline row, which the other rows are tested against.
-        kind: `table`; `curves`, a table whose columns are the epochs of a training; `figure`, drawn by `draw`.
+        kind: `table`, or `figure`, drawn by `draw`.
         draw: the name of the figure's function in `distill.results.figures`.
         transposed: whether the paper prints the columns as rows.
         context: whether the table begins with the rows Teacher and SFT.
@@ -90,7 +90,7 @@ class Experiment(Section):
     model: str | None
     sources: list[str] = Field(default_factory=list)
     against: str | None = None
-    kind: Literal["table", "curves", "figure"] = "table"
+    kind: Literal["table", "figure"] = "table"
     draw: str | None = None
     transposed: bool = False
     context: bool = True

@@ -16,8 +16,8 @@ from distill.base.files import write_whole
 from distill.results.experiment import Experiment
 from distill.results.header import header, seeds_line
 from distill.results.manifest import Manifest
-from distill.results.rendering import Rendered
-from distill.results.table import RowData, curves, rows_of
+from distill.results.rendering import Rendered, markdown_table
+from distill.results.table import RowData, curves, epochs_table, rows_of
 
 SIZE, DOTS = (7.0, 4.2), 150  # size in inches, and resolution of the PNG in dots per inch
 GRID = 2001  # number of points that a density is computed at
@@ -45,10 +45,12 @@ class Drawing:
     Attributes:
         frame: the plotted numbers.
         plot: plots the numbers on matplotlib axes.
+        table: a table for the markdown page, below the picture; None for no table.
     """
 
     frame: pd.DataFrame
     plot: Callable[[Any], None]
+    table: pd.DataFrame | None = None
 
 
 FIGURES: dict[str, Callable[[FigureData], Drawing]] = {}
@@ -101,6 +103,7 @@ def write_figure(manifest: Manifest, experiment: Experiment, results: str | Path
     write_whole(path, drawing.frame.to_csv(index=False, lineterminator="\n"))
     seeds = [seeds_line(manifest, rows), ""] if rows else []
     page = [f"# {experiment.title}", "", *lines, "", *seeds, f"![{experiment.title}]({manifest.name}.svg)", ""]
+    page += [markdown_table(drawing.table), ""] if drawing.table is not None else []
     write_whole(folder / f"{manifest.name}.md", "\n".join(page))
     return Rendered(drawing.frame, lines, path)
 
@@ -122,7 +125,7 @@ def validation(data: FigureData) -> Drawing:
         if len(frame):
             axes.legend(fontsize="small", ncols=2)
 
-    return Drawing(frame, plot)
+    return Drawing(frame, plot, epochs_table(frame) if len(frame) else None)
 
 
 @figure("toy_gaussian")

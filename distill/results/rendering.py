@@ -20,7 +20,6 @@ from distill.results.table import (
     absent_columns,
     cells_table,
     columns_of,
-    epochs_table,
     rows_of,
     transposed,
     write_long,
@@ -50,24 +49,16 @@ def write_table(manifest: Manifest, experiment: Experiment, results: str | Path)
     rows = rows_of(manifest, results)
     lines = header(rows, experiment, manifest)
     folder = manifest.folder(results)
-    if experiment.kind == "curves":
-        frame = epochs_table(rows, results)
-        text = _page(experiment, lines, seeds_line(manifest, rows), [markdown_table(frame)])
-    else:
-        columns = columns_of(experiment, manifest)
-        frame = cells_table(rows, columns, absent_columns(experiment, manifest))
-        frame = transposed(frame) if experiment.transposed else frame
-        sections = [markdown_table(frame), "", *_sections(rows, columns, experiment, manifest)]
-        text = _page(experiment, lines, seeds_line(manifest, rows), sections)
-        write_long(manifest, results, rows)
+    columns = columns_of(experiment, manifest)
+    frame = cells_table(rows, columns, absent_columns(experiment, manifest))
+    frame = transposed(frame) if experiment.transposed else frame
+    sections = [markdown_table(frame), "", *_sections(rows, columns, experiment, manifest)]
+    text = ["# " + experiment.title, "", *lines, "", seeds_line(manifest, rows), "", *sections]
+    write_long(manifest, results, rows)
     path = folder / f"{manifest.name}.csv"
     write_whole(path, frame.to_csv(index=False, lineterminator="\n"))
-    write_whole(folder / f"{manifest.name}.md", text)
+    write_whole(folder / f"{manifest.name}.md", "\n".join(text).rstrip("\n") + "\n")
     return Rendered(frame, lines, path)
-
-
-def _page(experiment: Experiment, lines: Sequence[str], seeds: str, sections: Sequence[str]) -> str:
-    return "\n".join([f"# {experiment.title}", "", *lines, "", seeds, "", *sections]).rstrip("\n") + "\n"
 
 
 def _sections(

@@ -159,20 +159,18 @@ def curves(rows: Sequence[RowData], results: str | Path, column: str = "eval_rou
     )
 
 
-def epochs_table(rows: Sequence[RowData], results: str | Path) -> pd.DataFrame:
-    """A table of validation ROUGE-L by epoch: the mean over trainings, with the standard deviation of several."""
-    long = curves(rows, results)
-    epochs = sorted(long["epoch"].unique())
-    data = []
-    for row in rows:
-        row_lines = long[long["row"] == row.label]
-        cells = {}
-        for epoch in epochs:
-            values = row_lines.loc[row_lines["epoch"] == epoch, "value"]
-            std = f" ({values.std(ddof=1):.2f})" if len(values) > 1 else ""
-            cells[f"epoch {epoch:g}"] = f"{values.mean():.2f}{std}" if len(values) else MISSING
-        data.append({"row": row.label, "group": row.row.group, **(cells or {"epoch": MISSING})})
-    return pd.DataFrame(data)
+def epochs_table(curves_by_row: pd.DataFrame) -> pd.DataFrame:
+    """Curves (see `curves`) as a table, a line an epoch and a column a row.
+
+    A cell is the mean over trainings, with the sample standard deviation of several; `missing` where there is no value.
+    """
+
+    def cell_text(values: pd.Series) -> str:
+        return f"{values.mean():.2f}" + (f" ({values.std(ddof=1):.2f})" if len(values) > 1 else "")
+
+    cells = curves_by_row.groupby(["epoch", "row"], sort=False)["value"].agg(cell_text).unstack("row")
+    cells = cells[list(dict.fromkeys(curves_by_row["row"]))].sort_index().fillna(MISSING)
+    return cells.rename(index="{:g}".format).rename_axis(columns=None).reset_index()
 
 
 def write_long(manifest: Manifest, results: str | Path, rows: Sequence[RowData]) -> Path:
