@@ -1,16 +1,17 @@
-"""`python -m distill.judge PAPER/TABLE [overrides] eval.judge.model=NAME`: a judge model's opinion of a table's texts.
+"""`python -m distill.judge PAPER/TABLE [overrides] eval.judge.model=NAME`: a judge model rates a table's responses.
 
-Reads the responses that `distill.table` kept, over the OpenAI-compatible interface at OPENAI_BASE_URL with the key
-OPENAI_API_KEY. Beside the table's own words it takes:
+Sends the responses that `distill.table` has stored to an OpenAI-compatible server at OPENAI_BASE_URL, with the key
+OPENAI_API_KEY. It takes the overrides of `distill.table` and (defaults in parentheses):
   what=[diversity,quality,criteria,preference]
-                what is judged (all four): diversity of a prompt's answers and quality of each, 1 to 10; MGSR's
-                accuracy, completeness, fluency and relevance, 1 to 5; win, tie or loss of a row against the others
-  of=ROW        the row that preference is about (the table's last, the paper's own)
-  set=NAME      the set (the table's first)
-  topics=[open_qa,closed_qa]   topics of the set (all)
-  limit=N       its first N prompts (all)
-  cost=true     tell the cost and stop
-Criteria and preference of quality are of the first generation seed's answers, all of the first training seed's.
+                what is judged (all four): diversity of a prompt's responses and quality of each response, 1 to 10;
+                accuracy, completeness, fluency and relevance (MGSR), 1 to 5; win, tie or loss of a row against others
+  of=ROW        the row that is compared with the others by preference (the table's last, which is the paper's method)
+  set=NAME      the evaluation set (the table's first)
+  topics=[open_qa,closed_qa]   only prompts with these topics (all)
+  limit=N       only the first N prompts (all)
+  cost=true     print the estimated cost and stop
+Only responses of the first training seed are judged; by criteria and preference of quality, only those of the first
+generation seed.
 """
 
 from __future__ import annotations
@@ -25,165 +26,181 @@ from distill.base.errors import UserError, command
 from distill.pipeline.request import option, requested
 from distill.pipeline.tables import Table
 
-WHAT = ("diversity", "quality", "criteria", "preference")
-JUDGED = ["row", "run", "against", "against_run", "dataset", "id", "what", "seed", "seeds", "value", "judge"]
+KINDS = ("diversity", "quality", "criteria", "preference")
+COLUMNS = ["row", "run", "against", "against_run", "dataset", "id", "what", "seed", "seeds", "value", "judge"]
 
 
 @dataclass
-class Wish:
-    """Questions whose answers make one value of one line; a value that needs several answers combines them."""
+class JudgedValue:
+    """A value that is computed from the judge's answers to one or more questions.
 
-    line: dict[str, Any]
+    Attributes:
+        record: the value's row of the CSV file, without the value and the judge.
+        questions: what the judge is asked.
+        combine: computes the value from the answers, which may be None; by default it is the first answer.
+    """
+
+    record: dict[str, Any]
     questions: list[Any]
     combine: Callable[[list[Any]], float | None] = field(default=lambda answers: answers[0])
 
 
 def main(words: list[str]) -> int:
-    """Judge one table's texts; see the module."""
+    """Judge the responses of one table; the module's docstring describes the words."""
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if words else 2
-    chosen: dict[str, list[Any] | None] = {}
+    options: dict[str, list[Any] | None] = {}
     for name in ("what", "of", "set", "topics", "limit", "cost"):
-        chosen[name], words = option(words, name)
+        options[name], words = option(words, name)
     for name, kind in (("limit", int), ("cost", bool)):
-        given = chosen[name]
-        if given is not None and [type(x) for x in given] != [kind]:
-            raise UserError(f"{name}={given[0]}: give {'a number' if kind is int else 'true or false'}")
+        values = options[name]
+        if values is not None and [type(x) for x in values] != [kind]:
+            raise UserError(f"{name}={values[0]}: give {'a number' if kind is int else 'true or false'}")
     table, labels = requested(words)
-    wishes = list(_wishes(table, labels, chosen, " ".join(map(shlex.quote, words))))
+    judged_values = list(_judged_values(table, labels, options, " ".join(map(shlex.quote, words))))
     from distill.base.console import bar, say
     from distill.judging.judge import Judge
 
     judge = Judge(table.config.eval.judge, Path(table.config.paths.store) / "judge")
-    questions = [q for wish in wishes for q in wish.questions]
+    questions = [q for value in judged_values for q in value.questions]
     say(f"judge {judge.model} at {judge.address}: {judge.cost(questions).describe()}")
-    if chosen["cost"] == [True]:
+    if options["cost"] == [True]:
         return 0
-    with bar(len(set(questions)), "judging", "question") as shown:
-        answers = iter(judge.ask(questions, shown.update))
-    if judge.refused:
-        say(f"{len(judge.refused)} questions were refused and count as missing: {judge.refused[0]}")
-    lines = []
-    for wish in wishes:
-        value = wish.combine([next(answers) for _ in wish.questions])
-        lines.append({**wish.line, "value": "" if value is None else f"{value:g}", "judge": judge.model})
-    return _write(table, lines)
+    with bar(len(set(questions)), "judging", "question") as progress_bar:
+        answers = iter(judge.ask(questions, progress_bar.update))
+    if judge.refusals:
+        say(f"the server refused {len(judge.refusals)} questions, whose values are missing: {judge.refusals[0]}")
+    records = []
+    for judged in judged_values:
+        value = judged.combine([next(answers) for _ in judged.questions])
+        records.append({**judged.record, "value": "" if value is None else f"{value:g}", "judge": judge.model})
+    return _write(table, records)
 
 
-def _wishes(table: Table, labels: Sequence[str], chosen: dict[str, list[Any] | None], words: str) -> Iterator[Wish]:
-    """All that is to be asked; `words` are those that `distill.table` would be given for the same texts."""
-    what = [str(x) for x in chosen["what"] or WHAT]
-    unknown = [x for x in what if x not in WHAT]
+def _judged_values(
+    table: Table, labels: Sequence[str], options: dict[str, list[Any] | None], words: str
+) -> Iterator[JudgedValue]:
+    """All values that the options ask for; `words` are the arguments of `distill.table` that write the responses."""
+    kinds = [str(x) for x in options["what"] or KINDS]
+    unknown = [x for x in kinds if x not in KINDS]
     if unknown:
-        raise UserError(f"what={unknown}: there are {', '.join(WHAT)}")
-    name = str((chosen["set"] or [next(iter(_plan(table).sets))])[0])
+        raise UserError(f"what=[{','.join(unknown)}] is unknown; give some of {', '.join(KINDS)}")
+    set_name = str((options["set"] or [next(iter(_plan(table).sets))])[0])
     rows = [label for label in labels if label in table.rows]
-    of = str((chosen["of"] or [list(table.experiment.rows)[-1]])[0])
-    if "preference" in what and of not in rows:
-        raise UserError(f"of={of}: no chosen row (rows: {', '.join(rows)})")
-    tasks = _tasks(table, name, chosen)
-    texts = {label: _texts(table, label, name, tasks, words) for label in rows}
+    of = str((options["of"] or [list(table.experiment.rows)[-1]])[0])
+    if "preference" in kinds and of not in rows:
+        raise UserError(f"of={of} is not among the chosen rows; give one of {', '.join(rows)}")
+    tasks = _tasks(table, set_name, options)
+    texts = {label: _texts(table, label, set_name, tasks, words) for label in rows}
     for label in rows:
-        yield from _scores(table, label, name, tasks, texts[label], what)
-    if "preference" in what:
+        yield from _scores(table, label, set_name, tasks, texts[label], kinds)
+    if "preference" in kinds:
         for label in rows:
             if label != of:
-                yield from _preferences(table, of, label, name, tasks, texts)
+                yield from _preferences(table, of, label, set_name, tasks, texts)
 
 
 def _plan(table: Table) -> Any:
-    """The graph of the table's last row; its sets are those of all."""
+    """The plan of the table's last row. All rows have the same sets."""
     return table.rows[table.labels[-1]][0].plan
 
 
-def _tasks(table: Table, name: str, chosen: dict[str, list[Any] | None]) -> dict[str, str]:
-    """The chosen prompts' tasks as a judge reads them, by example id."""
+def _tasks(table: Table, set_name: str, options: dict[str, list[Any] | None]) -> dict[str, str]:
+    """Instruction and input of the chosen examples, by example id."""
     sets = _plan(table).sets
-    if name not in sets:
-        raise UserError(f"set={name}: the table's sets are {', '.join(sets)}")
-    topics, limit = chosen["topics"], chosen["limit"]
-    examples = [e for e in sets[name].examples if topics is None or e.topic in topics]
+    if set_name not in sets:
+        raise UserError(f"set={set_name} is not a set of the table; give one of {', '.join(sets)}")
+    topics, limit = options["topics"], options["limit"]
+    examples = [e for e in sets[set_name].examples if topics is None or e.topic in topics]
     if not examples:
-        raise UserError(f"topics={topics}: {name} has {', '.join(sorted({e.topic for e in sets[name].examples}))}")
+        available = ", ".join(sorted({e.topic for e in sets[set_name].examples}))
+        raise UserError(f"topics={topics}: no prompt of {set_name} has such a topic; give some of {available}")
     examples = examples[: int(limit[0])] if limit else examples
     return {e.id: e.instruction + (f"\n\n{e.input}" if e.input else "") for e in examples}
 
 
-def _texts(table: Table, label: str, name: str, tasks: dict[str, str], words: str) -> dict[str, list[str]]:
-    """A row's answers to each task, by generation seed.
+def _texts(table: Table, label: str, set_name: str, tasks: dict[str, str], words: str) -> dict[str, list[str]]:
+    """A row's responses to each task, in the order of the generation seeds.
 
     Raises:
-        UserError: they are not in the store; how they come there.
+        UserError: responses are not in the store. The message says how to write them.
     """
     from distill.evaluation.responses import read_responses
 
     row = table.rows[label][0]
     measured = bool(row.folder.description())
-    # A row whose values are kept counts as finished, though its texts are in no store here
-    kept = ": its values are kept without them, so they are to be written anew beside other results" if measured else ""
-    scratch = f" paths.results={row.config.paths.results}-again" if measured else ""
-    found: dict[str, list[str]] = {i: [] for i in tasks}
+    # distill.table does not run a row again whose values are measured, even if its responses are not in the store
+    results = row.config.paths.results
+    reason = f". {results} already has its values, so write them again with other results" if measured else ""
+    other_results = f" paths.results={results}-again" if measured else ""
+    texts: dict[str, list[str]] = {example_id: [] for example_id in tasks}
     for seed in row.config.seed:
-        spec = row.plan.evaluation(row.role, row.plan.sets[name], seed)
+        spec = row.plan.evaluation(row.role, row.plan.sets[set_name], seed)
         if not row.plan.store.has(spec):
             raise UserError(
-                f"row {label}: its responses with seed {seed} are not in {row.config.paths.store}{kept}; run first:"
-                f" python -m distill.table {words}{scratch}"
+                f"row {label}: its responses with generation seed {seed} are not in {row.config.paths.store}{reason};"
+                f" run first: python -m distill.table {words}{other_results}"
             )
-        for one in read_responses(row.plan.store.folder(spec)):
-            if one.id in found:
-                found[one.id].append(one.text)
-    return {i: several for i, several in found.items() if several}  # a prompt may have been left out as too long
+        for response in read_responses(row.plan.store.folder(spec)):
+            if response.id in texts:
+                texts[response.id].append(response.text)
+    # A prompt that was dropped as too long has no response
+    return {example_id: responses for example_id, responses in texts.items() if responses}
 
 
 def _scores(
-    table: Table, label: str, name: str, tasks: dict[str, str], texts: dict[str, list[str]], what: Sequence[str]
-) -> Iterator[Wish]:
+    table: Table, label: str, set_name: str, tasks: dict[str, str], texts: dict[str, list[str]], kinds: Sequence[str]
+) -> Iterator[JudgedValue]:
+    """The scores of one row: diversity, quality and criteria."""
     from distill.judging import questions as ask
     from distill.results.table import seeds_name
 
     row = table.rows[label][0]
-    common = {"row": label, "run": row.run, "against": "", "against_run": "", "dataset": name}
+    common = {"row": label, "run": row.run, "against": "", "against_run": "", "dataset": set_name}
     common["seeds"] = seeds_name(row.config.seed)
-    for i, several in texts.items():
-        if "diversity" in what and len(several) > 1:
-            yield Wish({**common, "id": i, "what": "diversity", "seed": ""}, [ask.diversity(tasks[i], several)])
-        for seed, text in zip(row.config.seed, several, strict=True):
-            line = {**common, "id": i, "seed": seed}
-            if "quality" in what:
-                yield Wish({**line, "what": "quality"}, [ask.quality(tasks[i], text)])
-            if "criteria" in what and seed == row.config.seed[0]:
-                for kind in ask.CRITERIA:
-                    yield Wish({**line, "what": kind}, [ask.criterion(kind, tasks[i], text)])  # type: ignore[arg-type]
+    for example_id, responses in texts.items():
+        task = tasks[example_id]
+        if "diversity" in kinds and len(responses) > 1:
+            yield JudgedValue(
+                {**common, "id": example_id, "what": "diversity", "seed": ""}, [ask.diversity(task, responses)]
+            )
+        for seed, text in zip(row.config.seed, responses, strict=True):
+            record = {**common, "id": example_id, "seed": seed}
+            if "quality" in kinds:
+                yield JudgedValue({**record, "what": "quality"}, [ask.quality(task, text)])
+            if "criteria" in kinds and seed == row.config.seed[0]:
+                for name in ask.CRITERIA:
+                    question = ask.criterion(name, task, text)  # type: ignore[arg-type]
+                    yield JudgedValue({**record, "what": name}, [question])
 
 
 def _preferences(
-    table: Table, of: str, label: str, name: str, tasks: dict[str, str], texts: dict[str, dict[str, list[str]]]
-) -> Iterator[Wish]:
-    """One row's answers against another's, in both orders; equal answers are left out, as in the paper."""
+    table: Table, of: str, label: str, set_name: str, tasks: dict[str, str], texts: dict[str, dict[str, list[str]]]
+) -> Iterator[JudgedValue]:
+    """The preferences between two rows, each asked in both orders. Equal responses are skipped, as in the paper."""
     from distill.judging.questions import preference, verdict
     from distill.results.table import seeds_name
 
     row, other = table.rows[of][0], table.rows[label][0]
-    common = {"row": of, "run": row.run, "against": label, "against_run": other.run, "dataset": name}
+    common = {"row": of, "run": row.run, "against": label, "against_run": other.run, "dataset": set_name}
     common["seeds"] = seeds_name(row.config.seed)
-    for i, ours in texts[of].items():
-        theirs = texts[label].get(i)
-        if theirs is None:
+    for example_id, responses in texts[of].items():
+        task, other_responses = tasks[example_id], texts[label].get(example_id)
+        if other_responses is None:
             continue
-        line = {**common, "id": i, "seed": ""}
-        pairs = {"prefer quality": (ours[:1], theirs[:1])}
-        if len(ours) > 1:
-            pairs["prefer diversity"] = (ours, theirs)
-        for what, (a, b) in pairs.items():
-            if a != b:
-                both = [preference(tasks[i], a, b), preference(tasks[i], b, a)]
-                yield Wish({**line, "what": what}, both, lambda answers: verdict(*answers))
+        record = {**common, "id": example_id, "seed": ""}
+        pairs = {"prefer quality": (responses[:1], other_responses[:1])}
+        if len(responses) > 1:
+            pairs["prefer diversity"] = (responses, other_responses)
+        for name, (first, second) in pairs.items():
+            if first != second:
+                both_orders = [preference(task, first, second), preference(task, second, first)]
+                yield JudgedValue({**record, "what": name}, both_orders, lambda answers: verdict(*answers))
 
 
-def _write(table: Table, lines: list[dict[str, Any]]) -> int:
-    """The judged values, and their means as tables on the terminal and in markdown."""
+def _write(table: Table, records: list[dict[str, Any]]) -> int:
+    """Write the values to a CSV file and their means to a markdown file; print the means; return the exit code."""
     import pandas as pd
 
     from distill.base.console import say
@@ -196,12 +213,12 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
     manifest, results = table.manifest(), table.config.paths.results
     folder, judge = manifest.folder(results), table.config.eval.judge.model
     path = folder / f"{manifest.name}_judge_long.csv"
-    frame = pd.DataFrame(lines, columns=JUDGED).astype(str)
+    frame = pd.DataFrame(records, columns=COLUMNS).astype(str)
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_beside(path):
-        if path.is_file():  # earlier judgements stand beside these
+        if path.is_file():  # earlier values of other runs, judges and prompts remain
             earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
-            frame = pd.concat([earlier, frame]).drop_duplicates([c for c in JUDGED if c != "value"], keep="last")
+            frame = pd.concat([earlier, frame]).drop_duplicates([c for c in COLUMNS if c != "value"], keep="last")
         write_whole(path, frame.to_csv(index=False, lineterminator="\n"))
     runs = {row.run for rows in table.rows.values() for row in rows}
     current = frame["run"].isin(runs) & frame["against_run"].isin({"", *runs})
@@ -213,57 +230,55 @@ def _write(table: Table, lines: list[dict[str, Any]]) -> int:
         *header(rows_of(manifest, results), table.experiment, manifest),
         "",
     ]
-    for name, judged in frame.groupby("dataset", sort=False):
-        alone, paired = judged[judged["against"] == ""], judged[judged["against"] != ""]
-        for kind, shaped in (
-            ("scores, with the number of prompts", _means(alone)),
-            ("preference in percent of the pairs", _ratios(paired)),
+    for set_name, values in frame.groupby("dataset", sort=False):
+        scores, preferences = values[values["against"] == ""], values[values["against"] != ""]
+        for description, means in (
+            ("scores, with the number of prompts", _means(scores)),
+            ("preference in percent of the pairs", _ratios(preferences)),
         ):
-            if not shaped.empty:
-                title = f"{name}: {kind}"
-                show(shaped, f"{title}, by {judge}")
-                text += [f"## {title}", "", markdown_table(shaped), ""]
+            if not means.empty:
+                title = f"{set_name}: {description}"
+                show(means, f"{title}, by {judge}")
+                text += [f"## {title}", "", markdown_table(means), ""]
     missing = int(frame["value"].isna().sum())
-    told = (
-        f"{len(frame) - missing} values; {missing} missing, since the judge gave no answer to them that could be read."
-    )
-    say(told)
-    shown = folder / f"{manifest.name}_judge.md"
-    write_whole(shown, "\n".join([*text, told]) + "\n")
-    say(f"table: {shown}")
+    summary = f"{len(frame) - missing} values; {missing} missing, since the judge gave no answer that could be read."
+    say(summary)
+    markdown = folder / f"{manifest.name}_judge.md"
+    write_whole(markdown, "\n".join([*text, summary]) + "\n")
+    say(f"table: {markdown}")
     return 0
 
 
 def _means(frame: Any) -> Any:
-    """Rows by what was scored: each a mean over prompts of a prompt's mean over its answers, with the prompts' number.
+    """The mean scores by row and kind: the mean over prompts of a prompt's mean score, with the number of prompts.
 
-    The prompts of a column are those that every row which was scored has, so that rows compare.
+    A kind's means are over the prompts for which every row has a score, so that rows are comparable.
     """
     if frame.empty:
         return frame
     columns = []
-    for what, several in frame.dropna(subset="value").groupby("what", sort=False):
-        by_prompt = several.pivot_table("value", "id", "row", aggfunc="mean", sort=False).dropna()
-        shown = f"{{:.2f}} ({len(by_prompt)})".format
-        columns.append(by_prompt.mean().map(shown, na_action="ignore").rename(what))
+    for kind, scores in frame.dropna(subset="value").groupby("what", sort=False):
+        by_prompt = scores.pivot_table("value", "id", "row", aggfunc="mean", sort=False).dropna()
+        with_count = f"{{:.2f}} ({len(by_prompt)})".format
+        columns.append(by_prompt.mean().map(with_count, na_action="ignore").rename(kind))
     import pandas as pd
 
-    shaped = pd.concat(columns, axis=1) if columns else pd.DataFrame()
-    order = [row for row in frame["row"].unique() if row in shaped.index]
-    return shaped.loc[order].fillna("").rename_axis("row").reset_index()
+    means = pd.concat(columns, axis=1) if columns else pd.DataFrame()
+    order = [row for row in frame["row"].unique() if row in means.index]
+    return means.loc[order].fillna("").rename_axis("row").reset_index()
 
 
 def _ratios(frame: Any) -> Any:
-    """Pairs of rows by win, tie and loss."""
+    """The percentages of wins, ties and losses for each pair of rows, with the number of pairs of responses."""
     rows = []
     for (row, against), pair in frame.groupby(["row", "against"], sort=False):
-        line = {"row": f"{row} vs {against}"}
+        cells = {"row": f"{row} vs {against}"}
         for what, values in pair.groupby("what", sort=False)["value"]:
-            kind, read = what.removeprefix("prefer "), values.dropna()
-            for name, at in (("win", 1.0), ("tie", 0.5), ("loss", 0.0)):
-                line[f"{kind} {name}"] = f"{100 * (read == at).mean():.1f}" if len(read) else ""
-            line[f"{kind} pairs"] = str(len(read))
-        rows.append(line)
+            kind, verdicts = what.removeprefix("prefer "), values.dropna()
+            for name, value in (("win", 1.0), ("tie", 0.5), ("loss", 0.0)):
+                cells[f"{kind} {name}"] = f"{100 * (verdicts == value).mean():.1f}" if len(verdicts) else ""
+            cells[f"{kind} pairs"] = str(len(verdicts))
+        rows.append(cells)
     import pandas as pd
 
     return pd.DataFrame(rows)

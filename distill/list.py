@@ -1,4 +1,4 @@
-"""`python -m distill.list [losses|samplers|methods|models|datasets|tables]`: what there is, one line each.
+"""`python -m distill.list [losses|samplers|methods|models|datasets|tables]`: the available options, one per line.
 
 `--config-dir DIR` adds a folder of your own configs and tables.
 """
@@ -17,58 +17,61 @@ from distill.base import locations
 from distill.base.console import console
 from distill.base.errors import UserError, command, nearest
 
-Lines = Iterator[tuple[str, ...]]
+Rows = Iterator[tuple[str, ...]]
 
 
 def _comment(path: Path) -> str:
-    """The first comment of a config file."""
+    """The first comment of a config file, or an empty string if it has none."""
     text = path.read_text(encoding="utf-8").replace("# @package _global_", "")
-    found = re.search(r"#\s*(.+)", text)
-    return found.group(1).strip() if found else ""
+    match = re.search(r"#\s*(.+)", text)
+    return match.group(1).strip() if match else ""
 
 
-def _comments(group: str) -> Lines:
-    """Options of a config group with the first comment of their file."""
+def _comments(group: str) -> Rows:
+    """The options of a config group, with the first comment of their files."""
     for name, path in locations.options(group).items():
         yield name, _comment(path)
 
 
-def losses() -> Lines:
-    """Losses, with their equations and where those come from; options of `--config-dir` with their first comment."""
+def losses() -> Rows:
+    """Losses with their equations and sources; those of `--config-dir` with their first comment and their file."""
     from distill.losses import describe, names
 
     yield "sft", "Cross-entropy on the data alone; no teacher.", "-log q(response token)"
-    known = names()
-    for name in known:
-        line, formula, source = describe(name)
-        yield name, line, f"{formula}  [{source}]"
+    built_in = names()
+    for name in built_in:
+        summary, formula, source = describe(name)
+        yield name, summary, f"{formula}  [{source}]"
     for name, path in locations.options("loss").items():
-        if name not in ("sft", *known):
+        if name not in ("sft", *built_in):
             yield name, _comment(path), str(path)
 
 
-def methods() -> Lines:
-    """Methods with what they bundle."""
+def methods() -> Rows:
+    """Methods, with the group options that they select."""
     for name, path in locations.options("method").items():
         bundle = re.findall(r"override /(\w+): (\w+)", path.read_text(encoding="utf-8"))
         if bundle:
             yield name, ", ".join(f"{group}={option}" for group, option in bundle)
 
 
-def tables() -> Lines:
-    """Tables with their targets. A file that breaks the schema is named when the table is built."""
+def tables() -> Rows:
+    """Tables, with their title and the command that builds them.
+
+    Files are not checked against the schema here; that happens when the table is built.
+    """
     for name, path in locations.tables().items():
-        own = path.is_relative_to(locations.EXPERIMENTS)
+        built_in = path.is_relative_to(locations.EXPERIMENTS)
         try:
-            told = yaml.safe_load(path.read_text(encoding="utf-8"))
-            title, model = str(told["title"]), str(told["model"])
+            experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
+            title, model = str(experiment["title"]), str(experiment["model"])
         except (yaml.YAMLError, KeyError, TypeError):
-            title, model = f"{path} is not a table: title or model is missing", "MODEL"
+            title, model = f"{path} is not the file of a table: it has no title or no model", "MODEL"
         target = f"make {name.replace('/', '-').replace('_', '-')} MODEL={model}"
-        yield name, title, target if own else f"python -m distill.table {name} --config-dir {path.parents[2]}"
+        yield name, title, target if built_in else f"python -m distill.table {name} --config-dir {path.parents[2]}"
 
 
-KINDS: dict[str, Callable[[], Lines]] = {
+KINDS: dict[str, Callable[[], Rows]] = {
     "losses": losses,
     "samplers": lambda: _comments("sampler"),
     "methods": methods,
@@ -79,16 +82,17 @@ KINDS: dict[str, Callable[[], Lines]] = {
 
 
 def main(words: list[str]) -> int:
-    """Print one kind, or all."""
+    """Print the options of the kinds that are named, or of all kinds."""
     words = locations.take_config_dir(words)
     unknown = [w for w in words if w not in KINDS]
     if unknown:
-        raise UserError([f"{w}: nothing of that kind{nearest(w, KINDS)} (kinds: {', '.join(KINDS)})" for w in unknown])
+        kinds = ", ".join(KINDS)
+        raise UserError([f"{w} is not a kind of option{nearest(w, KINDS)} (kinds: {kinds})" for w in unknown])
     for kind in words or KINDS:
-        lines = list(KINDS[kind]())
+        rows = list(KINDS[kind]())
         table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-        for line in lines:
-            table.add_row(*map(escape, line))
+        for row in rows:
+            table.add_row(*map(escape, row))
         console.print(table)
     return 0
 

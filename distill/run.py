@@ -1,6 +1,7 @@
-"""`python -m distill.run [group=option] [section.key=value] [-m a=1,2]`: teacher, student, evaluation, table.
+"""`python -m distill.run [group=option] [section.key=value] [-m a=1,2]`: trains and evaluates one row.
 
-Hydra composes and sweeps; every job is checked before the first one starts.
+Trains teacher and student, evaluates both and prints a table. Hydra composes the config and runs sweeps. Every job of a
+sweep is checked before the first one starts.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from distill.config.compose import checked, for_hydra, jobs, load, resolve, sear
 from distill.results.folders import check_folders
 
 MULTIRUN = ("-m", "--multirun")
-VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
-          "--experimental-rerun")  # fmt: skip
-FIXED = ("--config-path", "-cp", "--config-name", "-cn")
-HELP = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
-PRINTED = (["--cfg", "job"], ["-c", "job"], ["--cfg=job"])  # Hydra would compose anew for the same text
+FLAGS_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
+                    "--experimental-rerun")  # fmt: skip
+FIXED_FLAGS = ("--config-path", "-cp", "--config-name", "-cn")
+FLAGS_WITHOUT_JOB = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
+# Answered here: Hydra would compose the config a second time
+PRINT_CONFIG = (["--cfg", "job"], ["-c", "job"], ["--cfg=job"])
 
 
-def ordered(words: list[str]) -> tuple[list[str], list[str]]:
-    """The command line's flags (each with its value) and its overrides.
+def flags_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """The command line's flags, each followed by its value, and its overrides.
 
-    Flags have to stand first: Hydra 1.3 rejects overrides after `-m` when others stand before it (upstream issue
-    3053). Of `--cfg` and `-m` together only `--cfg` is kept: a merged config is one job's.
+    Flags come first: Hydra 1.3 rejects overrides after `-m` if others stand before it (upstream issue 3053).
+    `-m` is dropped if `--cfg` is present, since a merged config belongs to one job.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -40,7 +42,7 @@ def ordered(words: list[str]) -> tuple[list[str], list[str]]:
     for word in words:
         if takes_value or word.startswith("-"):
             flags.append(word)
-            takes_value = not takes_value and word in VALUED
+            takes_value = not takes_value and word in FLAGS_WITH_VALUE
         else:
             overrides.append(word)
     if any(f.split("=")[0] in ("--cfg", "-c") for f in flags):
@@ -49,17 +51,17 @@ def ordered(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def check(overrides: list[str], sweep: bool) -> None:
-    """Compose and check every job of the command line, loading nothing.
+    """Compose and check every job of the command line, without loading models or data.
 
     Raises:
         UserError: with the problems of all jobs.
     """
     try:
-        every = jobs(overrides) if sweep else [overrides]
+        job_overrides = jobs(overrides) if sweep else [overrides]
     except HydraException:
-        every = [overrides]  # an override that does not parse; load names it
+        job_overrides = [overrides]  # an override does not parse; load reports it
     problems: list[str] = []
-    for job in every:
+    for job in job_overrides:
         try:
             check_folders(load(job))
         except UserError as error:
@@ -69,7 +71,10 @@ def check(overrides: list[str], sweep: bool) -> None:
 
 
 def run_job(composed: DictConfig) -> None:
-    """One job: measure the row and print its table. A UserError is kept for the end, so that a sweep goes on."""
+    """Run one job: measure the row and print its table.
+
+    A UserError is reported and added to `FAILED`, so that the other jobs of a sweep still run.
+    """
     try:
         _measure(composed)
     except UserError as error:
@@ -78,7 +83,7 @@ def run_job(composed: DictConfig) -> None:
 
 
 def _measure(composed: DictConfig) -> None:
-    # A launcher may have started this process, which then does not know the command line
+    # A Hydra launcher may have started this process, which then has not seen --config-dir
     for source in HydraConfig.get().runtime.config_sources:
         if source.schema == "file" and source.provider != "main":
             add_config_dir(source.path)
@@ -95,7 +100,7 @@ def _measure(composed: DictConfig) -> None:
     measure(row, Measurements())
     if not is_main_process():
         return
-    values = write_runs_file(config.paths.results, config.model.name)
+    runs_file = write_runs_file(config.paths.results, config.model.name)
     sets = row.plan.sets.values()
     titles, hashes = ({d.name: getattr(d, name) for d in sets} for name in ("title", "fingerprint"))
     lines = job_lines(row.folder, row.label, titles, hashes, config.seed)
@@ -104,40 +109,40 @@ def _measure(composed: DictConfig) -> None:
     lines.assign(model=config.model.name, results=config.paths.results).to_csv(output / ROWS, index=False)
     seeds = ", ".join(map(str, config.seed))
     show(rouge_table(lines), f"{config.model.name}, ROUGE-L, generation seed {seeds}")
-    say(f"run: {row.folder.folder}; all runs: {values}")
+    say(f"run: {row.folder.folder}; all runs: {runs_file}")
 
 
 def main(words: list[str]) -> int:
-    """Order the words, check all jobs, hand over to Hydra."""
-    gc.disable()  # imports and configs make objects and no garbage: 7 % of the time of --cfg job
+    """Check all jobs of the command line, then let Hydra run them."""
+    gc.disable()  # imports and configs create few garbage objects; collecting took 7 % of the time of --cfg job
     try:
-        checked_words = prepared(words)
+        hydra_words = hydra_arguments(words)
     finally:
         gc.enable()
-    if checked_words is None:
+    if hydra_words is None:
         return 0
     name_command()
-    sys.argv[1:] = checked_words
+    sys.argv[1:] = hydra_words
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
     return 2 if FAILED else 0
 
 
-def prepared(words: list[str]) -> list[str] | None:
-    """The words for Hydra, every job checked; None where the merged config was all that was asked, and is printed.
+def hydra_arguments(words: list[str]) -> list[str] | None:
+    """The arguments for Hydra, after a check of every job. For `--cfg job`, print the merged config and return None.
 
     Raises:
         UserError: with the problems of all jobs.
     """
-    flags, overrides = ordered(take_config_dir(words))
-    fixed = [f for f in flags if f.split("=")[0] in FIXED]
-    if fixed:
+    flags, overrides = flags_and_overrides(take_config_dir(words))
+    fixed_flags = [f for f in flags if f.split("=")[0] in FIXED_FLAGS]
+    if fixed_flags:
         raise UserError(
-            f"{fixed[0]}: the configuration is the one in conf/; change values as group=option or key=value, and add"
-            " files of your own with --config-dir DIR"
+            f"{fixed_flags[0]}: the configuration is the one in conf/; change values with group=option or key=value,"
+            " and add files of your own with --config-dir DIR"
         )
-    if any(f.split("=")[0] in HELP for f in flags):
+    if any(f.split("=")[0] in FLAGS_WITHOUT_JOB for f in flags):
         return [*flags, *overrides, *search_path()]
-    if flags in PRINTED and not any(o.lstrip("+~").startswith("hydra") for o in overrides):
+    if flags in PRINT_CONFIG and not any(o.lstrip("+~").startswith("hydra") for o in overrides):
         sys.stdout.write(merged_config(overrides))
         return None
     check(overrides, sweep=any(f in MULTIRUN for f in flags))
@@ -145,10 +150,10 @@ def prepared(words: list[str]) -> list[str] | None:
 
 
 def merged_config(overrides: list[str]) -> str:
-    """What Hydra prints for `--cfg job`: one job's merged config, checked, interpolations as they are written.
+    """The text that Hydra prints for `--cfg job`: the checked, merged config of one job, interpolations unresolved.
 
     Raises:
-        UserError: with every problem found.
+        UserError: with all problems of the config.
     """
     composed, config = checked(overrides)
     check_folders(config)

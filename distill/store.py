@@ -1,8 +1,8 @@
-"""`python -m distill.store [list|prune] [--store DIR] [--results DIR] [--yes]`: artifacts, and those no run needs.
+"""`python -m distill.store [list|prune] [--store DIR] [--results DIR] [--yes]`: lists and removes artifacts.
 
-A run needs the artifacts that its `run.json` names. Its facts stay without them; pruning costs what it would take to go
-on from there (another seed, another loss over the same teacher). What a command that is running now needs is left
-alone, and so is whatever else lies in the store: logs, W&B's runs, links.
+A run needs the artifacts that its `run.json` lists. `prune` removes those that no run needs. Results do not change, but
+commands that would have reused an artifact (another seed, another loss with the same teacher) must make it again.
+Artifacts that a running command needs are not removed, nor are other files in the store: logs, W&B's runs, links.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from distill.pipeline.keys import VERSIONS
 from distill.pipeline.leases import guard, leased
 from distill.pipeline.store import Entry, Store, remove
 
-LOOSE = ("no run needs it", "unfinished")  # what prune removes
+PRUNABLE = ("no run needs it", "unfinished")  # statuses of the artifacts that prune removes
 
 
 def needed(results: Path) -> set[str]:
     """Names of the artifacts that the runs under `results` list.
 
     Raises:
-        UserError: a run's file is damaged, so that nothing tells what it needs.
+        UserError: a run.json is damaged.
     """
     names: set[str] = set()
     for path in results.rglob("run.json"):
         try:
             names.update(json.loads(path.read_text(encoding="utf-8"))["artifacts"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: does not tell which artifacts it needs ({error}); restore it from git") from None
+            raise UserError(
+                f"{path}: it does not list the artifacts that the run needs ({error}); restore it from git"
+            ) from None
     return names
 
 
 def main(words: list[str]) -> int:
-    """List or prune."""
+    """List or prune the artifacts; see the module."""
     parser = argparse.ArgumentParser(prog="distill.store", description=__doc__)
     parser.add_argument("action", nargs="?", choices=["list", "prune"], default="list")
     parser.add_argument("--store", type=Path, default=Path("store"), help="folder of artifacts (paths.store)")
@@ -47,24 +49,25 @@ def main(words: list[str]) -> int:
     parser.add_argument("--yes", action="store_true", help="prune without asking")
     options = parser.parse_args(words)
     if not options.store.is_dir():
-        raise UserError(f"{options.store}: no such store; nothing was made there yet (--store names another)")
+        raise UserError(f"{options.store}: there is no such store; give the folder of the artifacts with --store DIR")
     if not options.results.is_dir():
         raise UserError(
-            f"{options.results}: no such results folder; without it nothing tells what a run needs (--results)"
+            f"{options.results}: there is no such results folder, and without it the needed artifacts are unknown; give"
+            " it with --results DIR"
         )
     store = Store(options.store)
-    status = statuses(store, options.results)
-    loose = [entry for entry, state in status.items() if state in LOOSE]
+    status_of = statuses(store, options.results)
+    prunable = [entry for entry, status in status_of.items() if status in PRUNABLE]
     table = Table("artifact", "size", "seconds", "commit", "status")
-    for entry in status if options.action == "list" else loose:
+    for entry in status_of if options.action == "list" else prunable:
         seconds, commit = (str(entry.manifest.get(k, "")) for k in ("seconds", "commit"))
-        table.add_row(entry.name, decimal(entry.size), seconds, commit, status[entry])
+        table.add_row(entry.name, decimal(entry.size), seconds, commit, status_of[entry])
     console.print(table)
-    total, freed = sum(e.size for e in status), sum(e.size for e in loose)
-    console.print(f"{len(status)} artifacts, {decimal(total)}; {decimal(freed)} of it needed by no run")
-    if options.action == "prune" and loose:
-        if not options.yes and not _confirmed(len(loose)):
-            console.print("nothing removed (--yes prunes without asking)")
+    total, freed = sum(e.size for e in status_of), sum(e.size for e in prunable)
+    console.print(f"{len(status_of)} artifacts, {decimal(total)}; no run needs {decimal(freed)} of it")
+    if options.action == "prune" and prunable:
+        if not options.yes and not _confirmed(len(prunable)):
+            console.print("nothing was removed; to prune without being asked, add --yes")
             return 0
         removed = prune(store, options.results)
         console.print(f"removed {len(removed)} artifacts, {decimal(sum(e.size for e in removed))}")
@@ -72,19 +75,19 @@ def main(words: list[str]) -> int:
 
 
 def statuses(store: Store, results: Path) -> dict[Entry, str]:
-    """What becomes of each artifact: in a run, in use now, being made, unfinished, needed by no run."""
-    keep, used = needed(results), leased(store.root)
-    return {entry: _status(store, entry, keep, used) for entry in store.entries(list(VERSIONS))}
+    """The status of each artifact: a link, being made, in use, unfinished, in a run, or no run needs it."""
+    in_runs, in_use = needed(results), leased(store.root)
+    return {entry: _status(store, entry, in_runs, in_use) for entry in store.entries(list(VERSIONS))}
 
 
 def prune(store: Store, results: Path) -> list[Entry]:
-    """Remove what no run needs and no running command uses.
+    """Remove the artifacts that no run needs and no running command uses; return them.
 
-    While it chooses and removes, a command that starts waits to say what it needs; what is needed is looked up here,
-    so that runs that ended since the list was shown count.
+    The statuses are computed again, since runs may have ended after the list was printed. The lock makes a command that
+    starts meanwhile wait before it declares which artifacts it needs.
     """
     with guard(store.root):
-        removed = [entry for entry, state in statuses(store, results).items() if state in LOOSE]
+        removed = [entry for entry, status in statuses(store, results).items() if status in PRUNABLE]
         for entry in removed:
             remove(entry.folder)
     return removed
@@ -97,17 +100,17 @@ def _confirmed(count: int) -> bool:
         return False
 
 
-def _status(store: Store, entry: Entry, keep: set[str], used: set[str]) -> str:
+def _status(store: Store, entry: Entry, in_runs: set[str], in_use: set[str]) -> str:
     if entry.folder.is_symlink():
         return "a link"
     if store.busy(entry):
         return "being made"
     name = entry.name.replace("/.partial-", "/")
-    if name in used:
+    if name in in_use:
         return "in use"
     if not entry.finished:
         return "unfinished"
-    return "in a run" if entry.name in keep else "no run needs it"
+    return "in a run" if entry.name in in_runs else "no run needs it"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""`python -m distill.table PAPER/TABLE [overrides]`: run what is missing of a paper's table or figure and write it.
+"""`python -m distill.table PAPER/TABLE [overrides]`: writes a paper's table or figure.
 
-Beside the overrides of `distill.run` it takes `rows=[A,B]` (these rows and the context rows only),
-`train_seeds=[1,2,3]` (students trained from several seeds) and `note="two rows ran at a time"`, what the program cannot
-know of a run; it is kept in the table's manifest and stands in its header from then on.
+Measures the rows that are missing, then writes the table. Beside the overrides of `distill.run` it takes `rows=[A,B]`
+(only these rows and the context rows), `train_seeds=[1,2,3]` (students are trained with several seeds) and
+`note="two rows ran at a time"` (a remark that is stored in the table's manifest and shown in its header).
 `--config-dir DIR` adds a folder of your own configs (`DIR/loss/NAME.yaml`) and tables
 (`DIR/experiments/PAPER/TABLE.yaml`).
 """
@@ -13,7 +13,7 @@ from distill.base.errors import command
 
 
 def main(words: list[str]) -> int:
-    """Build one table; see the module."""
+    """Measure and write one table; see the module."""
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if words else 2

@@ -14,7 +14,7 @@ from distill.config.compose import jobs
 from distill.pipeline.request import requested
 from distill.pipeline.tables import Table
 from distill.results import experiment
-from distill.run import check, ordered
+from distill.run import check, flags_and_overrides
 
 OPTIONS = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if (f.parent.name, f.stem) != ("data", "jsonl"))
 OPTIONS = [option for option in OPTIONS if option[0] != "template"]  # which data.template names
@@ -168,7 +168,7 @@ def test_one_wrong_value_one_line(override, message):
     ],
 )
 def test_flags_go_first_in_any_order_of_words(words):
-    flags, overrides = ordered(words.split())
+    flags, overrides = flags_and_overrides(words.split())
     assert flags in (["-m"], ["--multirun"]) and set(overrides) == {"loss=akl", "model=gpt2", "seed=10,20"}
     assert len(jobs(overrides)) == 2
     check(overrides, sweep=True)
@@ -219,8 +219,8 @@ def test_other_config_folders_are_refused():
 
 
 def test_cfg_with_multirun_keeps_cfg():
-    assert ordered(["--cfg=job", "-m", "loss=ab"]) == (["--cfg=job"], ["loss=ab"])
-    assert ordered("--cfg job loss=ab -m seed=1,2".split()) == (["--cfg", "job"], ["loss=ab", "seed=1,2"])
+    assert flags_and_overrides(["--cfg=job", "-m", "loss=ab"]) == (["--cfg=job"], ["loss=ab"])
+    assert flags_and_overrides("--cfg job loss=ab -m seed=1,2".split()) == (["--cfg", "job"], ["loss=ab", "seed=1,2"])
 
 
 def test_a_sweep_is_checked_whole_before_it_starts():

@@ -25,7 +25,7 @@ from distill.base.errors import UserError
 from distill.config import load
 from distill.config.evaluation import JudgeConfig
 from distill.judge import _means, _preferences, _ratios
-from distill.judging.judge import ASKED, REFUSALS, Judge
+from distill.judging.judge import MAX_ATTEMPTS, MAX_REFUSALS, Judge
 from distill.judging.questions import (
     FIRST,
     SECOND,
@@ -121,7 +121,7 @@ def test_an_answer_that_is_no_number_is_asked_again_then_missing(judge):
     judge.answers = ["fine", "", "6"]
     assert judge.ask([quality("t", "a")]) == [6.0] and len(judge.sent) == 3
     assert "one number from 1 to 10" in judge.sent[1][-1]["content"]
-    judge.answers = ["fine"] * ASKED
+    judge.answers = ["fine"] * MAX_ATTEMPTS
     assert judge.ask([quality("t", "b")]) == [None] and len(judge.sent) == 6
 
 
@@ -135,7 +135,7 @@ def test_a_refused_question_is_missing_and_the_others_are_asked(judge):
     assert judge.ask([quality("t", "a")]) == [7.0]
     judge.answers = [refusal(judge, "too long")]
     assert judge.ask([quality("t", "a"), quality("t", "b"), quality("t", "c")]) == [7.0, None, None]
-    assert judge.refused == ["too long"] * 2
+    assert judge.refusals == ["too long"] * 2
 
 
 def test_a_server_that_refuses_all_is_an_error(judge):
@@ -144,14 +144,14 @@ def test_a_server_that_refuses_all_is_an_error(judge):
         judge.ask([quality("t", "a")])
     with pytest.raises(UserError, match="no temperature"):
         judge.ask([quality("t", str(n)) for n in range(1000)])
-    assert len(judge.sent) == REFUSALS
+    assert len(judge.sent) == MAX_REFUSALS
 
 
 def test_every_answer_is_kept_and_no_question_asked_twice(judge, tmp_path):
     judge.answers = ["7"]
     ask = [quality("t", "a"), quality("t", "a"), quality("t", "b")]
     before = judge.cost(ask)
-    assert (before.questions, before.kept) == (2, 0) and "about $0.00" in before.describe()
+    assert (before.questions, before.answered) == (2, 0) and "about $0.00" in before.describe()
     assert judge.ask(ask) == [7.0] * 3 and len(judge.sent) == 2
     assert judge.cost(ask).tokens_in == 0
     (file,) = tmp_path.glob("*.jsonl")
@@ -162,7 +162,7 @@ def test_every_answer_is_kept_and_no_question_asked_twice(judge, tmp_path):
     assert again.ask(ask) == [7.0] * 3
     assert [json.loads(line)["answer"] for line in file.read_text().splitlines()] == ["7", "7"]
     other = Judge(judge.config.model_copy(update={"model": "org/other"}), tmp_path)
-    assert other.cost(ask).kept == 0  # another judge has not answered
+    assert other.cost(ask).answered == 0  # another judge has not answered
 
 
 def test_a_judge_that_thinks_gets_no_temperature_and_is_asked_anew(judge):
@@ -184,8 +184,8 @@ def test_a_judge_that_cannot_be_asked(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
         Judge(JudgeConfig(model="m"), tmp_path)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    monkeypatch.setattr("distill.judging.judge.RETRIES", 0)
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/v1, model m: Connection error.*are kept"):
+    monkeypatch.setattr("distill.judging.judge.MAX_RETRIES", 0)
+    with pytest.raises(UserError, match=r"judge m at http://127\.0\.0\.1:9/v1: Connection error.*are stored"):
         Judge(JudgeConfig(model="m"), tmp_path).ask([quality("t", "a")])
 
 
@@ -245,11 +245,11 @@ def test_a_table_is_judged_by_a_real_server(server, tmp_path):
     asked = [f"eval.judge.model={model}", "set=dolly", "limit=1"]
     early = run("judge", *asked)
     again = f"run first: python -m distill.table {shlex.join(words)}"
-    assert early.returncode == 2 and again in early.stderr and "kept without" not in early.stderr
+    assert early.returncode == 2 and again in early.stderr and "already has its values" not in early.stderr
     assert run("table").returncode == 0
     shutil.move(tmp_path / "store/evaluate", tmp_path / "evaluate")
     gone = run("judge", *asked)
-    assert gone.returncode == 2 and "its values are kept without them" in gone.stderr
+    assert gone.returncode == 2 and f"{tmp_path}/results already has its values" in gone.stderr
     assert f"{again} eval.judge.model={model} paths.results={tmp_path}/results-again" in gone.stderr
     shutil.move(tmp_path / "evaluate", tmp_path / "store/evaluate")
     told = run("judge", *asked, "cost=true")
@@ -306,10 +306,10 @@ def test_preferences_pair_rows_in_both_orders_and_skip_equal_answers():
     spec = SimpleNamespace(run="r", config=SimpleNamespace(seed=[10, 20]))
     table = SimpleNamespace(rows={"A": [spec], "B": [spec]})
     texts = {"A": {"1": ["x", "y"], "2": ["same", "z"]}, "B": {"1": ["v", "w"], "2": ["same", "u"]}}
-    wishes = list(_preferences(table, "A", "B", "dolly", {"1": "t", "2": "t"}, texts))
-    assert [(w.line["id"], w.line["what"]) for w in wishes] == [
+    judged_values = list(_preferences(table, "A", "B", "dolly", {"1": "t", "2": "t"}, texts))
+    assert [(v.record["id"], v.record["what"]) for v in judged_values] == [
         ("1", "prefer quality"), ("1", "prefer diversity"), ("2", "prefer diversity")]  # fmt: skip
-    ours_first, theirs_first = wishes[0].questions
+    ours_first, theirs_first = judged_values[0].questions
     assert "A:\nx" in ours_first.text and "B:\nv" in ours_first.text
     assert "A:\nv" in theirs_first.text and "B:\nx" in theirs_first.text
-    assert wishes[0].combine([FIRST, SECOND]) == 1.0 and wishes[0].combine([SECOND, FIRST]) == 0.0
+    assert judged_values[0].combine([FIRST, SECOND]) == 1.0 and judged_values[0].combine([SECOND, FIRST]) == 0.0

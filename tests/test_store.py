@@ -135,7 +135,7 @@ def test_prune_leaves_what_is_no_artifact_and_what_is_a_link(tmp_path):
     assert cli.prune(store, results) == []
     assert (elsewhere / "weights").is_file() and (tmp_path / "store/wandb/offline-run-1").is_dir()
     (results / "micro/runs/abc/run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run\.json: does not tell which artifacts it needs"):
+    with pytest.raises(UserError, match=r"run\.json: it does not list the artifacts that the run needs"):
         cli.prune(store, results)
 
 

@@ -1,6 +1,6 @@
-"""The KV cache of a batch whose rows share prefixes: a prefix is held once for all its rows, each response apart.
+"""The KV cache of a batch whose rows share prefixes: one copy of each prefix for all its rows, and each row's response.
 
-A prefix is a prompt, perhaps with the beginning of a response. A decoding step attends to the prefixes and to the
+A prefix is a prompt, possibly with the beginning of a response. A decoding step attends to the prefixes and to the
 responses separately, and combines the two by their log-sum-exps. So a prefix's keys and values are read once for all of
 its rows, and rows are added or removed without copying them.
 """
@@ -17,14 +17,19 @@ from transformers.cache_utils import DynamicLayer
 
 from distill.generation.attention import attend, attention_bias
 
-SPARE = 32  # columns allocated ahead: a step writes into them, where DynamicCache copies the whole cache
+SPARE = 32  # columns that are allocated ahead, so that a step does not copy the whole cache, as DynamicCache does
 
 
 class RowsLayer(DynamicLayer):
     """One layer's keys and values.
 
-    `keys` and `values` are those of the responses, `[rows, key heads, columns, width]`, views of larger buffers;
-    `prefix_keys` and `prefix_values` those of the prefixes, `[prefixes, key heads, columns, width]`.
+    Attributes:
+        keys: of the responses, `[rows, key heads, columns, width]`; a view of a larger buffer.
+        values: of the responses, in the same shape.
+        prefix_keys: of the prefixes, `[prefixes, key heads, columns, width]`.
+        prefix_values: of the prefixes, in the same shape.
+        start: the first column of the buffers that is used.
+        length: number of columns that are used.
     """
 
     keys: Any
@@ -40,7 +45,7 @@ class RowsLayer(DynamicLayer):
 
     @property
     def allocated(self) -> int:
-        """Columns of the response buffers, used or not."""
+        """Number of columns of the response buffers, used or not."""
         return self._buffers[0].shape[2]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -55,18 +60,18 @@ class RowsLayer(DynamicLayer):
         return self.keys, self.values
 
     def trim(self, columns: int) -> None:
-        """Drop the first columns of the responses. Nothing is copied."""
+        """Drop the first `columns` columns of the responses, without a copy."""
         self.start += columns
         self.length -= columns
         self._view()
 
-    def select(self, rows: Tensor | None, more: int = 0) -> None:
-        """Keep these rows (None: all) and append `more` empty ones. Copies them into new buffers."""
-        before = self.keys, self.values
-        count, heads, columns, width = before[0].shape
+    def select(self, rows: Tensor | None, added: int = 0) -> None:
+        """Copy these rows (None: all) into new buffers and append `added` empty rows."""
+        present = self.keys, self.values
+        count, heads, columns, width = present[0].shape
         count = count if rows is None else len(rows)
-        self._allocate(count + more, heads, columns, width, count)
-        for buffer, states in zip(self._buffers, before, strict=True):
+        self._allocate(count + added, heads, columns, width, count)
+        for buffer, states in zip(self._buffers, present, strict=True):
             target = buffer[:count, :, :columns]
             if rows is None:
                 target.copy_(states)
@@ -74,21 +79,21 @@ class RowsLayer(DynamicLayer):
                 torch.index_select(states, 0, rows, out=target)  # indexing would copy twice
 
     def keep_prefixes(self, prefixes: Tensor) -> None:
-        """Keep these prefixes only."""
+        """Drop all prefixes but these."""
         self.prefix_keys, self.prefix_values = self.prefix_keys[prefixes], self.prefix_values[prefixes]
 
     def trim_prefixes(self, columns: int) -> None:
-        """Drop the first columns of the prefixes."""
+        """Drop the first `columns` columns of the prefixes."""
         self.prefix_keys, self.prefix_values = (x[:, :, columns:] for x in (self.prefix_keys, self.prefix_values))
 
     def add(self, other: Any, replaced: Tensor | None) -> None:
-        """Add the prefixes of a prefilled layer: in place of the `replaced` ones, or (None) behind all.
+        """Add the prefixes of a prefilled layer. They replace the prefixes `replaced`, or are appended if it is None.
 
-        The narrower of the two is padded on its left.
+        If the column counts differ, the narrower one is padded on its left.
         """
         columns = max(self.prefix_keys.shape[2], other.keys.shape[2])
-        present = [_widened(x, columns) for x in (self.prefix_keys, self.prefix_values)]
-        added = [_widened(x, columns) for x in (other.keys, other.values)]
+        present = [_left_padded_states(x, columns) for x in (self.prefix_keys, self.prefix_values)]
+        added = [_left_padded_states(x, columns) for x in (other.keys, other.values)]
         if replaced is None:
             present = [torch.cat(pair) for pair in zip(present, added, strict=True)]
         else:
@@ -97,10 +102,10 @@ class RowsLayer(DynamicLayer):
         self.prefix_keys, self.prefix_values = present
 
     def _allocate(self, rows: int, heads: int, columns: int, width: int, filled: int = 0) -> None:
-        """New buffers for so many rows and columns. The caller writes the columns of the first `filled` rows."""
+        """Allocate new buffers. The caller writes the first `columns` columns of the first `filled` rows."""
         size = (rows, heads, columns + SPARE, width)
         self._buffers = [torch.empty(size, dtype=self.dtype, device=self.device) for _ in range(2)]
-        for buffer in self._buffers:  # masked columns have no weight, but they must be finite
+        for buffer in self._buffers:  # masked columns get no weight, but must be finite
             buffer[:filled, :, columns:] = 0
             buffer[filled:] = 0
         self.start, self.length = 0, columns
@@ -121,43 +126,53 @@ class RowCache(Cache):
 
     layers: Any
 
-    def __init__(self, prefixes: Cache, prefix_mask: Tensor, rows_each: Sequence[int]):
-        """A cache of prefilled prefixes, each with so many rows, side by side."""
-        rows = sum(rows_each)
+    def __init__(self, prefixes: Cache, prefix_mask: Tensor, rows_per_prefix: Sequence[int]):
+        """A cache of prefilled prefixes. The rows of a prefix follow each other."""
+        rows = sum(rows_per_prefix)
         super().__init__(layers=[RowsLayer(layer, rows) for layer in prefixes.layers])
         self.prefix_mask = prefix_mask
-        self.prefix_of = repeated(rows_each, prefix_mask.device)
+        self.prefix_of = repeated(rows_per_prefix, prefix_mask.device)
         self.mask = prefix_mask.new_zeros(rows, 0)
-        self._arrange()
+        self._assign_slots()
 
     @property
     def allocated(self) -> int:
-        """Columns of the response buffers, used or not."""
+        """Number of columns of the response buffers, used or not."""
         return self.layers[0].allocated
 
     def join(
-        self, prefixes: Cache, prefix_mask: Tensor, rows: Tensor | None, rows_each: Sequence[int], finished: Tensor
+        self,
+        prefixes: Cache,
+        prefix_mask: Tensor,
+        replaced: Tensor | None,
+        rows_per_prefix: Sequence[int],
+        finished: Tensor,
     ) -> None:
         """Add prefilled prefixes with their rows, and drop the prefixes that only finished rows read.
 
         Args:
+            prefixes: the keys and values of the new prefixes.
             prefix_mask: `[new prefixes, columns]`.
-            rows: the finished rows that the new ones replace `[new rows]`, or None to append them.
-            rows_each: how many rows each new prefix has.
-            finished: all finished rows, those that are replaced included.
+            replaced: indices `[new rows]` of the finished rows that the new rows replace; None appends the new rows.
+            rows_per_prefix: number of rows of each new prefix.
+            finished: indices of all finished rows, including those that are replaced.
         """
-        new = self._add_prefixes(prefixes, prefix_mask, finished)[repeated(rows_each, prefix_mask.device)]
-        if rows is None:
-            self.prefix_of = torch.cat([self.prefix_of, new])
-            self.mask = torch.cat([self.mask, self.mask.new_zeros(len(new), self.mask.shape[1])])
+        indices = self._add_prefixes(prefixes, prefix_mask, finished)
+        new_prefix_of = indices[repeated(rows_per_prefix, prefix_mask.device)]
+        if replaced is None:
+            self.prefix_of = torch.cat([self.prefix_of, new_prefix_of])
+            self.mask = torch.cat([self.mask, self.mask.new_zeros(len(new_prefix_of), self.mask.shape[1])])
             for layer in self.layers:
-                layer.select(None, len(new))
+                layer.select(None, len(new_prefix_of))
         else:
-            self.prefix_of[rows], self.mask[rows] = new, 0
-        self._arrange()
+            self.prefix_of[replaced], self.mask[replaced] = new_prefix_of, 0
+        self._assign_slots()
 
     def _add_prefixes(self, prefixes: Cache, prefix_mask: Tensor, finished: Tensor) -> Tensor:
-        """Add prefixes, in place of those that only finished rows read if they are as many; their indices."""
+        """Add prefixes and return their indices.
+
+        They replace the prefixes that only finished rows read if there are as many; else those are dropped.
+        """
         count, unfinished = len(prefix_mask), torch.ones_like(self.prefix_of, dtype=torch.bool)
         unfinished[finished] = False
         needed = torch.zeros(len(self.prefix_mask), dtype=torch.bool, device=unfinished.device)
@@ -166,7 +181,7 @@ class RowCache(Cache):
         if len(free) == count:
             replaced = free
         elif len(free):
-            # A finished row that stays is given some other prefix: what it computes means nothing
+            # Finished rows that stay are assigned to another prefix, since their results are not used
             self._keep_prefixes(needed.nonzero().squeeze(-1), (needed.cumsum(0) - 1).clamp_min(0)[self.prefix_of])
         columns = max(self.prefix_mask.shape[1], prefix_mask.shape[1])
         self.prefix_mask, prefix_mask = left_padded(self.prefix_mask, columns), left_padded(prefix_mask, columns)
@@ -192,7 +207,7 @@ class RowCache(Cache):
             self._keep_prefixes(prefixes, self.prefix_of)
         for layer in self.layers:
             layer.select(rows)
-        self._arrange()
+        self._assign_slots()
 
     def trim(self, columns: int) -> None:
         """Drop the first columns of the responses, which no unfinished row reads."""
@@ -210,45 +225,54 @@ class RowCache(Cache):
                 layer.trim_prefixes(unused)
 
     def next_column(self, dtype: torch.dtype) -> Tensor:
-        """Open a column for a step's tokens; the attention bias of the responses `[rows, 1, 1, columns]`."""
+        """Add a column for the tokens of a step; return the attention bias of the responses `[rows, 1, 1, columns]`."""
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
         self._prefix_bias = attention_bias(self.prefix_mask, dtype)
         return attention_bias(self.mask, dtype)
 
-    def _arrange(self) -> None:
-        """Index the rows by prefix, each with as many slots as the largest has rows; row 0 fills the others."""
+    def _assign_slots(self) -> None:
+        """Assign each row to a slot of its prefix, for `attend_prefixes`.
+
+        Every prefix has as many slots as the prefix with the most rows has rows. Row 0 fills the slots that are left.
+        """
         counts = self.prefix_of.bincount(minlength=len(self.prefix_mask))
-        most = int(counts.max())
+        slots = int(counts.max())
         order = self.prefix_of.argsort(stable=True)
         first = counts.cumsum(0) - counts
-        sorted_ = self.prefix_of[order]
-        at = sorted_ * most + torch.arange(len(order), device=order.device) - first[sorted_]
-        self.row_of_slot = order.new_zeros(len(counts) * most)
-        self.row_of_slot[at] = order
+        prefix = self.prefix_of[order]
+        slot = prefix * slots + torch.arange(len(order), device=order.device) - first[prefix]
+        self.row_of_slot = order.new_zeros(len(counts) * slots)
+        self.row_of_slot[slot] = order
         self.slot_of_row = torch.empty_like(order)
-        self.slot_of_row[order] = at
+        self.slot_of_row[order] = slot
 
-    def over_prefixes(self, layer: RowsLayer, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Attention of `query` `[rows, key heads, queries, width]` over each row's prefix, with its log-sum-exp."""
+    def attend_prefixes(self, layer: RowsLayer, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """The attention output over each row's prefix, and the log-sum-exp of its scores (see `attend`).
+
+        Args:
+            layer: the layer whose prefixes are read.
+            query: `[rows, key heads, queries, width]`.
+            scale: multiplies the scores.
+        """
         _, heads, queries, width = query.shape
         prefixes = len(self.prefix_mask)
-        beside = query[self.row_of_slot].view(prefixes, -1, heads, queries, width).transpose(1, 2)
-        beside = beside.reshape(prefixes, heads, -1, width)
-        out, lse = attend(beside, layer.prefix_keys, layer.prefix_values, self._prefix_bias, scale)
+        by_prefix = query[self.row_of_slot].view(prefixes, -1, heads, queries, width).transpose(1, 2)
+        by_prefix = by_prefix.reshape(prefixes, heads, -1, width)
+        out, lse = attend(by_prefix, layer.prefix_keys, layer.prefix_values, self._prefix_bias, scale)
         out = out.view(prefixes, heads, -1, queries, width).transpose(1, 2).reshape(-1, heads, queries, width)
         lse = lse.view(prefixes, heads, -1, queries).transpose(1, 2).reshape(-1, heads, queries)
         return out[self.slot_of_row], lse[self.slot_of_row]
 
 
-def _widened(states: Tensor, columns: int) -> Tensor:
+def _left_padded_states(states: Tensor, columns: int) -> Tensor:
     return torch.nn.functional.pad(states, (0, 0, columns - states.shape[2], 0))
 
 
 def left_padded(mask: Tensor, columns: int) -> Tensor:
-    """The mask with zeros on its left, `columns` wide."""
+    """The mask, padded with zeros on its left to `columns` columns."""
     return torch.nn.functional.pad(mask, (columns - mask.shape[1], 0))
 
 
 def repeated(counts: Sequence[int], device: torch.device) -> Tensor:
-    """Each index as often as it counts: `[2, 0, 1]` gives `[0, 0, 2]`."""
+    """Each index, repeated as often as its count: `[2, 0, 1]` gives `[0, 0, 2]`."""
     return torch.tensor([index for index, count in enumerate(counts) for _ in range(count)], device=device).long()

@@ -1,4 +1,4 @@
-"""Choosing the next token of every row: warped scores, each row's own random stream, n-grams that may not repeat."""
+"""Choosing the next token of every row: temperature, top-k and top-p, random streams per row, n-gram bans."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from distill.config.evaluation import EvalConfig
 
-# numpy's fp32 exponentials are 0 once in about 2**24 draws, where the true ones are this on average. The logarithm of 0
-# would let its token win whatever its score, in one of two hundred draws from a vocabulary of 50,000.
-LEAST = 2.0**-25
-WIDE = 2**13  # classes from which on it pays to draw a row's numbers in another thread
-TIE = 1e-4  # scores that differ by less may change order with the rounding of another batch size in fp32
+# The smallest exponential that is used. About one of ten million of numpy's fp32 exponentials is rounded to 0; before
+# rounding it is about this large on average. With a 0 the logarithm is -inf, and the token wins whatever its score is.
+# With a vocabulary of 50,000 this would happen at one of two hundred tokens.
+MIN_EXPONENTIAL = 2.0**-25
+THREADED_CLASSES = 2**13  # from this vocabulary size on, drawing the rows' numbers in several threads is faster
+TIE = 1e-4  # scores that differ by less may change order in fp32, since another batch size rounds differently
 
 
 @cache
@@ -28,39 +29,44 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def row_digest(stream: str) -> bytes:
-    """The 32 bytes that the random stream of this name is seeded from."""
+    """The 32 bytes that seed the random stream of this name."""
     return hashlib.sha256(stream.encode()).digest()
 
 
 class RowStream:
-    """The random stream of one response row, a function of its name and the kind of device alone.
+    """The random stream of one response row, which depends only on its name and the device type.
 
     Sampling takes the argmax of `logits - log(e)` with `e` exponential (the Gumbel trick). Unlike inverting a
-    cumulative sum, whose every boundary moves with rounding, the choice changes only where two classes tie.
+    cumulative sum, all of whose boundaries move with rounding, rounding changes the choice only if two classes tie.
 
     Args:
         name: see `distill.generation.requests.stream_name`.
-        device: where the numbers are drawn; a CPU's and a GPU's streams differ.
+        device: where the numbers are drawn. The streams of a CPU and of a GPU differ.
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu"):
         digest = row_digest(name)
-        self._bits: np.random.Generator | torch.Generator
+        self._generator: np.random.Generator | torch.Generator
         if torch.device(device).type == "cpu":
-            self._bits = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-        else:  # drawn on the device: copying a whole vocabulary's numbers for each row and step would be slow
-            self._bits = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            self._generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+        else:  # drawn on the device, since copying a number per class for each row and step would be slow
+            self._generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def fill(self, numbers: Tensor) -> None:
         """Overwrite an fp32 vector on the stream's device with the next standard exponentials."""
-        if isinstance(self._bits, torch.Generator):
-            numbers.exponential_(generator=self._bits)
+        if isinstance(self._generator, torch.Generator):
+            numbers.exponential_(generator=self._generator)
         else:
-            self._bits.standard_exponential(dtype=np.float32, out=numbers.numpy())
+            self._generator.standard_exponential(dtype=np.float32, out=numbers.numpy())
 
 
 class NgramBan:
-    """The tokens that would repeat an n-gram of a row's prefix and response, as transformers' processor counts them."""
+    """The tokens that would repeat an n-gram of a row's prefix and response, as in NoRepeatNGramLogitsProcessor.
+
+    Args:
+        size: length of the n-grams.
+        prefix: token ids before the response.
+    """
 
     def __init__(self, size: int, prefix: Sequence[int]):
         self.size = size
@@ -70,11 +76,11 @@ class NgramBan:
             self.add(token)
 
     def add(self, token: int) -> None:
-        """Count the n-gram that this token completes."""
+        """Append a token and record the n-gram that it completes."""
         self.tokens.append(token)
         if len(self.tokens) >= self.size:
-            *before, last = self.tokens[-self.size :]
-            self.followers[tuple(before)].add(last)
+            *context, last = self.tokens[-self.size :]
+            self.followers[tuple(context)].add(last)
 
     def banned(self) -> list[int]:
         """The tokens that may not come next, in ascending order."""
@@ -84,12 +90,12 @@ class NgramBan:
 
 
 class Chooser:
-    """Chooses the next token of each row, from logits and the row's own stream."""
+    """Chooses the next token of each row from its logits and its random stream."""
 
     def __init__(self, settings: EvalConfig):
         self.sampled = settings.do_sample
         self._noise: Tensor | None = None
-        self.warpers = LogitsProcessorList()  # temperature, top-k and top-p as transformers does them
+        self.warpers = LogitsProcessorList()  # in the order of transformers' `generate`
         if settings.temperature != 1.0:
             self.warpers.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_k:
@@ -100,36 +106,39 @@ class Chooser:
     def __call__(
         self, logits: Tensor, streams: Sequence[RowStream | None], bans: Sequence[NgramBan | None]
     ) -> tuple[Tensor, Tensor]:
-        """The next token of each row `[rows]`, and whether another scored the same within `TIE` `[rows]`.
+        """The next token of each row `[rows]`, and whether the second best score was within `TIE` of the best `[rows]`.
 
         Args:
             logits: `[rows, V]` in fp32; overwritten.
-            streams: None for a row that is finished: nothing is drawn for it and its token means nothing.
-            bans: the n-grams of each row, or None where they may repeat.
+            streams: of each row; None for a finished row, whose token is not used.
+            bans: of each row; None where n-grams may repeat.
         """
         for row, ban in enumerate(bans):
             if ban is not None and (tokens := ban.banned()):
                 logits[row, tokens] = -torch.inf
         if not self.sampled:
-            return _largest(logits)
+            return _argmax(logits)
         scores: Tensor = self.warpers(None, logits)  # type: ignore[arg-type]
         noise = self._ones_like(scores)
         to_fill = [(stream, noise[row]) for row, stream in enumerate(streams) if stream is not None]
-        if noise.is_cuda or noise.shape[1] < WIDE:
+        if noise.is_cuda or noise.shape[1] < THREADED_CLASSES:
             for stream, numbers in to_fill:
                 stream.fill(numbers)
-        else:  # numpy draws without the interpreter's lock
+        else:  # numpy releases the interpreter's lock while it draws
             list(_threads().map(lambda pair: pair[0].fill(pair[1]), to_fill))
-        return _largest(torch.sub(scores, noise.clamp_min_(LEAST).log_(), out=noise))
+        return _argmax(torch.sub(scores, noise.clamp_min_(MIN_EXPONENTIAL).log_(), out=noise))
 
     def _ones_like(self, scores: Tensor) -> Tensor:
-        """Ones in the shape of `scores`. The buffer is used again at each step: fresh pages cost more than the draw."""
+        """Ones in the shape of `scores`.
+
+        The buffer is reused: page faults of new memory would cost more time than the draws.
+        """
         if self._noise is None or self._noise.numel() < scores.numel():
             self._noise = torch.empty(scores.numel(), device=scores.device)
         return self._noise[: scores.numel()].view(scores.shape).fill_(1)
 
 
-def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
+def _argmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The class of the largest score `[rows]`, and whether the second largest is within `TIE` of it.
 
     Overwrites the largest score of each row.

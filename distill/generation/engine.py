@@ -22,10 +22,12 @@ def generate(
     """One response for each request, in the order of the requests.
 
     A response depends on the model, its prefix, its stream and its room, not on the other requests, their order or the
-    batch size (in fp32, but for draws that tie within rounding). Without sampling it does not depend on the stream.
+    batch size (in fp32, except for draws that tie within rounding). Without sampling it does not depend on the stream.
 
     Args:
         model: a causal language model in eval mode, or a `Mixture` of two on one device.
+        requests: what to write.
+        decoding: how tokens are chosen.
         progress: called with the number of responses that were finished since the last call.
 
     Raises:
@@ -44,8 +46,8 @@ def write_group(
 ) -> list[Response]:
     """The responses of one group (see `groups`), in the order of the requests; arguments and errors as in `generate`.
 
-    `batch_tokens` bounds the columns of the KV cache, those allocated ahead included: a prefix's, held once, and those
-    that its rows' responses may come to. A step's logits, `[rows, V]`, come on top.
+    `batch_tokens` limits the columns of the KV cache: one copy of each prefix, and for each row the columns that its
+    response may need, including those allocated ahead. The logits `[rows, V]` of a step need memory besides.
     """
     check_requests(requests)
     responses = {i: Response([], False) for i, request in enumerate(requests) if not request.room}
@@ -63,7 +65,7 @@ def write_group(
 
 
 def _prefixes(model: Any, requests: Sequence[Request], decoding: Decoding) -> list[PrefixRows]:
-    """The prefixes of a group with their rows: one for each request, or without sampling one for each room."""
+    """The prefixes of a group with their rows: a row per request, or, without sampling, a row per prefix and room."""
     settings = decoding.settings
     device = (model.student if isinstance(model, Mixture) else model).device
     prefixes: list[PrefixRows] = []

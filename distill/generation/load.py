@@ -24,11 +24,13 @@ def load_engine(config: Config, weights: Weights, loaded: Callable[[], Any] | No
     The model is loaded once, in the precision of training, on the GPU if there is one.
 
     Args:
-        loaded: gives the model of these weights where the caller has it loaded, on its device and in eval mode.
+        config: the whole config.
+        weights: the model.
+        loaded: returns the model of these weights, on its device and in eval mode; None loads it here.
 
     Raises:
-        UserError: the model has too few positions for the longest prompt and response, or `eval.engine=vllm` is asked
-            for and vLLM is not installed or several processes run.
+        UserError: the model has too few positions for the longest prompt and response; or, with `eval.engine=vllm`,
+            vLLM is not installed or several processes run.
     """
     if config.eval.engine == "vllm":
         return VllmEngine(config, weights).write

@@ -1,4 +1,4 @@
-"""A model with the KV cache of a batch: it prefills prefixes and reads one token a row at each step."""
+"""A model with the KV cache of a batch: prefills prefixes, then processes one token per row and step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from distill.generation.attention import reading
+from distill.generation.attention import using_cache
 from distill.generation.cache import RowCache
 
 
@@ -18,7 +18,9 @@ class Mixture:
     """A student and a teacher that write together: each token is drawn from `(1 - share) q + share p` (MiniLLM).
 
     Attributes:
-        share: the teacher's, in (0, 1).
+        student: the model with the probabilities `q`.
+        teacher: the model with the probabilities `p`.
+        share: the teacher's share, in (0, 1).
     """
 
     student: Any
@@ -35,18 +37,20 @@ class CachedModel:
 
     @property
     def allocated(self) -> int:
-        """Columns of the cache's response buffers, used or not."""
+        """Number of columns of the cache's response buffers, used or not."""
         return self.cache.allocated if self.cache is not None else 0
 
     def prefill(
-        self, ids: Tensor, mask: Tensor, rows_each: Sequence[int], rows: Tensor | None, finished: Tensor
+        self, ids: Tensor, mask: Tensor, rows_per_prefix: Sequence[int], replaced: Tensor | None, finished: Tensor
     ) -> Tensor:
-        """Read left-padded prefixes `[prefixes, columns]` and add their rows to the cache.
+        """Prefill left-padded prefixes and add their rows to the cache.
 
         Args:
-            rows_each: how many rows each prefix has.
-            rows: the finished rows that the new ones replace, or None to append them.
-            finished: all rows of the batch that are finished.
+            ids: token ids `[prefixes, columns]`.
+            mask: 1 where `ids` has a token, 0 where it has padding.
+            rows_per_prefix: number of rows of each prefix.
+            replaced: indices of the finished rows that the new rows replace; None appends the new rows.
+            finished: indices of all finished rows of the batch.
 
         Returns:
             Next-token logits `[prefixes, V]` in fp32.
@@ -54,27 +58,27 @@ class CachedModel:
         prefilled = DynamicCache()
         logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0), prefilled)
         if self.cache is None:
-            self.cache = RowCache(prefilled, mask, rows_each)
+            self.cache = RowCache(prefilled, mask, rows_per_prefix)
         else:
-            self.cache.join(prefilled, mask, rows, rows_each, finished)
+            self.cache.join(prefilled, mask, replaced, rows_per_prefix, finished)
         self.cache.trim_prefixes()
         return logits
 
     def read(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Read each row's token `[rows, 1]` at its position `[rows, 1]`; next-token logits `[rows, V]` in fp32."""
+        """Next-token logits `[rows, V]` in fp32, after each row's token `[rows, 1]` at its position `[rows, 1]`."""
         assert self.cache is not None
         bias = self.cache.next_column(self.model.dtype)
-        with reading(self.cache):
+        with using_cache(self.cache):
             return self._forward(tokens, bias, positions, self.cache)
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows in the cache."""
+        """Drop all rows of the cache but these."""
         assert self.cache is not None
         self.cache.select(rows)
         self.cache.trim_prefixes()
 
     def keep_columns(self, columns: int) -> None:
-        """Keep the last so many columns of the responses."""
+        """Drop all columns of the responses but the last `columns`."""
         assert self.cache is not None
         self.cache.trim(self.cache.mask.shape[1] - columns)
 

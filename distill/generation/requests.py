@@ -1,4 +1,4 @@
-"""What is asked of generation and what comes back: requests, responses, and the cut of requests into groups."""
+"""The inputs and outputs of generation: requests and responses, and the division of requests into groups."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from distill.config.evaluation import EvalConfig
 
-# The size of a group: about so many batches of `batch_tokens`, and at most so many prefixes. A group is lost as a whole
-# when a run is stopped, and several processes share a set group by group, so it must not be too large.
+# The size of a group: about GROUP_BATCHES batches of `batch_tokens`, and at most GROUP_PREFIXES prefixes. Groups are
+# small, since a stopped run loses a group as a whole, and processes divide the groups of a set among themselves.
 GROUP_BATCHES, GROUP_PREFIXES = 8, 64
 
 # Called with the number of responses that were finished since the last call.
@@ -20,12 +20,12 @@ class Request:
     """One response to write.
 
     Attributes:
-        id: the example's, for messages and for the order of equally long prefixes. Several requests may share one.
+        id: the example's id, for messages and for the order of equally long prefixes. Requests may share an id.
         prompt: token ids.
         stream: name of the random stream that the response is drawn from (see `stream_name`).
-        room: the most tokens that may still be written, 0 or more.
-        beginning: the response's first tokens, which are already chosen. They are read together with the prompt and
-            are not part of the tokens that come back.
+        room: limit of new tokens, 0 or more.
+        beginning: the response's first tokens, which are already chosen. They are prefilled with the prompt and are
+            not part of the response's tokens.
     """
 
     id: str
@@ -36,18 +36,18 @@ class Request:
 
     @property
     def prefix(self) -> list[int]:
-        """The tokens that are read before the first one is chosen: the prompt, then the beginning."""
+        """The tokens that are prefilled: the prompt, then the beginning."""
         return [*self.prompt, *self.beginning] if self.beginning else self.prompt
 
 
 @dataclass(frozen=True)
 class Response:
-    """What was written for a request.
+    """The response to a request.
 
     Attributes:
         tokens: the new tokens, without EOS and without the request's beginning.
-        ended: whether EOS ended the response; otherwise its room was used up.
-        ties: how many of its tokens were chosen over another that scored the same within `decode.TIE`.
+        ended: whether EOS ended the response; otherwise it has `room` tokens.
+        ties: number of tokens for which another token's score was within `decode.TIE` of the chosen one's.
     """
 
     tokens: list[int]
@@ -61,9 +61,9 @@ class Decoding:
 
     Attributes:
         settings: sampling, greedy or beam search with their parameters, and `batch_tokens`. Its `max_new_tokens` is not
-            read here: every request has its own `room`.
+            used here, since every request has its own `room`.
         eos_id: the token that ends a response.
-        pad_id: fills the left of shorter prefixes in a prefill; attention never reads it.
+        pad_id: fills the left of shorter prefixes in a prefill, where it is masked.
     """
 
     settings: EvalConfig
@@ -74,13 +74,13 @@ class Decoding:
 def stream_name(seed: int, set_name: str, example_id: str) -> str:
     """The name of the random stream of one response, by generation seed, set and example.
 
-    Every kept text depends on these names, so they must not change.
+    Every stored response depends on these names, so they must not change.
     """
     return f"{seed}/{set_name}/{example_id}"
 
 
 def check_requests(requests: Sequence[Request]) -> None:
-    """Refuse requests that cannot be answered.
+    """Raise an error if a request cannot be answered.
 
     Raises:
         ValueError: a request has neither a prompt nor a beginning, or its room is negative.
@@ -93,7 +93,7 @@ def check_requests(requests: Sequence[Request]) -> None:
 
 
 def by_prefix(requests: Sequence[Request]) -> list[list[int]]:
-    """Indices of the requests of each prefix, prefixes in the order of their first request."""
+    """Indices of the requests of each prefix. The prefixes are in the order of their first requests."""
     indices: dict[tuple[int, ...], list[int]] = {}
     for index, request in enumerate(requests):
         indices.setdefault(tuple(request.prefix), []).append(index)
@@ -101,28 +101,28 @@ def by_prefix(requests: Sequence[Request]) -> list[list[int]]:
 
 
 def groups(requests: Sequence[Request], settings: EvalConfig) -> list[list[int]]:
-    """Cut requests into groups that are written one after the other, so that a stop loses one group at most.
+    """Divide requests into groups that are written one after the other, so that a stopped run loses at most one group.
 
-    Requests with the same prefix stay together. The longest prefixes come first, so that a group's prompts are of like
-    length. The cut depends on the requests and on `batch_tokens` alone: a run that continues after a stop repeats the
-    same batches.
+    Requests with the same prefix stay together. The longest prefixes come first, so that the prefixes of a group are of
+    similar length. The groups depend only on the requests and on `batch_tokens`: a run that continues after a stop
+    repeats the same batches.
 
     Returns:
         The indices of each group's requests.
     """
-    ordered = []  # by length and id: the same cut whatever order the requests come in
+    ordered = []  # by length and id, so that the groups do not depend on the order of the requests
     for same_prefix in by_prefix(requests):
         indices = sorted(same_prefix, key=lambda i: requests[i].id)
         first = requests[indices[0]]
         ordered.append((-len(first.prefix), first.id, indices))
     ordered.sort(key=lambda entry: entry[:2])
-    cut: list[list[int]] = []
+    grouped: list[list[int]] = []
     tokens = prefixes = 0
     for negative_length, _, indices in ordered:
-        if not cut or tokens >= GROUP_BATCHES * settings.batch_tokens or prefixes == GROUP_PREFIXES:
-            cut.append([])
+        if not grouped or tokens >= GROUP_BATCHES * settings.batch_tokens or prefixes == GROUP_PREFIXES:
+            grouped.append([])
             tokens = prefixes = 0
-        cut[-1] += indices
+        grouped[-1] += indices
         tokens += -negative_length + sum(requests[i].room for i in indices)
         prefixes += 1
-    return cut
+    return grouped

@@ -1,6 +1,6 @@
-"""The responses of a whole set for several seeds, written group by group so that a stopped run can continue.
+"""Writes the responses of a whole set for several seeds, group by group, so that a stopped run can continue.
 
-Each seed has a folder. A finished group is a file of JSON lines in the folder's `groups`, one line a response.
+Each seed has a folder. A finished group is a file of JSON lines in its subfolder `groups`, with a line per response.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ GROUPS, PLAN = "groups", "plan"
 
 @dataclass(frozen=True)
 class SeedResponse:
-    """A response as it is kept: one line of a group's file.
+    """A stored response: one line of a group's file.
 
     Attributes:
-        id: the example's.
+        id: the example's id.
         seed: the generation seed.
-        tokens, ended, ties: see `distill.generation.requests.Response`.
+        tokens: the new tokens, without EOS.
+        ended: whether EOS ended the response.
+        ties: see `distill.generation.requests.Response`.
     """
 
     id: str
@@ -48,16 +50,18 @@ def write_resumably(
     folders: Mapping[int, Path],
     label: str,
 ) -> None:
-    """Write one response for each prompt and seed, and keep them in the seeds' folders (`read_responses`).
+    """Write one response for each prompt and seed to the seeds' folders, from where `read_responses` reads them.
 
-    Groups that are kept already, from a run that was stopped, are not written again, unless that run cut the set into
-    other groups. Several processes share the groups; all of them must call this together.
+    Groups that a stopped run has finished are not written again, unless that run divided the set into other groups.
+    Several processes divide the groups among themselves; all of them must call this function together.
 
     Args:
+        write: writes the responses of one group.
+        prompts: the encoded prompts of the set.
         set_name: part of the name of every random stream.
-        decoding: its `max_new_tokens` is the room of every response.
-        folders: each generation seed's folder; all seeds of a prompt are written in one batch.
-        label: of the progress bar.
+        decoding: how tokens are chosen. Its `max_new_tokens` is the room of every response.
+        folders: the folder of each generation seed. All seeds of a prompt are written in one batch.
+        label: text of the progress bar.
     """
     room = decoding.settings.max_new_tokens
     requests = [
@@ -66,32 +70,32 @@ def write_resumably(
         for seed in folders
     ]
     seeds = [seed for _ in prompts for seed in folders]
-    cut = groups(requests, decoding.settings)
-    targets = {seed: folder / GROUPS for seed, folder in folders.items()}
+    grouped = groups(requests, decoding.settings)
+    group_folders = {seed: folder / GROUPS for seed, folder in folders.items()}
     if is_main_process():
         first = next(iter(folders))
-        ids = [[requests[i].id for i in group if seeds[i] == first] for group in cut]
-        _prepare(list(targets.values()), _digest([ids, list(folders), decoding.settings.batch_tokens]))
+        ids = [[requests[i].id for i in group if seeds[i] == first] for group in grouped]
+        _prepare(list(group_folders.values()), _digest([ids, list(folders), decoding.settings.batch_tokens]))
     wait_for_everyone()
-    files = [[folder / f"{number:04}.jsonl" for folder in targets.values()] for number in range(len(cut))]
+    files = [[folder / f"{number:04}.jsonl" for folder in group_folders.values()] for number in range(len(grouped))]
     missing = [number for number, paths in enumerate(files) if not all(path.is_file() for path in paths)]
-    wait_for_everyone()  # no process may add a file before all have looked
+    wait_for_everyone()  # no process may write a file before all processes have listed the missing groups
     with bar(len(requests), label, "row") as progress_bar:
-        progress_bar.update(len(requests) - sum(len(cut[number]) for number in missing))
+        progress_bar.update(len(requests) - sum(len(grouped[number]) for number in missing))
         for number in share(missing):
-            group = [requests[i] for i in cut[number]]
+            group = [requests[i] for i in grouped[number]]
             responses = write(group, decoding, lambda count: progress_bar.update(count * world_size()))
-            kept = [
+            group_responses = [
                 SeedResponse(requests[i].id, seeds[i], response.tokens, response.ended, response.ties)
-                for i, response in zip(cut[number], responses, strict=True)
+                for i, response in zip(grouped[number], responses, strict=True)
             ]
-            for seed, path in zip(targets, files[number], strict=True):
-                write_lines(path, [response for response in kept if response.seed == seed])
+            for seed, path in zip(group_folders, files[number], strict=True):
+                write_lines(path, [response for response in group_responses if response.seed == seed])
     wait_for_everyone()
 
 
 def read_responses(folder: Path, prompts: Sequence[Encoded]) -> list[SeedResponse]:
-    """What `write_resumably` left in a seed's folder, in the order of the prompts."""
+    """The responses that `write_resumably` wrote to a seed's folder, in the order of the prompts."""
     order = {prompt.id: index for index, prompt in enumerate(prompts)}
     responses = []
     for path in (folder / GROUPS).glob("*.jsonl"):
@@ -106,7 +110,7 @@ def write_lines(path: Path, rows: Sequence[Any]) -> None:
 
 
 def _prepare(folders: Sequence[Path], plan: str) -> None:
-    """Make the folders, and empty those whose groups were cut by another plan: their files hold other prompts."""
+    """Create the folders. A folder with another plan is emptied first, since its files are of other groups."""
     for folder in folders:
         if not (folder / PLAN).is_file() or (folder / PLAN).read_text() != plan:
             shutil.rmtree(folder, ignore_errors=True)
@@ -115,6 +119,6 @@ def _prepare(folders: Sequence[Path], plan: str) -> None:
 
 
 def _digest(plan: Any) -> str:
-    """A hash of a JSON value; unchanged, or the kept groups of stopped runs would be written again."""
+    """A hash of a JSON value. It must not change, or continued runs would write their finished groups again."""
     text = json.dumps(plan, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -14,7 +14,7 @@ from distill.generation.requests import Decoding, Progress
 
 @torch.inference_mode()
 def beam_search(model: Any, prefixes: Sequence[PrefixRows], decoding: Decoding, progress: Progress) -> None:
-    """Write every row, one at a time: in a padded batch the n-grams that may not repeat would count the padding's."""
+    """Write the response of every row, one row at a time: in a padded batch, n-gram bans would include the padding."""
     settings = decoding.settings
     for prefix in prefixes:
         ids = torch.tensor([prefix.tokens], device=model.device)

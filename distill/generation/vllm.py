@@ -1,4 +1,4 @@
-"""Generation by vLLM, where it is installed: the same requests and settings, with a seed for each request."""
+"""Generation by vLLM, from the same requests and settings as this project's engine, with a seed per request."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from distill.models.load import Weights, load_model, load_tokenizer
 
 
 class VllmEngine:
-    """One model behind vLLM.
+    """A model that vLLM runs.
 
-    vLLM has its own sampler: its responses are not those of this project's engine, and they are reproducible only as
-    far as vLLM is.
+    vLLM has its own sampler: its responses differ from those of this project's engine, and they are only as
+    reproducible as vLLM.
 
     Raises:
         UserError: vLLM is not installed, or several processes were started.
@@ -31,20 +31,27 @@ class VllmEngine:
         try:
             import vllm
         except ImportError:
-            raise UserError("eval.engine=vllm needs vLLM (pip install vllm), or set eval.engine=transformers") from None
+            raise UserError(
+                "eval.engine=vllm needs vLLM, which is not installed; run pip install vllm, or set"
+                " eval.engine=transformers"
+            ) from None
         if world_size() > 1:
-            raise UserError("eval.engine=vllm spreads over devices by itself; start one process, not several")
+            raise UserError(
+                f"eval.engine=vllm runs in one process, but {world_size()} were started; start the command without"
+                " torchrun or accelerate launch"
+            )
         gc.collect()
-        torch.cuda.empty_cache()  # vLLM takes a share of the memory that is free
+        torch.cuda.empty_cache()  # vLLM reserves a share of the GPU memory at its start
         self._vllm = vllm
-        place, dtype = weights.base, torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        if weights.adapter is not None:  # vLLM reads whole models
+        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        model_path = weights.base
+        if weights.adapter is not None:  # vLLM gets the adapter merged into the weights
             self._merged = tempfile.TemporaryDirectory()
-            place = self._merged.name
-            load_model(weights, dtype).save_pretrained(place)
-            load_tokenizer(weights).save_pretrained(place)
+            model_path = self._merged.name
+            load_model(weights, dtype).save_pretrained(model_path)
+            load_tokenizer(weights).save_pretrained(model_path)
         self._llm: Any = vllm.LLM(
-            model=place,
+            model=model_path,
             revision=None if weights.adapter else weights.revision,
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=config.train.max_prompt_length + config.eval.max_new_tokens,
