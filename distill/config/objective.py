@@ -162,6 +162,7 @@ class PresetConfig(Section):
         jsd_teacher_weight: the teacher's weight in the Jensen-Shannon divergence.
         no_repeat_ngram_size: length of n-grams that may not occur twice in the evaluation; 0 is off.
         loss_mean: whether the loss is a mean over all tokens of the global batch, or a mean of micro-batch means.
+        micro_batches: whether the rows of a global batch are put into micro-batches by length, or as they were drawn.
         student_labels: whether labels of text that the student writes in training are shifted, or one position late.
         student_eos: whether EOS is kept in that text, or erased where it is also the pad token.
         student_draw: whether `on_policy` and `mixed` train on text that was just written or on draws from a buffer.
@@ -177,6 +178,7 @@ class PresetConfig(Section):
     jsd_teacher_weight: float
     no_repeat_ngram_size: Natural
     loss_mean: Literal["tokens", "micro_batches"]
+    micro_batches: Literal["by_length", "random"]
     student_labels: Literal["shifted", "late"]
     student_eos: Literal["kept", "erased"]
     student_draw: Literal["fresh", "buffer"]

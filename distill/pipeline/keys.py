@@ -17,7 +17,7 @@ from distill.pipeline.store import digest
 VERSIONS = {
     "base": 1,
     "signal": 2,
-    "train": 2,
+    "train": 3,
     "evaluate": 2,
     "answers": 1,
     "agree": 1,

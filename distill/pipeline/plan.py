@@ -196,7 +196,10 @@ class Plan:
         # If the loss is a mean of micro-batch means, the result depends on how the global batch is split.
         by_split = config.preset.loss_mean == "micro_batches"
         not_hashed = NOT_DETERMINING - {"micro_batch_size"} if by_split else NOT_DETERMINING
-        split = {"loss_mean": config.preset.loss_mean, "processes": world_size()} if by_split else {}
+        split: dict[str, Any] = {}
+        if by_split:
+            preset = config.preset
+            split = {"loss_mean": preset.loss_mean, "micro_batches": preset.micro_batches, "processes": world_size()}
         if distils and self._could_store and not self.stores_signal:
             # A live teacher gives the same student as stored hidden states, but the training has another cost. Costs
             # are facts of the artifact, so it needs another key.

@@ -131,6 +131,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     if last:
         step_time.restore(Path(last))
     sampling = _sampling(job, sampler, model, tokenizer) if sampler.writes else None
+    by_length = job.config.preset.micro_batches == "by_length"
     trainer = DistillTrainer(
         model=model,
         args=args,
@@ -143,6 +144,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         sampling=sampling,
         corpus=Corpus(job.pretraining, tokenizer, settings.max_length) if job.pretraining else None,
         loss_optimizer=job.loss.optimizer,
+        micro_batch_tokens=settings.max_length * args.per_device_train_batch_size if by_length else None,
         callbacks=[
             Progress(job.label, say),
             step_time,
