@@ -1,12 +1,18 @@
-"""A training step of the smollm2 pair with a stored teacher: every loss against SFT, and SFT against stock Trainer."""
+"""A training step of the smollm2 pair with a stored teacher: every loss against SFT, and SFT against stock Trainer.
+
+`python -m bench.step order` times what the order of rows costs: global batches drawn at random, with rows of similar
+length in one micro-batch, against the order of before, global batches of similar length.
+"""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
@@ -18,6 +24,7 @@ from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline.plan import Plan
 from distill.teacher.signal import StoredTeacher, write_store
+from distill.training.batches import RandomOrder, length_groups, micro_batch_size
 from distill.training.distiller import Distiller
 from distill.training.encoding import training_encoder
 from distill.training.objective import objective_terms
@@ -86,5 +93,71 @@ def _stock(model: Any, batch: dict[str, Any], folder: str) -> Callable[[], objec
     return run
 
 
+# Of each pair: how many rows are trained on, and the micro-batch size of before
+ORDERS = {"smollm2": (64, 4), "micro": (1024, 64)}
+POOL = 16  # the order of before sorted this many global batches by length together
+
+
+def order() -> None:
+    """Forward and backward passes of fine-tuning over the same rows in both orders, pair by pair."""
+    lines: list[dict[str, object]] = []
+    for name, (count, size_before) in ORDERS.items():
+        config = load([f"model={name}", "train.precision=fp32"])
+        plan = Plan(config)
+        student = made(plan, plan.base("student"))
+        tokenizer = load_tokenizer(student)
+        rows = training_encoder(config, tokenizer).pairs(plan.data[0].examples, config.train.max_length).rows[:count]
+        lengths = [len(row.prompt) + len(row.response) for row in rows]
+        size = config.train.student.global_batch_size
+        micro = micro_batch_size(size, config.train.micro_batch_size, 1)
+        orders = {
+            "similar length": _pooled(lengths, size, size_before),
+            "random": _random(lengths, size, micro, micro * config.train.max_length),
+        }
+        collate = Collator(pad_id(tokenizer))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        distiller = Distiller(load_model(student).to(device).train())
+        batches = {key: [collate([rows[i] for i in part]) for part in parts] for key, parts in orders.items()}
+        seconds = interleaved({key: _passes(distiller, of_order) for key, of_order in batches.items()}, 3)
+        for key, parts in orders.items():
+            padded = sum(len(part) * max(lengths[i] for i in part) for part in parts)
+            ratio = seconds[key] / seconds["similar length"]
+            lines.append({
+                "pair": name, "order": key, "rows of a global batch": size, "micro-batches": len(parts),
+                "tokens over unpadded": padded / sum(lengths), "seconds a row": seconds[key] / count, "ratio": ratio,
+                "asked": "1.05" if key == "random" else "", "met": met(ratio <= 1.05) if key == "random" else "",
+            })  # fmt: skip
+    report("step_order", "Forward and backward of fine-tuning by the order of rows, fp32", lines)
+
+
+def _pooled(lengths: list[int], size: int, micro: int) -> list[list[int]]:
+    """Micro-batches of the order of before."""
+    rows, parts = np.random.default_rng(0).permutation(len(lengths)), []
+    for start in range(0, len(rows), POOL * size):
+        pool = rows[start : start + POOL * size]
+        pool = pool[np.argsort(np.asarray(lengths)[pool], kind="stable")]
+        parts += [pool[i : i + micro].tolist() for i in range(0, len(pool), micro)]
+    return parts
+
+
+def _random(lengths: list[int], size: int, micro: int, tokens: int) -> list[list[int]]:
+    """Micro-batches of random global batches."""
+    rows, parts = list(RandomOrder(len(lengths), 0)), []
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        groups = length_groups([lengths[i] for i in batch], -(-len(batch) // micro), tokens)
+        parts += [[batch[i] for i in group] for group in groups]
+    return parts
+
+
+def _passes(distiller: Distiller, batches: list[dict[str, Any]]) -> Callable[[], object]:
+    def run() -> None:
+        distiller.student.zero_grad()
+        for batch in batches:
+            distiller(**batch)["loss"].backward()
+
+    return run
+
+
 if __name__ == "__main__":
-    main()
+    order() if sys.argv[1:] == ["order"] else main()
