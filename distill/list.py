@@ -16,6 +16,7 @@ from rich.table import Table
 from distill.base import locations
 from distill.base.console import console
 from distill.base.errors import UserError, command, nearest
+from distill.config.plugins import import_plugins
 
 Rows = Iterator[tuple[str, ...]]
 
@@ -64,10 +65,10 @@ def tables() -> Rows:
         built_in = path.is_relative_to(locations.EXPERIMENTS)
         try:
             experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
-            title, model = str(experiment["title"]), str(experiment["model"])
+            title, model = str(experiment["title"]), experiment["model"]
         except (yaml.YAMLError, KeyError, TypeError):
             title, model = f"{path} is not the file of a table: it has no title or no model", "MODEL"
-        target = f"make {name.replace('/', '-').replace('_', '-')} MODEL={model}"
+        target = f"make {name.replace('/', '-').replace('_', '-')}" + (f" MODEL={model}" if model else "")
         yield name, title, target if built_in else f"python -m distill.table {name} --config-dir {path.parents[2]}"
 
 
@@ -84,6 +85,10 @@ KINDS: dict[str, Callable[[], Rows]] = {
 def main(words: list[str]) -> int:
     """Print the options of the kinds that are named, or of all kinds."""
     words = locations.take_config_dir(words)
+    for word in (word for word in words if word.startswith("plugins=")):
+        plugins = yaml.safe_load(word.removeprefix("plugins="))
+        import_plugins(plugins if isinstance(plugins, list) else [str(plugins)])
+    words = [word for word in words if not word.startswith("plugins=")]
     unknown = [w for w in words if w not in KINDS]
     if unknown:
         kinds = ", ".join(KINDS)

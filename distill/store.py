@@ -19,6 +19,7 @@ from distill.base.errors import UserError, command
 from distill.pipeline.keys import VERSIONS
 from distill.pipeline.leases import guard, leased
 from distill.pipeline.store import Entry, Store, remove
+from distill.results.folders import refuse_old_results
 
 PRUNABLE = ("no run needs it", "unfinished")  # statuses of the artifacts that prune removes
 
@@ -27,8 +28,9 @@ def needed(results: Path) -> set[str]:
     """Names of the artifacts that the runs under `results` list.
 
     Raises:
-        UserError: a run.json is damaged.
+        UserError: a run.json is damaged, or results have an older form, whose artifacts are not known.
     """
+    refuse_old_results(results)
     names: set[str] = set()
     for path in results.rglob("run.json"):
         try:

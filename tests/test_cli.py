@@ -293,6 +293,7 @@ def test_lists():
         "sum [p^alpha q^beta",
     ):
         assert name in done.stdout
+    assert "MODEL=None" not in done.stdout and "make akl-fig-toy-gaussian" in done.stdout  # a figure without a model
     wrong = run("list", "loses")
     assert wrong.returncode == 2 and "did you mean losses" in wrong.stderr
 

@@ -13,10 +13,11 @@ from distill.base.processes import name_command
 from distill.config import load, neutral
 from distill.config.evaluation import EvalConfig
 from distill.config.model import LoraConfig, WeightsConfig
+from distill.config.neutral import determining
 from distill.config.objective import LossConfig
 from distill.config.section import Section
 from distill.config.train import StageTrainConfig, TrainConfig
-from distill.pipeline.keys import NO_DECODING, settings_of
+from distill.pipeline.keys import NO_DECODING
 
 HASHED = [EvalConfig, LoraConfig, LossConfig, StageTrainConfig, TrainConfig, WeightsConfig]
 
@@ -45,10 +46,10 @@ def test_the_table_has_every_hashed_section():
 
 def test_hashes_leave_out_neutral_values_whatever_the_defaults(monkeypatch):
     config = load(["model=micro", "loss=fkl"])
-    assert "w_lm" not in config.loss.determining and "num_beams" not in settings_of(config.eval)
+    assert "w_lm" not in config.loss.determining and "num_beams" not in determining(config.eval)
     monkeypatch.setitem(neutral.NEUTRAL, "LossConfig", {"w_lm": 0.5})
     assert config.loss.determining["w_lm"] == 1.0
-    assert settings_of(config.train.student, exclude={"lr"}).keys() == {"epochs", "global_batch_size", "select"}
+    assert determining(config.train.student, exclude={"lr"}).keys() == {"epochs", "global_batch_size", "select"}
 
 
 def log_folders():

@@ -172,6 +172,14 @@ def test_a_pythia_pair_with_adapters_and_a_sampler_of_ones_own(tmp_path):
     assert set(values["row"]) == {"fkl mine(scrg.corrections=2)"}
 
 
+def test_list_shows_what_plugins_register(tmp_path):
+    written(tmp_path / "own")
+    done = command("list", "losses", "--config-dir", "own", PLUGIN, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.strip().startswith("mine ")]
+    assert "mine.yaml" not in line
+
+
 def test_cfg_and_errors_of_the_commands(tmp_path):
     written(tmp_path / "own")
     done = command("run", "--cfg", "job", "--config-dir", "own", "loss=mine", PLUGIN, cwd=tmp_path)

@@ -176,6 +176,15 @@ def test_a_kill_between_the_manifest_and_the_rename_loses_nothing(tmp_path):
     assert Store(tmp_path).manifest(SPEC)["kept"] is True and sorted(f.name for f in folder.iterdir()) == [MANIFEST]
 
 
+def test_what_a_kill_after_the_rename_left_is_removed(tmp_path):
+    store = Store(tmp_path)
+    folder = store.make(SPEC, lambda partial: {})
+    (folder / "checkpoints/checkpoint-1").mkdir(parents=True)
+    (folder / "attempts.json").write_text("[]")
+    store.make(SPEC, lambda partial: {})
+    assert sorted(file.name for file in folder.iterdir()) == [MANIFEST]
+
+
 def test_overlapping_makers_never_touch_a_finished_artifact(tmp_path):
     """Of several that are asked for together, only the missing are built."""
     store, other = Store(tmp_path), Spec("train", "other", {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
+from distill import store
 from distill.base.errors import UserError
 from distill.config import load
 from distill.evaluation.benchmarks import Benchmark
@@ -165,12 +167,33 @@ def test_adding_is_whole_and_what_is_there_stays(tmp_path):
     assert not list(folder.folder.glob("*.tmp")) and not list(folder.folder.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["facts.csv", "scores.csv", "run.json"])
-def test_a_damaged_file_of_a_run_is_named(tmp_path, name):
+RUN_FILES = ("facts.csv", "scores.csv", "curve.csv", "samples.jsonl", "run.json")
+DAMAGE = {
+    "empty": lambda content: b"",
+    "junk": lambda content: bytes(range(256)),
+    "words": lambda content: b"nothing\n",
+    "cut": lambda content: content[: len(content) // 2].rstrip(b"\n"),
+    "braces": lambda content: b"{}\n",
+    "brackets": lambda content: b"[]\n",
+}
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_of_a_run_is_named_and_nothing_is_written(tmp_path, name, damage):
     folder = a_run(tmp_path, "r", [1.0], [1.0])
-    (folder.folder / name).write_text("nothing")
-    with pytest.raises(UserError, match=f"{name}: .*restore it from git"):
-        folder.add(Measured(facts([2.0]), described("r"), scores=prompts([1.0])))
+    curve = pd.DataFrame({"stage": ["gpt2-student"], "train_seed": [1], "step": [1], "epoch": [1.0], "loss": [0.5]})
+    sample = {"dataset": "dolly", "id": "a", "text": "t"}
+    folder.add(Measured([], described("r"), curve=curve, samples=[sample]))
+    path = folder.folder / name
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    before = {file.name: file.read_bytes() for file in folder.folder.iterdir()}
+    with pytest.raises(UserError, match=f"{re.escape(str(path))} is damaged: .*restore it from git, or remove"):
+        if name == "curve.csv":
+            folder.curve()
+        else:
+            folder.add(Measured(facts([2.0]), described("r"), scores=prompts([1.0]), samples=[sample]))
+    assert {file.name: file.read_bytes() for file in folder.folder.iterdir()} == before
 
 
 def test_all_runs_of_a_pair_in_one_file(tmp_path):
@@ -199,6 +222,11 @@ def test_results_of_an_older_form_are_refused(tmp_path):
         refuse_old_results(tmp_path, "gpt2")
     with pytest.raises(UserError, match="4c01ae4"):
         requested(["abkd/losses_gpt2", "model=gpt2", f"paths.results={tmp_path}"])
+    (tmp_path / "store/train/student-1").mkdir(parents=True)
+    for action in (["list"], ["prune", "--yes"]):  # the artifacts that such results need are not known
+        with pytest.raises(UserError, match="4c01ae4"):
+            store.main([*action, "--store", str(tmp_path / "store"), "--results", str(tmp_path)])
+    assert (tmp_path / "store/train/student-1").is_dir()
 
 
 def test_the_papers_numbers_by_reference():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
+from distill.base import locations
 from distill.config.section import Count, Natural, Section, Seed
 from distill.config.template import TemplateConfig, fields
 
@@ -136,3 +138,9 @@ class DataConfig(Section):
         if self.generator is not None and self.root is not None:
             raise ValueError(f"root={self.root} has no effect on generated data; choose data=jsonl or data=dolly")
         return self
+
+
+def evaluation_set_names() -> list[str]:
+    """The names of the evaluation sets of all `data` options."""
+    sections = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in locations.options("data").values()]
+    return list(dict.fromkeys(name for section in sections for name in (section or {}).get("eval") or {}))

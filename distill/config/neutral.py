@@ -28,15 +28,15 @@ NEUTRAL: dict[str, dict[str, Any]] = {
 DELIBERATE: frozenset[str] = frozenset()
 
 
-def determining(section: Section, only: set[str] | None = None, without: set[str] | None = None) -> dict[str, Any]:
+def determining(section: Section, include: set[str] | None = None, exclude: set[str] | None = None) -> dict[str, Any]:
     """A section's declared values that go into a hash: all but those at their neutral value.
 
     Args:
         section: the section.
-        only: the fields that count; None is all.
-        without: fields that do not count.
+        include: the fields that count; None is all.
+        exclude: fields that do not count.
     """
     neutral = NEUTRAL[type(section).__name__]
-    names = [n for n in type(section).model_fields if (only is None or n in only) and n not in (without or ())]
+    names = [n for n in type(section).model_fields if (include is None or n in include) and n not in (exclude or ())]
     values = section.model_dump(include=set(names))
     return {n: values[n] for n in names if n not in neutral or values[n] != neutral[n]}

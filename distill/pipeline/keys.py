@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from distill.config.model import WeightsConfig
-from distill.config.neutral import determining
-from distill.config.section import Section
 from distill.data.examples import folder_hash
 from distill.pipeline.store import digest
 
@@ -58,15 +55,6 @@ class ExternalWeights:
     def key(self) -> str:
         """Hash of the identity."""
         return digest(self.identity)
-
-
-def settings_of(section: Section, include: set[str] | None = None, exclude: set[str] | None = None) -> dict[str, Any]:
-    """A section's values for hashing.
-
-    Neutral values (distill/config/neutral.py) are left out. So a key that is added to the schema later changes no
-    existing hash, and existing artifacts and results are still found.
-    """
-    return determining(section, include, exclude)
 
 
 def identity(text: str, revision: str) -> str:

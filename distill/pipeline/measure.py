@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from distill.base.console import say
@@ -17,7 +17,7 @@ from distill.pipeline.nodes import ExternalWeights, Node, available, ensure, fac
 from distill.pipeline.record import curves, description, samples, scores_by_prompt
 from distill.pipeline.rows import Row
 from distill.pipeline.stages.comparison import is_plain
-from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, stage_metrics
+from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, stage_metrics
 from distill.results.runs import FACT_KEY, Measured
 
 Key = tuple[str, ...]  # a fact's data set, the hash of the set and the generation seed, as text
@@ -31,11 +31,14 @@ class Measurements:
         texts: whether responses to the evaluation sets are generated and scored.
         benchmarks: the benchmarks of lm-eval that the row's model is evaluated on.
         training: metrics of the training itself, as (`training` or `validation`, metric).
+        comparisons: whether a student's agreement with its teacher (`agree`) and its exposure bias (`exposure`) must be
+            measured. Other comparisons are measured if both models and their responses are in the store.
     """
 
     texts: bool = True
     benchmarks: Sequence[Benchmark] = ()
     training: Sequence[tuple[str, str]] = ()
+    comparisons: Collection[str] = ()
 
 
 def measure(row: Row, needed: Measurements) -> bool:
@@ -61,12 +64,12 @@ def measure(row: Row, needed: Measurements) -> bool:
                     stage = "" if node.stage == "train" else f" {node.stage}"
                     say(f"to come: {node.label}{stage} {estimate.describe()}")
             ensure(plan.store, missing)
-            if needed.texts and row.role == "student":
-                _compare_with_teacher(row)
-            plan.session.release()
+        compared = _compare_with_teacher(row, run_metrics) if needed.texts else False
+        plan.session.release()
         if is_main_process():
-            _record(row, needed, run_metrics, round(time.time() - started, 1) if missing else 0.0)
-    return bool(missing)
+            seconds = round(time.time() - started, 1) if missing or compared else 0.0
+            _record(row, needed, run_metrics, seconds)
+    return bool(missing) or compared
 
 
 def _required(row: Row, needed: Measurements) -> list[Node]:
@@ -80,6 +83,12 @@ def _required(row: Row, needed: Measurements) -> list[Node]:
         nodes += [plan.evaluation(row.role, dataset, seed) for dataset, seed in sets_and_seeds]
         if plan.config.eval.bertscore.encoder is not None:
             nodes += [plan.bertscore(row.role, dataset, seed) for dataset, seed in sets_and_seeds]
+    if "exposure" in needed.comparisons and not is_plain(plan.config.eval):
+        raise UserError(
+            f"{row.label}: exposure bias is a mean over texts that are drawn from the model's own distribution; set"
+            " eval.do_sample=true with temperature, top_p, top_k and no_repeat_ngram_size at their defaults"
+        )
+    nodes += [node for node in _comparisons(row) if node.stage in needed.comparisons]
     return nodes + [plan.benchmark(row.role, benchmark) for benchmark in needed.benchmarks]
 
 
@@ -117,29 +126,38 @@ def _comparisons(row: Row) -> list[Node]:
     return [node for dataset in sets for node in (row.plan.agreement(dataset), row.plan.exposure(dataset))]
 
 
-def _compare_with_teacher(row: Row) -> None:
-    """Measure agreement and exposure bias on each set, if both models and their responses are in the store.
+def _compare_with_teacher(row: Row, run_metrics: dict[Key, set[str]]) -> bool:
+    """Measure a student's agreement and exposure bias where its run lacks them and all that they need is in the store.
 
     A student that was fine-tuned without a teacher is compared with the config's teacher if that was trained for other
     rows.
+
+    Returns:
+        Whether anything was measured.
     """
-    plan = row.plan
-    teacher = plan.teacher
-    if isinstance(teacher, ExternalWeights) and not plan.distils:
-        return
-    if not (available(plan.store, teacher) and available(plan.store, plan.student)):
-        return
-    sets = list(plan.sets.values())
-    for dataset in sets:
+    plan, compared = row.plan, False
+    if isinstance(plan.teacher, ExternalWeights) and not plan.distils:
+        return False
+    if not (available(plan.store, plan.teacher) and available(plan.store, plan.student)):
+        return False
+    for node in _comparisons(row):
+        lacks = bool(from_main_process(not _has_facts(node, run_metrics)))
+        if not lacks or (node.stage == "exposure" and not _can_measure_exposure(row, node)):
+            continue
         try:
-            ensure(plan.store, [plan.agreement(dataset)])
+            ensure(plan.store, [node])
         except UserError as error:  # no row is short enough; the row's other facts are still valid
-            say(f"agreement with the teacher on {dataset.title}: not measured ({error})")
-    for dataset in sets if is_plain(plan.config.eval) else ():
-        evaluations = [plan.evaluation(role, dataset, plan.config.seed[0]) for role in ("student", "teacher")]
-        all_available = all([available(plan.store, node) for node in evaluations])
-        if all_available and all(_has_token_ids(row, node) for node in evaluations):
-            ensure(plan.store, [plan.exposure(dataset)])
+            say(f"{node.label}: {node.stage} was not measured ({error})")
+            continue
+        compared = True
+    return compared
+
+
+def _can_measure_exposure(row: Row, node: Node) -> bool:
+    """Whether the responses were drawn from the models' own distributions and are in the store, with token ids."""
+    evaluations = [source for source in node.inputs if isinstance(source, Node) and source.stage == "evaluate"]
+    all_available = all([available(row.plan.store, evaluation) for evaluation in evaluations])
+    return is_plain(row.config.eval) and all_available and all(_has_token_ids(row, e) for e in evaluations)
 
 
 def _has_token_ids(row: Row, node: Node) -> bool:
@@ -176,8 +194,11 @@ def _has_facts(node: Node, run_metrics: dict[Key, set[str]], every: bool = False
         details = subject.details
         task, suffix = f"{details['task']}:", f":{details['shots']}{details['suffix']}"
         return any(name.startswith(task) and name.endswith(suffix) for name in measured)
+    if node.stage in ("agree", "exposure"):
+        suffix = subject.details["teacher"]
+        measured = {name.removesuffix(suffix) for name in measured if name.endswith(suffix)}
     if node.stage == "exposure":
-        return any(name.startswith("exaccerr:") for name in measured)
+        return any(name.startswith("exaccerr:") and "=" not in name for name in measured)
     return all(metric.name in measured for metric in stage_metrics(node.stage) if not metric.is_family)
 
 
@@ -232,8 +253,10 @@ def _record(row: Row, needed: Measurements, run_metrics: dict[Key, set[str]], se
 
 def measurements_for(columns: Sequence[tuple[str, str]]) -> Measurements:
     """The measurements that the values of these columns, as (data set, metric), are read from."""
+    stages = {find(dataset, metric).stage for dataset, metric in columns}
     return Measurements(
         texts=any(dataset not in (TRAINING, VALIDATION, BENCHMARKS) for dataset, _ in columns),
         benchmarks=[Benchmark.parse(metric) for dataset, metric in columns if dataset == BENCHMARKS],
         training=[(dataset, metric) for dataset, metric in columns if dataset in (TRAINING, VALIDATION)],
+        comparisons=stages & {"agree", "exposure"},
     )

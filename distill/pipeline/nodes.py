@@ -52,7 +52,8 @@ class Subject:
         data: hash of the set's content; "" without a data set.
         seed: the generation seed; None for facts that depend on none.
         topics: each example's topic by example id, "" where topics are not measured separately.
-        details: further parts of metric names that the artifact's manifest does not have.
+        details: further parts of metric names that the artifact's manifest does not have; of a comparison with a
+            teacher, the suffix `teacher`, the result of `distill.results.metrics.teacher_suffix`.
         shared: artifacts that were made once for this artifact and others. Their time is part of its cost.
     """
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from distill.base.processes import world_size
 from distill.config.model import WeightsConfig
+from distill.config.neutral import determining
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.schema import Config
 from distill.config.train import StageTrainConfig
@@ -28,14 +29,13 @@ from distill.pipeline.keys import (
     VERSIONS,
     ExternalWeights,
     identity,
-    settings_of,
     supplied_identity,
 )
 from distill.pipeline.nodes import Node, Source, Subject
 from distill.pipeline.session import Session
 from distill.pipeline.stages import comparison, scoring, texts, training, weights
 from distill.pipeline.store import Store, digest
-from distill.results.metrics import BENCHMARKS, TRAINING
+from distill.results.metrics import BENCHMARKS, TRAINING, teacher_suffix
 
 FIXED = SamplerConfig(name="fixed")
 SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
@@ -126,7 +126,7 @@ class Plan:
             }
             return self._node("base", label, settings, (teacher,), weights.Pruned(self, role_config.keep_layers))
         if model.source == "scratch":
-            size = settings_of(role_config, include={"hidden", "layers", "heads"})
+            size = determining(role_config, include={"hidden", "layers", "heads"})
             settings = {
                 "architecture": model.architecture,
                 "tokenizer": model.tokenizer,
@@ -210,10 +210,10 @@ class Plan:
             "loss": objective,
             "sampler": sampler.determining if teacher else None,
             "preset": config.preset.name,
-            "schedule": settings_of(schedule),
-            "train": settings_of(config.train, exclude=not_hashed),
+            "schedule": determining(schedule),
+            "train": determining(config.train, exclude=not_hashed),
             "seed": self.seed(seed),
-            "lora": settings_of(config.model.lora) if config.model.lora else None,
+            "lora": determining(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},
             "validation": {"max_new_tokens": config.eval.max_new_tokens},
             "text": self.template_hash(),
@@ -289,6 +289,14 @@ class Plan:
     def _encoder(self) -> str:
         return identity(locate(self.config.eval.bertscore), "main")
 
+    @property
+    def other_teacher(self) -> str:
+        """The key of the teacher that a student is compared with although it did not learn from it; "" if it did.
+
+        Such a teacher is not part of the run's key, so the names of the comparison's metrics have it.
+        """
+        return "" if self.distils else self.teacher.key
+
     def agreement(self, dataset: Dataset) -> Node:
         """The student's agreement with the teacher (top-1 and both KLs) on a set's references."""
         settings = {
@@ -299,7 +307,8 @@ class Plan:
             "text": self.template_hash(),
             "train": {**self.lengths(), "precision": self.config.train.precision},
         }
-        reading, subject = self.reading(dataset, of_responses=False), Subject(dataset.name, dataset.fingerprint)
+        reading = self.reading(dataset, of_responses=False)
+        subject = Subject(dataset.name, dataset.fingerprint, details={"teacher": teacher_suffix(self.other_teacher)})
         maker = comparison.Agreement(self, dataset, reading)
         label = f"{self.student.label}-{dataset.name}"
         return self._node("agree", label, settings, (self.student, self.teacher, reading), maker, subject)
@@ -310,7 +319,8 @@ class Plan:
             self.evaluation(role, dataset, self.config.seed[0]) for role in ("student", "teacher")
         )
         settings = {"student": by_student.key, "teacher": by_teacher.key, "reader": self.agreement(dataset).key}
-        reading, subject = self.reading(dataset, of_responses=True), Subject(dataset.name, dataset.fingerprint)
+        reading, details = self.reading(dataset, of_responses=True), {"teacher": teacher_suffix(self.other_teacher)}
+        subject = Subject(dataset.name, dataset.fingerprint, self.config.seed[0], details=details)
         maker = comparison.Exposure(self, dataset, by_student, by_teacher, reading)
         sources = (self.student, self.teacher, by_student, by_teacher, reading)
         return self._node("exposure", f"{self.student.label}-{dataset.name}", settings, sources, maker, subject)
@@ -359,13 +369,13 @@ class Plan:
 
     def decoding(self) -> dict[str, Any]:
         """The settings that a generated text depends on."""
-        evaluation = settings_of(self.config.eval, exclude=NO_DECODING)
-        train = settings_of(self.config.train, include={"max_prompt_length", "precision"})
+        evaluation = determining(self.config.eval, exclude=NO_DECODING)
+        train = determining(self.config.train, include={"max_prompt_length", "precision"})
         return {**evaluation, **train, "engine": self.config.eval.engine}
 
     def lengths(self) -> dict[str, Any]:
         """The limits that encoded training rows depend on."""
-        return settings_of(self.config.train, include={"max_length", "max_prompt_length", "overlong_prompt"})
+        return determining(self.config.train, include={"max_length", "max_prompt_length", "overlong_prompt"})
 
     def template_hash(self) -> str:
         """Hash of the prompt template."""

@@ -144,6 +144,8 @@ class Store:
         missing = [spec for spec in specs if not self.main_process_has(spec)]
         if not missing:
             for spec, folder in zip(specs, folders, strict=True):
+                if is_main_process():
+                    _remove_scratch(folder)  # a build may have been killed after its folder was renamed
                 if spec.name not in self._announced:  # print it once per process
                     report(f"{spec.stage} {spec.label}: found finished in {folder}")
                 self._announced.add(spec.name)
@@ -245,8 +247,7 @@ class Store:
         }
         write_whole(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         partial.replace(self.folder(spec))
-        for name in (*SCRATCH, ATTEMPTS):
-            remove(self.folder(spec) / name)
+        _remove_scratch(self.folder(spec))
 
     def discard(self, spec: Spec, reason: str) -> None:
         """Remove a finished artifact that cannot be used, so that it is made again. The reason is printed."""
@@ -282,6 +283,13 @@ def remove(path: Path) -> None:
         path.unlink()
     elif path.is_dir():
         shutil.rmtree(path)
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Remove what only an unfinished build needs. Another process may do the same at this moment."""
+    for name in SCRATCH:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / ATTEMPTS).unlink(missing_ok=True)
 
 
 def _stopped_attempts(partial: Path) -> list[dict[str, Any]]:

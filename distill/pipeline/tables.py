@@ -8,10 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from distill.base.console import say
-from distill.base.errors import UserError, report_and_go_on
+from distill.base.errors import UserError, nearest, report_and_go_on
 from distill.base.files import lock_beside
 from distill.base.processes import is_main_process
 from distill.config.compose import load
+from distill.config.data import evaluation_set_names
 from distill.config.schema import Config
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.evaluation.bertscore import WHEEL, metric_name
@@ -23,7 +24,7 @@ from distill.results.experiment import CONTEXT, Experiment
 from distill.results.figures import check_figure, write_figure
 from distill.results.folders import check_folders
 from distill.results.manifest import WITHOUT_MODEL, Manifest, RowRuns, notes_of, set_descriptions
-from distill.results.metrics import BENCHMARKS
+from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, names
 from distill.results.rendering import Rendered, write_table
 
 
@@ -53,7 +54,8 @@ class Table:
         name: `paper/table`.
         experiment: its YAML file under experiments/.
         overrides: overrides of all rows, from the command line.
-        train_seeds: training seeds of the students; None is the seed of the config.
+        train_seeds: training seeds of the students. None is those that the table was measured with before, or the seed
+            of the config.
         notes: notes that are added to the manifest.
 
     Attributes:
@@ -77,9 +79,12 @@ class Table:
     ):
         self.name, self.notes, self.overrides = name, list(notes), list(overrides)
         self.experiment, self.train_seeds = experiment, train_seeds
-        check_figure(experiment)
         self.common = load([*experiment.overrides, "loss=sft", *overrides])
+        check_figure(experiment)  # after the plugins, which may register one
+        self._check_columns()
         self.model = self.common.model.name if experiment.model is not None else None
+        if train_seeds is None and not any(o.lstrip("+").startswith("train.seed=") for o in overrides):
+            self.train_seeds = self._measured_train_seeds()
         self.rows: dict[str, list[Row]] = {}
         self.row_definitions = {row.label: row for row in self._row_definitions()}
         check_folders(self.common)
@@ -91,6 +96,37 @@ class Table:
                 " need the same engine, so set eval.engine to one of them"
             )
         self.columns = {title: self._column(title) for title in experiment.columns}
+
+    def _check_columns(self) -> None:
+        """Refuse columns over data sets and metrics that do not exist.
+
+        A data set that only other pairs have is no mistake: its column is empty.
+
+        Raises:
+            UserError: with all such columns and what is close to them.
+        """
+        special = [TRAINING, VALIDATION, BENCHMARKS]
+        known = list(dict.fromkeys([*special, *self.common.data.eval, *evaluation_set_names()]))
+        problems = []
+        for title, column in self.experiment.columns.items():
+            if column.dataset is None:
+                continue
+            if column.dataset not in known:
+                problems.append(
+                    f"column {title}: no data set is named {column.dataset}{nearest(column.dataset, known)} (there are"
+                    f" {', '.join(known)})"
+                )
+                continue
+            try:
+                find(column.dataset, column.metric)
+            except KeyError:
+                there = names(column.dataset)
+                problems.append(
+                    f"column {title}: {column.dataset} has no metric {column.metric}{nearest(column.metric, there)}"
+                    f" (there are {', '.join(there)})"
+                )
+        if problems:
+            raise UserError([f"{self.name}: {problem}" for problem in problems])
 
     def _row_definitions(self) -> list[RowDefinition]:
         """The context rows, then the paper's rows. Rows that the pair does not have are left out with a message."""
@@ -109,6 +145,16 @@ class Table:
             words = [*row.overrides, *row.pairs.get(str(self.model), [])]
             rows.append(RowDefinition(label, "paper", row.role, words, row.model if of_paper else None))
         return rows
+
+    def _measured_train_seeds(self) -> list[int] | None:
+        """The training seeds of the table's manifest if it has several, so that a table is not replaced by a smaller
+        one by leaving out `train_seeds`; otherwise None."""
+        path = Manifest.path_of(self.common.paths.results, str(self.model or WITHOUT_MODEL), self.name)
+        seeds = Manifest.read(path).train_seeds if path.is_file() else []
+        if len(seeds) < 2:
+            return None
+        say(f"{self.name}: training seeds {', '.join(map(str, seeds))}, as in {path} (train_seeds=[...] for others)")
+        return seeds
 
     def _configs(self, row: RowDefinition) -> list[Config]:
         """One config for each training seed. A teacher has one config, since all students share it."""
@@ -164,7 +210,12 @@ class Table:
         """The table's manifest: the runs of its rows, measured or not."""
         rows = [
             RowRuns(
-                label, row.group, row.role, trained[0].config.model.name, list(dict.fromkeys(r.run for r in trained))
+                label,
+                row.group,
+                row.role,
+                trained[0].config.model.name,
+                list(dict.fromkeys(r.run for r in trained)),
+                trained[0].plan.other_teacher if row.role == "student" else "",
             )
             for label, row in self.row_definitions.items()
             if (trained := self.rows[label])
@@ -253,8 +304,6 @@ def chosen_rows(table: Table, rows: Sequence[Any] | None) -> list[str]:
     Raises:
         UserError: the table has no row of such a label.
     """
-    from distill.base.errors import nearest
-
     known = table.labels
     unknown = [row for row in rows or [] if row not in known]
     if unknown:

@@ -110,7 +110,16 @@ class Experiment(Section):
             )
         if self.kind == "table" and self.against not in self.rows:
             raise ValueError(f"against={self.against} is not a row; the rows are {', '.join(self.rows)}")
+        if self.context and (taken := [label for label in CONTEXT if label in self.rows]):
+            raise ValueError(
+                f"a row is labelled {taken[0]}, which every table has above its own rows; give it another label, or set"
+                " context: false"
+            )
         for title, column in self.columns.items():
+            if nested := [
+                other for other in column.average or [] if other in self.columns and self.columns[other].average
+            ]:
+                raise ValueError(f"column {title} averages {nested[0]}, which is an average itself; list its columns")
             if unknown := [other for other in column.average or [] if other not in self.columns]:
                 raise ValueError(
                     f"column {title} averages {', '.join(unknown)}, which are not columns; the columns are"

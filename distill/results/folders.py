@@ -31,17 +31,21 @@ def check_folders(config: Config) -> None:
     refuse_old_results(config.paths.results, config.model.name)
 
 
-def refuse_old_results(results: str | Path, model: str) -> None:
+def refuse_old_results(results: str | Path, model: str = "*") -> None:
     """Refuse results that a version without run folders wrote.
+
+    Args:
+        results: the results folder.
+        model: the pair whose results are read; `*` for all pairs.
 
     Raises:
         UserError: the results are of that form. The message names the commit that reads them.
     """
     root = Path(results)
-    old = sorted((root / model).glob("*/*_scores.csv")) + sorted((root / model / RUNS).glob("runs.manifest.json"))
+    old = [*sorted(root.glob(f"{model}/*/*_scores.csv")), *sorted(root.glob(f"{model}/{RUNS}/runs.manifest.json"))]
     if old:
         raise UserError(
             f"{old[0]}: these results have an older form, with one file for each table in place of one folder for each"
-            f" run; commit {LAST_OLD_COMMIT} of this project reads them. Move {root / model} away, or set paths.results"
-            " to another folder"
+            f" run; commit {LAST_OLD_COMMIT} of this project reads them. Move {old[0].parents[1]} away, or use another"
+            " results folder"
         )

@@ -24,6 +24,7 @@ class RowRuns:
         role: the model that was measured, `student` or `teacher`.
         model: the pair whose results folder holds the runs.
         runs: the runs' names, one for each training seed.
+        teacher: the key of the teacher that a student is compared with although it did not learn from it; "" if it did.
     """
 
     label: str
@@ -31,6 +32,7 @@ class RowRuns:
     role: str
     model: str
     runs: list[str]
+    teacher: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,15 @@ class Manifest:
         """The folder of the table's files."""
         return table_folder(results, self.model, self.paper)
 
+    @staticmethod
+    def path_of(results: str | Path, model: str, table: str) -> Path:
+        """The file of a table's manifest."""
+        paper, name = table.split("/")
+        return table_folder(results, model, paper) / f"{name}.manifest.json"
+
     def path(self, results: str | Path) -> Path:
         """The path of the manifest's file."""
-        return self.folder(results) / f"{self.name}.manifest.json"
+        return self.path_of(results, self.model, self.table)
 
     def write(self, results: str | Path) -> None:
         """Write the manifest's file, whole or not at all."""

@@ -114,14 +114,15 @@ def _bertscore(finished: Finished) -> Iterator[Value]:
 
 def _agreement(name: str) -> Callable[[Finished], Iterator[Value]]:
     def values(finished: Finished) -> Iterator[Value]:
-        yield f"agreement_{name}", finished.manifest[name], finished.manifest["positions"]
+        suffix = finished.details["teacher"]
+        yield f"agreement_{name}{suffix}", finished.manifest[name], finished.manifest["positions"]
 
     return values
 
 
 def _exposure(finished: Finished) -> Iterator[Value]:
     for length, value in finished.manifest["exaccerr"].items():
-        yield f"exaccerr:{length}", value, finished.manifest["rows"]
+        yield f"exaccerr:{length}{finished.details['teacher']}", value, finished.manifest["rows"]
 
 
 def _benchmark(finished: Finished) -> Iterator[Value]:
@@ -207,6 +208,21 @@ METRICS = [
 ]
 
 
+def teacher_suffix(teacher: str) -> str:
+    """What the name of a metric ends with that depends on a teacher which is not part of the run.
+
+    Args:
+        teacher: the key of the teacher; "" if there is no such teacher.
+    """
+    return f":teacher={teacher}" if teacher else ""
+
+
+def without_teacher(name: str, teacher: str) -> str | None:
+    """A metric's name without the suffix of this teacher; None if it has the suffix of another one."""
+    plain, found, key = name.partition(":teacher=")
+    return plain if not found or key == teacher else None
+
+
 def find(dataset: str, name: str) -> Metric:
     """The metric or metric family that has the values of this data set and name.
 
@@ -215,10 +231,19 @@ def find(dataset: str, name: str) -> Metric:
     """
     if dataset == BENCHMARKS:
         name = "benchmark:"
+    if name == "bertscore":  # in a column; the metric's name has the encoder too
+        name = "bertscore:"
+    special = dataset if dataset in (TRAINING, VALIDATION, BENCHMARKS) else None
     for metric in METRICS:
-        if metric.name == name or (metric.is_family and name.startswith(metric.name)):
+        if metric.dataset == special and (metric.name == name or (metric.is_family and name.startswith(metric.name))):
             return metric
     raise KeyError(name)
+
+
+def names(dataset: str) -> list[str]:
+    """The names of all metrics that a column over this data set can have; those of families end with a colon."""
+    special = dataset if dataset in (TRAINING, VALIDATION, BENCHMARKS) else None
+    return [metric.name for metric in METRICS if metric.dataset == special]
 
 
 def stage_metrics(stage: str) -> list[Metric]:

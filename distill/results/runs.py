@@ -21,6 +21,7 @@ from distill.base.files import lock_beside, write_whole
 from distill.results.folders import RUNS
 
 FACT_COLUMNS = ["dataset", "data", "metric", "seed", "value", "n", "commit"]
+CURVE_COLUMNS = ["stage", "train_seed", "step", "epoch"]  # further columns are losses and metrics
 FACT_KEY = ["dataset", "data", "metric", "seed"]
 SCORE_KEY = ["dataset", "data", "id", "topic", "seeds"]  # the other columns of scores.csv are metrics
 LONG_COLUMNS = ["table", "row", "column", "dataset", "metric", "seed", "value", "n", "preset", "run", "train_seed",
@@ -91,19 +92,35 @@ class RunFolder:
         self.folder = Path(results) / model / RUNS / run
 
     def facts(self) -> pd.DataFrame:
-        """The run's facts, all columns as text; without rows if nothing was measured."""
-        return read_frame(self.folder / "facts.csv", FACT_COLUMNS)
+        """The run's facts, all columns as text; without rows if nothing was measured.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / "facts.csv"
+        frame = read_frame(path, FACT_COLUMNS)
+        _as_numbers(path, frame, ["value", "n"])
+        return frame
 
     def scores(self) -> pd.DataFrame:
-        """The run's scores by prompt: the columns of `SCORE_KEY` as text, those of metrics as numbers."""
-        frame = read_frame(self.folder / "scores.csv", SCORE_KEY)
-        metrics = [c for c in frame.columns if c not in SCORE_KEY]
-        return frame.astype(dict.fromkeys(metrics, float)) if len(frame) else frame
+        """The run's scores by prompt: the columns of `SCORE_KEY` as text, those of metrics as numbers.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / "scores.csv"
+        frame = read_frame(path, SCORE_KEY)
+        return _as_numbers(path, frame, [c for c in frame.columns if c not in SCORE_KEY])
 
     def curve(self) -> pd.DataFrame:
-        """Training and validation curves of the stages behind the run; without rows if the run has none."""
+        """Training and validation curves of the stages behind the run; without rows if the run has none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         path = self.folder / "curve.csv"
-        return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["stage", "step"])
+        frame = read_frame(path, CURVE_COLUMNS)
+        return _as_numbers(path, frame, [c for c in frame.columns if c != "stage"])
 
     def description(self) -> dict[str, Any]:
         """The content of `run.json`; empty if nothing was measured.
@@ -114,52 +131,46 @@ class RunFolder:
         path = self.folder / "run.json"
         if not path.is_file():
             return {}
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON ({error}); restore it from git, or remove the folder") from None
+        content = _json(path, _text(path))
+        if not isinstance(content, dict) or content.get("run") != self.run:
+            raise _damaged(path, f"it does not describe the run {self.run}")
         return content
 
+    def samples(self) -> list[dict[str, Any]]:
+        """The prompts of `samples.jsonl` with references and responses.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / "samples.jsonl"
+        samples = [_json(path, line) for line in _text(path).splitlines()] if path.is_file() else []
+        if any(not isinstance(sample, dict) or "dataset" not in sample for sample in samples):
+            raise _damaged(path, "a line has no data set")
+        return samples
+
     def add(self, measured: Measured) -> None:
-        """Add measurements to the run's files. Facts and scores that are there already are not replaced."""
+        """Add measurements to the run's files. Facts and scores that are there already are not replaced.
+
+        Raises:
+            UserError: a file is damaged; then none is written.
+        """
         with lock_beside(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            facts, scores, samples, content = self.facts(), self.scores(), self.samples(), self.description()
             new_facts = pd.DataFrame([fact.line() for fact in measured.facts], columns=FACT_COLUMNS)
-            self._add_lines("facts.csv", new_facts, FACT_KEY)
-            self._add_scores(measured.scores)
+            all_facts = pd.concat([facts, new_facts[facts.columns]], ignore_index=True).drop_duplicates(FACT_KEY)
+            if len(all_facts) > len(facts):
+                self._write("facts.csv", all_facts)
+            if not measured.scores.empty:
+                self._write("scores.csv", with_scores(scores, measured.scores))
             if measured.curve is not None and not (self.folder / "curve.csv").is_file():
                 self._write("curve.csv", measured.curve)
-            self._add_samples(measured.samples)
-            content = merged(self.description(), measured.description)
+            present = {sample["dataset"] for sample in samples}
+            if new_samples := [sample for sample in measured.samples if sample["dataset"] not in present]:
+                lines = [json.dumps(sample, ensure_ascii=False) for sample in [*samples, *new_samples]]
+                write_whole(self.folder / "samples.jsonl", "\n".join(lines) + "\n")
+            content = merged(content, measured.description)
             write_whole(self.folder / "run.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-    def _add_lines(self, name: str, new: pd.DataFrame, key: list[str]) -> None:
-        present = read_frame(self.folder / name, list(new.columns))
-        lines = pd.concat([present, new[present.columns]], ignore_index=True).drop_duplicates(key)
-        if len(lines) > len(present):
-            self._write(name, lines)
-
-    def _add_scores(self, new: pd.DataFrame) -> None:
-        """Add new prompts as rows and new metrics as columns; scores that are there already stay."""
-        if new.empty:
-            return
-        present = self.scores()
-        if present.empty:
-            self._write("scores.csv", new)
-            return
-        left, right = (frame.set_index(SCORE_KEY) for frame in (present, new))
-        columns = [*left.columns, *(c for c in right.columns if c not in left.columns)]
-        index = left.index.append(right.index.difference(left.index, sort=False))
-        scores = left.reindex(index=index, columns=columns).combine_first(right).reindex(index=index, columns=columns)
-        self._write("scores.csv", scores.reset_index())
-
-    def _add_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
-        path = self.folder / "samples.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        present = {json.loads(line)["dataset"] for line in lines}
-        lines += [json.dumps(sample, ensure_ascii=False) for sample in samples if sample["dataset"] not in present]
-        if lines:
-            write_whole(path, "\n".join(lines) + "\n")
 
     def _write(self, name: str, frame: pd.DataFrame) -> None:
         write_whole(self.folder / name, frame.to_csv(index=False, lineterminator="\n"))
@@ -174,12 +185,62 @@ def read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(columns), dtype=str)
     try:
-        frame = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{path}: not a table ({error}); restore it from git, or remove it") from None
+        frame = pd.read_csv(io.StringIO(_text(path)), dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' ParserError and EmptyDataError are ValueErrors
+        raise _damaged(path, f"it is not a table ({error})") from None
     if missing := [c for c in columns if c not in frame.columns]:
-        raise UserError(f"{path}: the columns {', '.join(missing)} are missing; restore it from git, or remove it")
+        raise _damaged(path, f"the columns {', '.join(missing)} are missing")
     return frame
+
+
+def _as_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """A frame of text with these columns as numbers; an empty text is no number (NaN).
+
+    Raises:
+        UserError: a text is not a number.
+    """
+    try:
+        numbers = {name: frame[name].replace("", "nan").astype(float) for name in columns}
+    except ValueError as error:
+        raise _damaged(path, f"a value is not a number ({error})") from None
+    return frame.assign(**numbers)
+
+
+def _text(path: Path) -> str:
+    """The text of a result file. All of them end with a line feed, so that one that was cut is noticed.
+
+    Raises:
+        UserError: the file is not text, or it was cut.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, f"it is not text ({error})") from None
+    if not text.endswith("\n"):
+        raise _damaged(path, "its end is missing" if text else "it is empty")
+    return text
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, f"it is not JSON ({error})") from None
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged: {reason}; restore it from git, or remove {path.parent} to measure again")
+
+
+def with_scores(present: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Scores by prompt with new prompts as rows and new metrics as columns; scores that are present stay."""
+    if present.empty:
+        return new
+    left, right = (frame.set_index(SCORE_KEY) for frame in (present, new))
+    columns = [*left.columns, *(c for c in right.columns if c not in left.columns)]
+    index = left.index.append(right.index.difference(left.index, sort=False))
+    scores = left.reindex(index=index, columns=columns).combine_first(right).reindex(index=index, columns=columns)
+    return scores.reset_index()
 
 
 def merged(present: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,8 @@ def rows_of(manifest: Manifest, results: str | Path) -> list[RowData]:
         folders = [RunFolder(results, row.model, run) for run in row.runs]
         frames = [long_lines(folder, manifest.name, row.label, titles) for folder in folders]
         lines = pd.concat(frames, ignore_index=True)
+        lines["metric"] = [metrics.without_teacher(name, row.teacher) for name in lines["metric"]]
+        lines = lines.dropna(subset="metric")  # comparisons with another teacher
         expected_hashes = lines["dataset"].map(hashes)  # NaN for costs and for sets that the table does not use
         selected = (expected_hashes.isna() | (expected_hashes == lines["data"])) & lines["seed"].isin(seeds)
         scores = [_selected_scores(folder.scores(), hashes, manifest.seeds) for folder in folders]
