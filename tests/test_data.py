@@ -17,6 +17,7 @@ from distill.config.template import named
 from distill.data import sets
 from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
 from distill.data.examples import fingerprint, make_examples, read
+from distill.data.gpt2_tokens import gpt2_tokenizer, token_counts
 from distill.data.micro import generate
 from distill.data.templates import render
 from distill.models.tokenizers import check_same_tokenizer, train_tokenizer
@@ -324,37 +325,62 @@ def test_super_natural_instructions_as_a_collection_and_as_task_files(tmp_path):
         read(tmp_path)
 
 
-def test_filters_and_counts_of_the_papers_sets(tmp_path, capsys):
-    """References of 11 words and more; 10,000 by content, whatever the file's order; other counts are told."""
-    long, short = " ".join(["word"] * 11), " ".join(["word"] * 10)
-    rows = [{"instruction": f"q{n}", "output": [long, short] if n % 2 else [short, long]} for n in range(10)]
+def test_a_published_set_is_taken_whole_and_a_raw_one_is_filtered_by_gpt2_tokens(tmp_path, capsys):
+    """11 tokens of the first reference, whatever its words; of a raw set 10,000 by content, whatever its order."""
+    long, short = " ".join(["word"] * 11), "internationalisation"  # 11 words; 1 word of a few tokens
+    pairs = [{"input": f"q{n}", "output": [long, short] if n % 2 else [short, long]} for n in range(10)]
+    published = [{"instruction": "i", **pair} for pair in pairs]
+    raw = [{"instruction": "i", "instances": [pair]} for pair in pairs]
     split = load(["data=dolly", "model=gpt2"]).data.eval["unni"]
-    assert (split.min_words, split.sample, split.expected) == (11, 10000, 10000)
-    few = split.model_copy(update={"sample": 3})
-    kept = sets.choose(read(write(tmp_path / "u.jsonl", *rows)), few)
-    again = sets.choose(read(write(tmp_path / "v.jsonl", *rows[::-1])), few)
-    assert len(kept) == 3 and {e.id for e in kept} == {e.id for e in again} and kept == again[::-1]
-    assert all(int(e.instruction[1:]) % 2 for e in kept)
-    assert len(sets.choose(read(tmp_path / "u.jsonl"), split)) == 5  # there are no 10,000
-    config = load(
-        ["data=dolly", "model=gpt2", f"data.root={tmp_path}", "data.eval.sni.file=u.jsonl", "eval.sets=[sni]"]
-    )
-    (sni,) = sets.evaluation(config).values()
-    assert len(sni.examples) == 5 and "5 rows, where the papers have 1694" in capsys.readouterr().out
-    assert (sni.counted, sni.papers) == (5, 1694)
-    write(tmp_path / "short.jsonl", {"instruction": "q", "output": short})
-    with pytest.raises(UserError, match=r"data\.eval\.sni\.min_words=11 keeps none of its rows"):
-        sets.evaluation(load(["data=dolly", "model=gpt2", f"data.root={tmp_path}", "data.eval.sni.file=short.jsonl",
-                         "eval.sets=[sni]"]))  # fmt: skip
+    assert (split.min_gpt2_tokens, split.first, split.sample, split.expected) == (11, 10000, 10000, 10000)
+
+    def chosen(rows, **changes):
+        words = [f"data.eval.unni.{key}={value}" for key, value in changes.items()]
+        path = write(tmp_path / "u.jsonl", *rows)
+        config = load(["data=dolly", "model=gpt2", f"data.root={path.parent}", "data.eval.unni.file=u.jsonl",
+                       "eval.sets=[unni]", *words])  # fmt: skip
+        (found,) = sets.evaluation(config).values()
+        return found
+
+    whole = chosen(published)
+    assert len(whole.examples) == 10 and (whole.counted, whole.papers) == (10, 10000)
+    assert "10 rows, where the papers have 10000" in capsys.readouterr().out
+    assert [e.input for e in chosen(published, first=3).examples] == ["q0", "q1", "q2"]
+    assert [e.input for e in chosen(raw).examples] == [f"q{n}" for n in range(1, 10, 2)]
+    few, turned = chosen(raw, sample=3), chosen(raw[::-1], sample=3)
+    assert len(few.examples) == 3 and few.examples == turned.examples[::-1] and few.counted == 3
+    with pytest.raises(UserError, match=r"data\.eval\.unni\.min_gpt2_tokens=11 keeps none of its rows"):
+        chosen([{"instruction": "i", "instances": [{"input": "", "output": short}]}])
+
+
+def test_tokens_are_counted_with_gpt2s_vocabulary():
+    assert gpt2_tokenizer().encode("Hello world").ids == [15496, 995]  # as OpenAI's release encodes it
+    assert token_counts(["", "Hello world", "\n\n"]) == [0, 2, 1]
+
+
+def test_super_natural_instructions_is_whole():
+    """The papers' 1,694 rows, which a filter by words would make 1,183; each has at least 11 tokens."""
+    folder = load(["model=smollm2"]).paths.shared
+    words = ["data=dolly", "model=gpt2", f"data.root={folder}", "eval.sets=[sni]"]
+    (sni,) = sets.evaluation(load(words)).values()
+    assert len(sni.examples) == 1694 and sni.counted is None
+    assert min(token_counts([e.response for e in sni.examples])) == 11
+    assert sum(len(e.response.split()) >= 11 for e in sni.examples) == 1183
+    some = sets.evaluation(load([*words, "data.eval.sni.sample=300"]))["sni"]
+    assert len(some.examples) == 300 and (some.counted, some.papers) == (300, 1694)
+
+
+def test_min_words_of_an_older_config_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"min_words does not exist any more: .* set min_gpt2_tokens for a raw set"):
+        load(["data=dolly", "model=gpt2", "+data.eval.sni.min_words=11"])
 
 
 @pytest.mark.parametrize("rows", [5, 12])
 def test_counts_of_a_hub_file_are_told_too(tmp_path, capsys, monkeypatch, rows):
-    """Of a hub's file the first `sample` rows are taken; fewer than the papers' number are told."""
-    long = " ".join(["word"] * 11)
-    path = write(tmp_path / "u.jsonl", *({"instruction": f"q{n}", "output": long} for n in range(rows)))
+    """Of a published file the first rows are taken; fewer than the papers' number are told."""
+    path = write(tmp_path / "u.jsonl", *({"instruction": f"q{n}", "output": "x"} for n in range(rows)))
     monkeypatch.setattr(sets, "_from_hub", lambda name, split: path)
-    small = ["data.eval.unni.sample=10", "data.eval.unni.expected=10"]
+    small = ["data.eval.unni.first=10", "data.eval.unni.expected=10"]
     config = load(["data=dolly", "model=gpt2", "eval.sets=[unni]", *small])
     (found,) = sets.evaluation(config).values()
     assert len(found.examples) == min(rows, 10) and found.examples[0].instruction == "q0"

@@ -15,7 +15,9 @@ from distill.config.template import TemplateConfig, fields
 class SplitConfig(Section):
     """One set of examples: a file on the hub or a local one, and which of its rows are used.
 
-    Rows are chosen in this order: `hub_rows`, `min_words`, `sample`, `skip`, `limit`.
+    Rows are chosen in this order: `hub_rows`, `first` or `min_gpt2_tokens`, `sample`, `skip`, `limit`. A raw set is a
+    folder of Super-NaturalInstructions' task files, or a file with `instances` as that of Unnatural Instructions. The
+    sets that were published with the papers' code are filtered already.
 
     Attributes:
         title: name of the set in tables; None is its key in the config.
@@ -24,9 +26,9 @@ class SplitConfig(Section):
         hub_rows: rows `start:stop` of the hub file.
         revision: branch, tag or commit of the hub dataset.
         file: the local file, relative to `data.root`; used if `data.root` is set.
-        min_words: minimum number of words of the first reference.
-        sample: number of rows of a fixed choice: those with the smallest content hash, or the first rows of a hub file,
-            which holds them in the published order.
+        first: number of rows of a published set, its first ones; has no effect on a raw set.
+        min_gpt2_tokens: minimum number of GPT-2 tokens of the first reference; has an effect on a raw set only.
+        sample: number of rows of a fixed choice: those with the smallest content hash.
         skip: number of rows left out at the beginning.
         limit: maximum number of rows.
         expected: number of rows that the papers have; another number is reported.
@@ -39,12 +41,23 @@ class SplitConfig(Section):
     hub_rows: Annotated[str, Field(pattern=r"^\d*:\d*$")] = ":"
     revision: str = "main"
     file: str | None = None
-    min_words: Count | None = None
+    first: Count | None = None
+    min_gpt2_tokens: Count | None = None
     sample: Count | None = None
     skip: Natural = 0
     limit: Count | None = None
     expected: Count | None = None
     topics: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "min_words" in values:
+            raise ValueError(
+                "min_words does not exist any more: the published sets are filtered already, by 11 GPT-2 tokens and not"
+                " by words; remove it, or set min_gpt2_tokens for a raw set"
+            )
+        return values
 
 
 class PretrainConfig(Section):
@@ -100,6 +113,8 @@ class DataConfig(Section):
         valid: the validation set.
         eval: the evaluation sets by name.
         pretrain: a plain-text corpus for an additional cross-entropy term; None is none.
+        other_counts: whether a table of a paper's own pair may be measured on sets with other numbers of rows than the
+            papers'.
     """
 
     name: str
@@ -111,6 +126,7 @@ class DataConfig(Section):
     valid: SplitConfig
     eval: dict[str, SplitConfig]
     pretrain: PretrainConfig | None = None
+    other_counts: bool = False
 
     @field_validator("template", mode="before")
     @classmethod

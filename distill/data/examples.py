@@ -126,6 +126,19 @@ def read(path: Path, rows: slice = slice(None), empty: bool = False) -> list[Exa
     return make_examples(parsed)
 
 
+def is_raw(path: Path) -> bool:
+    """Whether a set is raw, not filtered as in the papers: task files, or lines with `instances`."""
+    if not path.is_file():
+        return path.is_dir()
+    with path.open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"{}")
+    try:
+        row = _object(first)
+    except ValueError:
+        return False  # `read` names the line
+    return "instances" in row and "output" not in row
+
+
 def _task_files(folder: Path) -> list[Path]:
     """A folder's task files, sorted by name.
 

@@ -10,7 +10,8 @@ from distill.base.console import say
 from distill.base.errors import UserError
 from distill.config.data import DataConfig, SplitConfig
 from distill.config.schema import Config
-from distill.data.examples import Example, fingerprint, read, read_texts
+from distill.data.examples import Example, fingerprint, is_raw, read, read_texts
+from distill.data.gpt2_tokens import token_counts
 
 
 @dataclass(frozen=True)
@@ -113,27 +114,31 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
         path, rows = Path(data.root) / split.file, slice(None)
     else:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
-    # A hub file is already filtered and in the published order, and the papers use its first rows
-    first = {"limit": split.limit or split.sample, "sample": None}
-    selection = split if data.root is not None else split.model_copy(update=first)
-    whole = choose(read(path, rows, empty=split.min_words is not None), selection)
-    counted = len(whole) if split.sample is None else min(len(whole), split.sample)  # before skip and limit
-    dataset = _cut(name, selection, whole, str(path))
+    raw = is_raw(path)
+    examples = read(path, rows, empty=raw)
+    whole = choose(examples, split, raw)
+    if not whole:
+        raise UserError(f"{path}: {_key(name)}.min_gpt2_tokens={split.min_gpt2_tokens} keeps none of its rows")
+    counted = len(whole)  # before skip and limit
+    dataset = _cut(name, split, whole, str(path))
     if split.expected is not None and counted != split.expected:
         say(f"{dataset.title}: {counted} rows, where the papers have {split.expected}")
         return replace(dataset, counted=counted, papers=split.expected)
     return dataset
 
 
-def choose(examples: list[Example], split: SplitConfig) -> list[Example]:
-    """The examples of a raw set that `min_words` and `sample` of `split` select, in the order of `examples`.
+def choose(examples: list[Example], split: SplitConfig, raw: bool = False) -> list[Example]:
+    """The examples that `first`, `min_gpt2_tokens` and `sample` of `split` select, in the order of `examples`.
 
-    First, examples whose first reference has fewer than `min_words` words (separated by white space) are left out. Of
-    the others, the `sample` examples with the smallest ids (hashes of their content) are chosen. So the choice does not
-    depend on the order of the file.
+    Of a published set, the first examples; of a raw set, those whose first reference has enough GPT-2 tokens. Of these,
+    the `sample` examples with the smallest ids (hashes of their content), so that this choice does not depend on the
+    order of the file.
     """
-    if split.min_words is not None:
-        examples = [e for e in examples if len(e.response.split()) >= split.min_words]
+    if not raw:
+        examples = examples[: split.first]
+    elif split.min_gpt2_tokens is not None:
+        counts = token_counts([e.response for e in examples])
+        examples = [e for e, count in zip(examples, counts, strict=True) if count >= split.min_gpt2_tokens]
     if split.sample is not None:
         chosen = set(sorted(e.id for e in examples)[: split.sample])
         examples = [e for e in examples if e.id in chosen]
@@ -145,8 +150,6 @@ def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Da
     end = None if split.limit is None else split.skip + split.limit
     examples = whole[split.skip : end]
     if not examples:
-        if not whole and split.min_words:
-            raise UserError(f"{source}: {_key(name)}.min_words={split.min_words} keeps none of its rows")
         raise UserError(f"{source}: {_key(name)}.skip={split.skip} leaves nothing of {len(whole)} rows")
     note = f"{len(examples)} of {len(whole)}" if len(examples) < len(whole) else ""
     return Dataset(name, split.title or name, examples, note, split.topics)

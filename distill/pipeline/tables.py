@@ -240,8 +240,12 @@ class Table:
 
         Returns:
             The errors of rows that could not be measured; the other rows are measured nevertheless.
+
+        Raises:
+            UserError: an evaluation set of the paper's own pair has another number of rows than the paper's.
         """
         check(self.measurements.benchmarks, self.config.eval.benchmarks)
+        self._check_counts()
         failures: list[UserError] = []
         for label in chosen:
             for row in self.rows[label]:
@@ -256,6 +260,21 @@ class Table:
                 if was_incomplete and is_main_process():
                     self.write()
         return failures
+
+    def _check_counts(self) -> None:
+        """Refuse `data=dolly` with other sets than the paper's if the pair is the paper's own: the cells would stand
+        beside the paper's numbers without being measured on its data."""
+        data, is_papers = self.config.data, self.model == self.experiment.model
+        if data.name != "dolly" or not is_papers or data.other_counts or self.config.debug.smoke:
+            return
+        sets = self.rows[self.labels[-1]][0].plan.sets.values() if self.measurements.texts else ()
+        problems = [
+            f"{d.title}: {d.counted} rows, where the paper has {d.papers}" for d in sets if d.counted is not None
+        ]
+        if problems:
+            raise UserError(
+                [f"{problem}; give the published file, or set data.other_counts=true" for problem in problems]
+            )
 
     def write(self) -> Rendered:
         """Write the table's manifest, then all files that are made from it and the runs."""
