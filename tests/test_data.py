@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import sentencepiece
+from transformers import PreTrainedTokenizerFast
 
 from distill.base.errors import UserError
 from distill.config import load
 from distill.config.data import GeneratorConfig, SplitConfig
-from distill.config.template import named
+from distill.config.template import TemplateConfig, named
 from distill.data import sets
 from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
 from distill.data.examples import fingerprint, make_examples, read
@@ -31,7 +34,7 @@ class WordTokenizer:
     eos_token_id, pad_token_id = 0, 0
 
     def __call__(self, text, add_special_tokens=True):
-        return SimpleNamespace(input_ids=[1 + zlib.crc32(w.encode()) % 1000 for w in text.split()])
+        return SimpleNamespace(input_ids=[1 + zlib.crc32(w.encode()) % 1000 for w in text.replace(">", " > ").split()])
 
 
 def write(path, *lines):
@@ -186,6 +189,74 @@ def test_overlong_prompts(way, kept):
         assert len(result.rows[0].prompt) <= 8
         tail = WordTokenizer()(">").input_ids
         assert (result.rows[0].prompt[-1:] == tail) == (way == "cut")  # the template's end is kept, or lost
+
+
+def published(tokenizer, example):
+    """Prompt and response as the papers' preparation encodes them: together, without special tokens, cut behind as many
+    tokens as the prompt has when it is encoded alone."""
+    prompt = render(named("alpaca"), example.instruction, example.input)
+    before = tokenizer(prompt, add_special_tokens=False).input_ids
+    both = tokenizer(prompt + example.response, add_special_tokens=False).input_ids
+    return before, [*both, tokenizer.eos_token_id][len(before) :]
+
+
+@pytest.fixture(scope="module")
+def real_examples():
+    folder = Path(load(["model=smollm2"]).paths.shared)
+    return [e for name in ("dolly_dev", "self_inst", "sinst") for e in read(folder / f"{name}.jsonl")[:300]]
+
+
+class SentencePiece:
+    """The original library's tokenizer as LLaMA's is made: BPE, bytes for what is not in the vocabulary, BOS."""
+
+    def __init__(self, texts, folder):
+        lines = (line for text in texts for line in text.splitlines())
+        options = {"model_type": "bpe", "byte_fallback": True, "split_digits": True}
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_prefix=str(folder / "sp"), vocab_size=2000, minloglevel=2,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, **options,
+        )  # fmt: skip
+        self.processor = sentencepiece.SentencePieceProcessor(str(folder / "sp.model"))
+        self.bos_token_id, self.eos_token_id = self.processor.bos_id(), self.processor.eos_id()
+
+    def __call__(self, text, add_special_tokens=True):
+        return SimpleNamespace(input_ids=self.processor.encode(text, add_bos=add_special_tokens))
+
+
+@pytest.mark.parametrize("kind", ["gpt2's vocabulary", "sentencepiece", "gpt2", "opt", "llama"])
+def test_ids_are_those_of_the_published_preparation(real_examples, kind, tmp_path):
+    """GPT-2's real vocabulary, a tokenizer of the sentencepiece library, and the project's small ones."""
+    texts = [render(named("alpaca"), e.instruction, e.input) + e.response for e in real_examples]
+    if kind == "gpt2's vocabulary":
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=gpt2_tokenizer()._tokenizer, eos_token="<|endoftext|>")
+    elif kind == "sentencepiece":
+        tokenizer = SentencePiece(texts, tmp_path)
+    else:
+        tokenizer = train_tokenizer(kind, texts, 2000)
+    expected = [published(tokenizer, example) for example in real_examples]
+    encoded = Encoder(tokenizer, named("alpaca"), 10**6, "drop", bos=False).pairs(real_examples, 10**7)
+    assert [(row.prompt, row.response) for row in encoded.rows] == expected
+    assert not encoded.describe()  # no response was encoded apart
+    bos = [tokenizer.bos_token_id] if kind in ("sentencepiece", "opt", "llama") else []
+    with_bos = Encoder(tokenizer, named("alpaca"), 10**6, "drop").pairs(real_examples, 10**7)
+    assert [(row.prompt, row.response) for row in with_bos.rows] == [([*bos, *p], response) for p, response in expected]
+    apart = [tokenizer(e.response, add_special_tokens=False).input_ids for e in real_examples]
+    changed = sum(row.response[:-1] != ids for row, ids in zip(encoded.rows, apart, strict=True))
+    # Alike where a text is encoded as bytes; elsewhere the responses that begin with a word or number differ
+    assert changed > 0.99 * len(real_examples) if kind in ("sentencepiece", "llama") else changed == 0
+
+
+def test_a_token_over_the_border_leaves_the_response_encoded_apart():
+    """Where both texts together have other tokens than the prompt and what follows, the response is encoded alone."""
+
+    class Greedy(WordTokenizer):
+        def __call__(self, text, add_special_tokens=True):
+            return SimpleNamespace(input_ids=[zlib.crc32(w.encode()) for w in text.replace("> r", ">r").split()])
+
+    template = TemplateConfig(name="t", without_input="{instruction} > ", with_input="{instruction}{input} > ")
+    result = Encoder(Greedy(), template, 9, "drop").pairs(examples_of_length(0, 2), 20)
+    alone = Greedy()("r r").input_ids
+    assert result.rows[0].response == [*alone, 0] and result.describe() == "1 responses encoded apart from their prompt"
 
 
 def test_overlong_responses_are_cut_and_get_no_eos():

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, model_validator
 
 from distill.base.registry import LOSSES, SAMPLERS, Registry
 from distill.config import neutral
-from distill.config.section import Natural, NotNegative, Positive, Section
+from distill.config.section import Natural, NotNegative, Overlong, Positive, Section
 
 
 class RegisteredConfig(Section):
@@ -162,6 +162,9 @@ class PresetConfig(Section):
         jsd_teacher_weight: the teacher's weight in the Jensen-Shannon divergence.
         no_repeat_ngram_size: length of n-grams that may not occur twice in the evaluation; 0 is off.
         loss_mean: whether the loss is a mean over all tokens of the global batch, or a mean of micro-batch means.
+        train_bos: whether training and validation rows begin with the tokenizer's BOS; evaluation prompts always do.
+        train_overlong: what is done with over-long prompts of training rows: see `TrainConfig.overlong_prompt`.
+        eval_overlong: what is done with over-long prompts of evaluation sets: see `EvalConfig.overlong_prompt`.
         student_labels: whether labels of text that the student writes in training are shifted, or one position late.
         student_eos: whether EOS is kept in that text, or erased where it is also the pad token.
         student_draw: whether `on_policy` and `mixed` train on text that was just written or on draws from a buffer.
@@ -177,6 +180,9 @@ class PresetConfig(Section):
     jsd_teacher_weight: float
     no_repeat_ngram_size: Natural
     loss_mean: Literal["tokens", "micro_batches"]
+    train_bos: Literal["added", "none"]
+    train_overlong: Overlong
+    eval_overlong: Overlong
     student_labels: Literal["shifted", "late"]
     student_eos: Literal["kept", "erased"]
     student_draw: Literal["fresh", "buffer"]

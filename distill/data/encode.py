@@ -1,4 +1,4 @@
-"""From examples to token ids: prompt and response encoded separately, EOS by position, labels shifted in one place."""
+"""From examples to token ids: a response continues its prompt, EOS by position, labels shifted in one place."""
 
 from __future__ import annotations
 
@@ -89,17 +89,20 @@ class Encoder:
         template: the prompt template.
         max_prompt_length: maximum number of tokens of a prompt.
         overlong_prompt: what is done with longer prompts: `drop` the row, `cut` the input text, `cut_right` the tokens.
+        bos: whether a prompt has the tokenizer's BOS, if it has one.
     """
 
-    def __init__(self, tokenizer: Any, template: TemplateConfig, max_prompt_length: int, overlong_prompt: str):
-        self.tokenizer, self.template = tokenizer, template
+    def __init__(
+        self, tokenizer: Any, template: TemplateConfig, max_prompt_length: int, overlong_prompt: str, bos: bool = True
+    ):
+        self.tokenizer, self.template, self.bos = tokenizer, template, bos
         self.max_prompt_length, self.overlong_prompt = max_prompt_length, overlong_prompt
 
     def prompts(self, examples: Sequence[Example]) -> EncodedSet:
         """Rows with prompts and empty responses, for generation."""
         result = EncodedSet([])
         for example in examples:
-            prompt = self._prompt(example, result.counts)
+            prompt = self._fitting(example, self._prompt(example.instruction, example.input), result.counts)
             if prompt is not None:
                 result.rows.append(Encoded(example.id, prompt, []))
         return result
@@ -116,11 +119,11 @@ class Encoder:
         """
         result = EncodedSet([])
         for example in examples:
-            prompt = self._prompt(example, result.counts)
+            whole_prompt = self._prompt(example.instruction, example.input)
+            prompt = self._fitting(example, whole_prompt, result.counts)
             if prompt is None:
                 continue
-            response = self.tokenizer(example.response, add_special_tokens=False).input_ids
-            response = [*response, self.tokenizer.eos_token_id]
+            response = [*self._response(example, whole_prompt, result.counts), self.tokenizer.eos_token_id]
             response, cut = fitted(prompt, response, max_length)
             result.counts["responses cut"] += cut
             result.rows.append(Encoded(example.id, prompt, response))
@@ -131,8 +134,22 @@ class Encoder:
             )
         return result
 
-    def _prompt(self, example: Example, counts: Counter[str]) -> list[int] | None:
-        ids = self._ids(example.instruction, example.input)
+    def _response(self, example: Example, prompt: list[int], counts: Counter[str]) -> list[int]:
+        """The response's ids as the continuation of its prompt, as the model will write them.
+
+        Encoded separately, a response would begin with another token where the tokenizer puts a space before every
+        text (sentencepiece). Where the prompt's ids are not the beginning of the ids of both texts together, because a
+        token would reach over the border, the response is encoded separately.
+        """
+        both = self._ids(render(self.template, example.instruction, example.input) + example.response)
+        if both[: len(prompt)] == prompt:
+            return both[len(prompt) :]
+        counts["responses encoded apart from their prompt"] += 1
+        ids: list[int] = self.tokenizer(example.response, add_special_tokens=False).input_ids
+        return ids
+
+    def _fitting(self, example: Example, ids: list[int], counts: Counter[str]) -> list[int] | None:
+        """A prompt's ids, shortened if they are too many; None if the row is dropped."""
         if len(ids) <= self.max_prompt_length:
             return ids
         if self.overlong_prompt == "drop":
@@ -141,11 +158,13 @@ class Encoder:
         counts["prompts cut"] += 1
         return ids[: self.max_prompt_length] if self.overlong_prompt == "cut_right" else self._cut(example)
 
-    def _ids(self, instruction: str, text: str) -> list[int]:
-        """A prompt's ids with the tokenizer's BOS, if it has one; an EOS that the tokenizer appends is removed."""
-        ids = list(self.tokenizer(render(self.template, instruction, text)).input_ids)
-        eos = self.tokenizer.eos_token_id
-        return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+    def _prompt(self, instruction: str, text: str) -> list[int]:
+        return self._ids(render(self.template, instruction, text))
+
+    def _ids(self, text: str) -> list[int]:
+        """A text's ids, with BOS as `bos` says; an EOS that the tokenizer appends is removed."""
+        ids = list(self.tokenizer(text, add_special_tokens=self.bos).input_ids)
+        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def _cut(self, example: Example) -> list[int]:
         """The longest prompt that fits when the input text (the instruction, if there is no input) is shortened."""
@@ -161,7 +180,7 @@ class Encoder:
         return ids[-self.max_prompt_length :]  # the instruction alone may be too long, even with an empty input
 
     def _shortened(self, example: Example, text: str) -> list[int]:
-        return self._ids(example.instruction, text) if example.input else self._ids(text, "")
+        return self._prompt(example.instruction, text) if example.input else self._prompt(text, "")
 
 
 def fitted(prompt: Sequence[int], response: Sequence[int], max_length: int) -> tuple[list[int], bool]:

@@ -21,8 +21,8 @@ def train_tokenizer(convention: str, texts: Iterable[str], vocab_size: int) -> A
 
     Args:
         convention: `gpt2` (byte level, no BOS, pad is EOS), `opt` (byte level, BOS `</s>` before a prompt, pad id 1) or
-            `llama` (sentencepiece style: `▁` stands for a space and is also put before the text; BOS before a prompt;
-            no pad token).
+            `llama` (sentencepiece style: `▁` stands for a space and is also put before the text; a line feed is a token
+            of its own; BOS before a prompt; no pad token).
         texts: the training texts.
         vocab_size: maximum number of tokens.
     """
@@ -42,7 +42,9 @@ def train_tokenizer(convention: str, texts: Iterable[str], vocab_size: int) -> A
     if convention == "llama":
         raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
         raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
+        raw.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never", split=True)]
+        )
         raw.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )

@@ -77,6 +77,21 @@ def template_hash(data: DataConfig) -> str:
     return digest([data.template.without_input, data.template.with_input])
 
 
+def encoding_hash(config: Config) -> str:
+    """Hash of the prompt template and of how training rows are encoded, beside their lengths.
+
+    It is the template's hash alone where the ids are those of before responses continued their prompts and BOS could be
+    left out: then the artifacts that were made of them are still found.
+    """
+    encoding: dict[str, str] = {}
+    if config.model.tokenizer == "llama":  # byte-level tokenizers encode prompt and response alike, apart or together
+        encoding["responses"] = "continue their prompts"
+    if config.preset.train_bos == "none" and config.model.tokenizer != "gpt2":  # which has no BOS
+        encoding["bos"] = config.preset.train_bos
+    template = template_hash(config.data)
+    return digest([template, encoding]) if encoding else template
+
+
 def tokenizer(weights: Weights) -> Any:
     """The tokenizer that is stored with the weights."""
     return read_once("tokenizer", [weights.base, weights.revision], lambda: load_tokenizer(weights))
@@ -89,7 +104,7 @@ def training_rows(config: Config, weights: Weights, dataset: Dataset) -> Encoded
     # A trained model has a copy of its base's tokenizer. Both encode alike, so the cache's key holds what the tokenizer
     # does and not where it is stored.
     vocabulary = read_once("vocabulary", [weights.base, weights.revision], lambda: digest(_behaviour(model_tokenizer)))
-    determinants = [vocabulary, template_hash(config.data), limits, dataset.fingerprint]
+    determinants = [vocabulary, encoding_hash(config), limits, dataset.fingerprint]
 
     def encode() -> EncodedSet:
         return training_encoder(config, model_tokenizer).pairs(dataset.examples, config.train.max_length)

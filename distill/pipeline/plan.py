@@ -121,7 +121,7 @@ class Plan:
                 "teacher": teacher.key,
                 "keep_layers": role_config.keep_layers,
                 "calibration": self.data[0].fingerprint,
-                "text": self.template_hash(),
+                "text": self.encoding_hash(),
                 "train": self.lengths(),
             }
             return self._node("base", label, settings, (teacher,), weights.Pruned(self, role_config.keep_layers))
@@ -213,7 +213,7 @@ class Plan:
             "lora": determining(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},
             "validation": {"max_new_tokens": config.eval.max_new_tokens},
-            "text": self.template_hash(),
+            "text": self.encoding_hash(),
             **split,
             **extra,
         }
@@ -236,7 +236,7 @@ class Plan:
             "sampler": self.config.sampler.determining,
             "engine": self.config.eval.engine,
             "seed": self.config.train.shared_seed,
-            "text": self.template_hash(),
+            "text": self.encoding_hash(),
             "train": {**self.lengths(), "precision": self.config.train.precision},
         }
         label = f"{self.config.model.name}-teacher"
@@ -250,7 +250,7 @@ class Plan:
         settings = {
             "teacher": self.teacher.key,
             "data": [answers.key if answers else train.fingerprint, valid.fingerprint],
-            "text": self.template_hash(),
+            "text": self.encoding_hash(),
             "train": {**self.lengths(), "precision": self.config.train.precision},
         }
         label, maker = f"{self.config.model.name}-teacher", training.Signal(self, answers)
@@ -301,7 +301,7 @@ class Plan:
             "teacher": self.teacher.key,
             "set": dataset.name,
             "data": dataset.fingerprint,
-            "text": self.template_hash(),
+            "text": self.encoding_hash(),
             "train": {**self.lengths(), "precision": self.config.train.precision},
         }
         reading = self.reading(dataset, of_responses=False)
@@ -333,7 +333,7 @@ class Plan:
         settings = {
             "teacher": self.teacher.key,
             "texts": responses.key if responses else dataset.fingerprint,
-            "text": self.template_hash(),
+            "text": self.template_hash() if responses else self.encoding_hash(),
             "train": {**self.lengths(), "precision": self.config.train.precision},
         }
         label = f"{self.config.model.name}-teacher-{dataset.name}-{'own' if of_responses else 'references'}"
@@ -377,6 +377,10 @@ class Plan:
     def template_hash(self) -> str:
         """Hash of the prompt template."""
         return inputs.template_hash(self.config.data)
+
+    def encoding_hash(self) -> str:
+        """Hash of the prompt template and of how training rows are encoded, beside their lengths."""
+        return inputs.encoding_hash(self.config)
 
     def _label(self, role: Role) -> str:
         model = self.model(role)

@@ -13,7 +13,8 @@ from distill.samplers import Sampler
 def training_encoder(config: Config, tokenizer: Any) -> Encoder:
     """The encoder of training rows."""
     settings = config.train
-    return Encoder(tokenizer, config.data.template, settings.max_prompt_length, settings.overlong_prompt)
+    bos = config.preset.train_bos == "added"
+    return Encoder(tokenizer, config.data.template, settings.max_prompt_length, settings.overlong_prompt, bos)
 
 
 def plain_sampling(evaluation: EvalConfig, sampler: Sampler | None = None) -> EvalConfig:
