@@ -51,7 +51,8 @@ def main() -> None:
         runs: dict[str, Callable[[], object]] = {"stock Trainer": _stock(model, batch, scratch)}
         runs["sft"] = _ours(Distiller(model).train(), batch)
         for name in names():
-            loss = load([*WORDS, f"loss={name}"]).loss
+            partner = ["sampler=rollout"] if name == "minillm" else []  # minillm reads a rollout's rewards
+            loss = load([*WORDS, f"loss={name}", *partner]).loss
             divergence = build(name, **loss.parameters)
             terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature)
             runs[name] = _ours(Distiller(model, signal, terms).train(), batch)

@@ -62,14 +62,18 @@ def tables() -> Rows:
     Files are not checked against the schema here; that happens when the table is built.
     """
     for name, path in locations.tables().items():
-        built_in = path.is_relative_to(locations.EXPERIMENTS)
         try:
             experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
             title, model = str(experiment["title"]), experiment["model"]
         except (yaml.YAMLError, KeyError, TypeError):
             title, model = f"{path} is not the file of a table: it has no title or no model", "MODEL"
-        target = f"make {name.replace('/', '-').replace('_', '-')}" + (f" MODEL={model}" if model else "")
-        yield name, title, target if built_in else f"python -m distill.table {name} --config-dir {path.parents[2]}"
+        if not path.is_relative_to(locations.EXPERIMENTS):
+            target = f"python -m distill.table {name} --config-dir {path.parents[2]}"
+        elif locations.CHECKOUT is None:  # installed, without the Makefile
+            target = f"python -m distill.table {name}" + (f" model={model}" if model else "")
+        else:
+            target = f"make {name.replace('/', '-').replace('_', '-')}" + (f" MODEL={model}" if model else "")
+        yield name, title, target
 
 
 KINDS: dict[str, Callable[[], Rows]] = {

@@ -217,14 +217,14 @@ def test_a_table_of_the_folder(own):
 
 
 def test_the_page_on_ones_own_files(tmp_path, own):
-    """Its pair, loss, sampler and template work as printed."""
+    """Its pair, loss, sampler, template and table work as printed."""
     text = (ROOT / "docs" / "own_configs.md").read_text()
-    pair, template = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
+    pair, renyi, careful, template, table = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
     loss, sampler = (block.split("```")[0] for block in text.split("```python\n")[1:])
     for name, content in {
         "model/qwen.yaml": pair, "template/chat.yaml": template, "other.py": loss + sampler,
-        "loss/renyi.yaml": "name: renyi\nw_ce: 0.0\nw_kd: 1.0\ntemperature: 1.0\n",
-        "sampler/careful.yaml": "name: careful\n",
+        "loss/renyi.yaml": renyi, "sampler/careful.yaml": careful,
+        "experiments/own/page.yaml": table.replace("my_losses", "other"),
     }.items():  # fmt: skip
         (own / name).write_text(content)
     composer._files.cache_clear()
@@ -233,6 +233,8 @@ def test_the_page_on_ones_own_files(tmp_path, own):
     config = load([*words, "sampler.scrg.corrections=2"])
     assert config.data.template.without_input.endswith("Answer:") and config.model.teacher.id == "Qwen/Qwen2.5-1.5B"
     assert run_label(config) == "renyi(order=0.7) careful(scrg.corrections=2)"
+    _, labels = requested(["--config-dir", str(own), "own/page", "debug=smoke"])
+    assert labels == ["Teacher", "SFT", "FKLD", "Renyi 0.3", "Renyi 0.5", "Renyi 0.7"]
 
 
 def test_names_of_the_projects_own_are_refused(tmp_path, monkeypatch):

@@ -587,7 +587,8 @@ def test_rows_of_several_pairs_and_two_teachers(tmp_path):
 
 
 def curved(tmp_path, run, values, **told):
-    curve = pd.DataFrame({"stage": "gpt2-student", "epoch": [1.0, 2.0], "eval_rouge_l": values, "loss": None})
+    columns = {"train_seed": 1, "step": [1, 2], "epoch": [1.0, 2.0], "eval_rouge_l": values, "loss": None}
+    curve = pd.DataFrame({"stage": "gpt2-student", **columns})
     start = curve.assign(stage="gpt2-start", eval_rouge_l=0.0)
     RunFolder(tmp_path, "gpt2", run).add(Measured([], described(run, **told), curve=pd.concat([start, curve])))
 

@@ -81,4 +81,5 @@ def test_tables_numbers_and_lists_from_another_folder(installed, tmp_path):
     assert Path(file).is_relative_to(installed) and int(numbers) > 10 and int(names) >= 10
     assert commit[0] == "distill"
     listed = python(installed, tmp_path, "-m", "distill.list", "models", "tables")
+    assert "python -m distill.table abkd/losses_gpt2" in listed.stdout and "make abkd" not in listed.stdout
     assert listed.returncode == 0 and "smollm2" in listed.stdout and "abkd/losses_gpt2" in listed.stdout
