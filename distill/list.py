@@ -16,7 +16,6 @@ from rich.table import Table
 from distill.base import locations
 from distill.base.console import console
 from distill.base.errors import UserError, command, nearest
-from distill.config.plugins import import_plugins
 
 Rows = Iterator[tuple[str, ...]]
 
@@ -90,6 +89,8 @@ def main(words: list[str]) -> int:
     """Print the options of the kinds that are named, or of all kinds."""
     words = locations.take_config_dir(words)
     for word in (word for word in words if word.startswith("plugins=")):
+        from distill.config.plugins import import_plugins  # loads pydantic, which a list does without
+
         plugins = yaml.safe_load(word.removeprefix("plugins="))
         import_plugins(plugins if isinstance(plugins, list) else [str(plugins)])
     words = [word for word in words if not word.startswith("plugins=")]

@@ -45,8 +45,8 @@ def evaluate(plan: Plan, role: Role, seeds: list[int]) -> dict[tuple[str, int], 
     return {at: read_responses(plan.store.folder(node)) for at, node in nodes.items()}
 
 
-def measured(row: Row, wanted: Measurements | None = None) -> tuple[pd.DataFrame, bool]:
+def measured(row: Row, needed: Measurements | None = None) -> tuple[pd.DataFrame, bool]:
     """A row's facts after measuring it, values as numbers, and whether anything was made."""
-    made_now = measure(row, wanted or Measurements())
+    made_now = measure(row, needed or Measurements())
     facts = row.folder.facts()
     return facts.assign(value=facts["value"].astype(float), n=facts["n"].astype(int)), made_now

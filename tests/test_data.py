@@ -410,8 +410,7 @@ def test_a_published_set_is_taken_whole_and_a_raw_one_is_filtered_by_gpt2_tokens
         path = write(tmp_path / "u.jsonl", *rows)
         config = load(["data=dolly", "model=gpt2", f"data.root={path.parent}", "data.eval.unni.file=u.jsonl",
                        "eval.sets=[unni]", *words])  # fmt: skip
-        (found,) = sets.evaluation(config).values()
-        return found
+        return sets.evaluation(config)["unni"]
 
     whole = chosen(published)
     assert len(whole.examples) == 10 and (whole.counted, whole.papers) == (10, 10000)

@@ -17,7 +17,7 @@ from distill.pipeline.nodes import ExternalWeights, Node, available, ensure, fac
 from distill.pipeline.record import curves, description, samples, scores_by_prompt
 from distill.pipeline.rows import Row
 from distill.pipeline.stages.comparison import is_plain
-from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, stage_metrics
+from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, stage_metrics, without_teacher
 from distill.results.runs import FACT_KEY, Measured
 
 Key = tuple[str, ...]  # a fact's data set, the hash of the set and the generation seed, as text
@@ -132,6 +132,10 @@ def _compare_with_teacher(row: Row, run_metrics: dict[Key, set[str]]) -> bool:
     A student that was fine-tuned without a teacher is compared with the config's teacher if that was trained for other
     rows.
 
+    Args:
+        row: the row.
+        run_metrics: the metrics that the run already has.
+
     Returns:
         Whether anything was measured.
     """
@@ -141,8 +145,10 @@ def _compare_with_teacher(row: Row, run_metrics: dict[Key, set[str]]) -> bool:
     if not (available(plan.store, plan.teacher) and available(plan.store, plan.student)):
         return False
     for node in _comparisons(row):
-        lacks = bool(from_main_process(not _has_facts(node, run_metrics)))
-        if not lacks or (node.stage == "exposure" and not _can_measure_exposure(row, node)):
+        # A finished comparison is recorded without being made again
+        if _has_facts(node, run_metrics) or plan.store.main_process_has(node):
+            continue
+        if node.stage == "exposure" and not _can_measure_exposure(row, node):
             continue
         try:
             ensure(plan.store, [node])
@@ -195,10 +201,10 @@ def _has_facts(node: Node, run_metrics: dict[Key, set[str]], every: bool = False
         task, suffix = f"{details['task']}:", f":{details['shots']}{details['suffix']}"
         return any(name.startswith(task) and name.endswith(suffix) for name in measured)
     if node.stage in ("agree", "exposure"):
-        suffix = subject.details["teacher"]
-        measured = {name.removesuffix(suffix) for name in measured if name.endswith(suffix)}
+        names = (without_teacher(name, subject.details["teacher"]) for name in measured)
+        measured = {name for name in names if name is not None}
     if node.stage == "exposure":
-        return any(name.startswith("exaccerr:") and "=" not in name for name in measured)
+        return any(name.startswith("exaccerr:") for name in measured)
     return all(metric.name in measured for metric in stage_metrics(node.stage) if not metric.is_family)
 
 

@@ -53,7 +53,7 @@ class Subject:
         seed: the generation seed; None for facts that depend on none.
         topics: each example's topic by example id, "" where topics are not measured separately.
         details: further parts of metric names that the artifact's manifest does not have; of a comparison with a
-            teacher, the suffix `teacher`, the result of `distill.results.metrics.teacher_suffix`.
+            teacher that is not part of the run, the teacher's key as `teacher`.
         shared: artifacts that were made once for this artifact and others. Their time is part of its cost.
     """
 

@@ -35,7 +35,7 @@ from distill.pipeline.nodes import Node, Source, Subject
 from distill.pipeline.session import Session
 from distill.pipeline.stages import comparison, scoring, texts, training, weights
 from distill.pipeline.store import Store, digest
-from distill.results.metrics import BENCHMARKS, TRAINING, teacher_suffix
+from distill.results.metrics import BENCHMARKS, TRAINING
 
 FIXED = SamplerConfig(name="fixed")
 SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
@@ -240,7 +240,7 @@ class Plan:
             "engine": self.config.eval.engine,
             "seed": self.config.train.shared_seed,
             "text": self.encoding_hash(),
-            "train": {**self.lengths(), "precision": self.config.train.precision},
+            "train": self.lengths_and_precision(),
         }
         label = f"{self.config.model.name}-teacher"
         return self._node("answers", label, settings, (self.teacher,), training.Answers(self))
@@ -254,7 +254,7 @@ class Plan:
             "teacher": self.teacher.key,
             "data": [answers.key if answers else train.fingerprint, valid.fingerprint],
             "text": self.encoding_hash(),
-            "train": {**self.lengths(), "precision": self.config.train.precision},
+            "train": self.lengths_and_precision(),
         }
         label, maker = f"{self.config.model.name}-teacher", training.Signal(self, answers)
         return self._node("signal", label, settings, [self.teacher, *([answers] if answers else [])], maker)
@@ -305,10 +305,10 @@ class Plan:
             "set": dataset.name,
             "data": dataset.fingerprint,
             "text": self.encoding_hash(),
-            "train": {**self.lengths(), "precision": self.config.train.precision},
+            "train": self.lengths_and_precision(),
         }
         reading = self.reading(dataset, of_responses=False)
-        subject = Subject(dataset.name, dataset.fingerprint, details={"teacher": teacher_suffix(self.other_teacher)})
+        subject = Subject(dataset.name, dataset.fingerprint, details={"teacher": self.other_teacher})
         maker = comparison.Agreement(self, dataset, reading)
         label = f"{self.student.label}-{dataset.name}"
         return self._node("agree", label, settings, (self.student, self.teacher, reading), maker, subject)
@@ -319,7 +319,7 @@ class Plan:
             self.evaluation(role, dataset, self.config.seed[0]) for role in ("student", "teacher")
         )
         settings = {"student": by_student.key, "teacher": by_teacher.key, "reader": self.agreement(dataset).key}
-        reading, details = self.reading(dataset, of_responses=True), {"teacher": teacher_suffix(self.other_teacher)}
+        reading, details = self.reading(dataset, of_responses=True), {"teacher": self.other_teacher}
         subject = Subject(dataset.name, dataset.fingerprint, self.config.seed[0], details=details)
         maker = comparison.Exposure(self, dataset, by_student, by_teacher, reading)
         sources = (self.student, self.teacher, by_student, by_teacher, reading)
@@ -337,7 +337,7 @@ class Plan:
             "teacher": self.teacher.key,
             "texts": responses.key if responses else dataset.fingerprint,
             "text": self.template_hash() if responses else self.encoding_hash(),
-            "train": {**self.lengths(), "precision": self.config.train.precision},
+            "train": self.lengths_and_precision(),
         }
         label = f"{self.config.model.name}-teacher-{dataset.name}-{'own' if of_responses else 'references'}"
         maker = comparison.Reading(self, dataset, responses)
@@ -376,6 +376,10 @@ class Plan:
     def lengths(self) -> dict[str, Any]:
         """The limits that encoded training rows depend on."""
         return determining(self.config.train, include={"max_length", "max_prompt_length", "overlong_prompt"})
+
+    def lengths_and_precision(self) -> dict[str, Any]:
+        """The settings that a model's outputs on encoded rows depend on, beside its weights."""
+        return {**self.lengths(), "precision": self.config.train.precision}
 
     def template_hash(self) -> str:
         """Hash of the prompt template."""

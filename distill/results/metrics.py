@@ -114,7 +114,7 @@ def _bertscore(finished: Finished) -> Iterator[Value]:
 
 def _agreement(name: str) -> Callable[[Finished], Iterator[Value]]:
     def values(finished: Finished) -> Iterator[Value]:
-        suffix = finished.details["teacher"]
+        suffix = teacher_suffix(finished.details["teacher"])
         yield f"agreement_{name}{suffix}", finished.manifest[name], finished.manifest["positions"]
 
     return values
@@ -122,7 +122,8 @@ def _agreement(name: str) -> Callable[[Finished], Iterator[Value]]:
 
 def _exposure(finished: Finished) -> Iterator[Value]:
     for length, value in finished.manifest["exaccerr"].items():
-        yield f"exaccerr:{length}{finished.details['teacher']}", value, finished.manifest["rows"]
+        suffix = teacher_suffix(finished.details["teacher"])
+        yield f"exaccerr:{length}{suffix}", value, finished.manifest["rows"]
 
 
 def _benchmark(finished: Finished) -> Iterator[Value]:
@@ -218,9 +219,14 @@ def teacher_suffix(teacher: str) -> str:
 
 
 def without_teacher(name: str, teacher: str) -> str | None:
-    """A metric's name without the suffix of this teacher; None if it has the suffix of another one."""
-    plain, found, key = name.partition(":teacher=")
-    return plain if not found or key == teacher else None
+    """A metric's name without the suffix of this teacher; None if it has the suffix of another one.
+
+    Args:
+        name: the name in a run's facts.
+        teacher: the key of the teacher; "" if there is no such teacher.
+    """
+    plain, separator, key = name.partition(":teacher=")
+    return plain if not separator or key == teacher else None
 
 
 def find(dataset: str, name: str) -> Metric:
