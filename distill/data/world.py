@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 HEADS = "ba be do fi ga ha jo ka lu ma ne ol pa ri sa ta ul va wi ze".split()
-TAILS = "bin dra fer gan lek mon nor pia ros sel tas ven".split()
+TAILS = "bin dra fer gan hal jun lek mon nor pia ros sel tas tol ven wes".split()
 JOBS = "baker,smith,nurse,teacher,farmer,pilot,painter,tailor,fisher,judge,potter,guard".split(",")
 COLOURS = "red,blue,green,yellow,white,black,brown,grey".split(",")
 REGIONS = "north,south,east,west".split(",")
@@ -106,10 +106,14 @@ class World:
     Attributes:
         towns: the towns by name.
         people: the people by name.
+        strangers: names of people and of towns without facts, for the texts of all sets.
+        unseen: the same, for texts that no training set has.
     """
 
     towns: dict[str, Town]
     people: dict[str, Person]
+    strangers: tuple[list[str], list[str]]
+    unseen: tuple[list[str], list[str]]
 
 
 def _names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
@@ -149,4 +153,5 @@ def build_world(seed: int, people: int = 40, towns: int = 12) -> World:
         )
         for name in _names(rng, people, taken)
     ]
-    return World({t.name: t for t in places}, {p.name: p for p in folk})
+    strangers, unseen = ((_names(rng, size, taken), _names(rng, size // 3, taken)) for size in (120, 30))
+    return World({t.name: t for t in places}, {p.name: p for p in folk}, strangers, unseen)
