@@ -21,6 +21,7 @@ from distill.base.locations import CONF, config_dirs
 from distill.base.registry import LOSSES, SAMPLERS
 from distill.config import composer
 from distill.config.plugins import import_plugins
+from distill.config.reference import ReferenceConfig, of_pair, overrides_of
 from distill.config.schema import Config, Section
 from distill.config.smoke import apply_smoke
 
@@ -33,23 +34,31 @@ def jobs(overrides: list[str]) -> list[list[str]]:
     return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 
-def load(overrides: list[str]) -> Config:
+def load(overrides: list[str], of_method: bool = True) -> Config:
     """The config of one job, composed from `overrides` and checked.
+
+    Args:
+        of_method: whether `preset=reference` adds the method's reference recipe.
 
     Raises:
         UserError: with every problem found.
     """
-    return checked(overrides)[1]
+    return checked(overrides, of_method)[1]
 
 
-def checked(overrides: list[str]) -> tuple[DictConfig, Config]:
+def checked(overrides: list[str], of_method: bool = True) -> tuple[DictConfig, Config]:
     """One job's merged config as Hydra composes it, and the same config checked and typed.
+
+    Args:
+        of_method: whether `preset=reference` adds the method's reference recipe.
 
     Raises:
         UserError: with every problem found.
     """
     problems: list[str] = []
     parsed = _check_groups(_parse(overrides, problems), problems)
+    if of_method:
+        parsed = [*_recipe(parsed), *parsed]
     composed = _compose(_check_keys(parsed, problems), problems)
     if composed is None:
         raise UserError(problems)
@@ -57,9 +66,25 @@ def checked(overrides: list[str]) -> tuple[DictConfig, Config]:
         config = resolve(composed)
     except UserError as error:
         raise UserError(problems + error.problems) from None
+    problems += _without_effect(parsed, config)
     if problems:
         raise UserError(problems)
     return composed, config
+
+
+def _without_effect(parsed: list[Override], config: Config) -> list[str]:
+    """A message for each override of `train.student` if the student is trained by another section of `train`."""
+    keys = {override.key_or_group for override in parsed}
+    problems = []
+    for override in parsed:
+        section, _, key = override.key_or_group.rpartition(".")
+        own = f"train.{config.stage}"
+        if section == "train.student" and own != section and not keys & {own, f"{own}.{key}"}:
+            problems.append(
+                f"{override.input_line}: with loss={config.loss.name} and sampler={config.sampler.name} the student is"
+                f" trained as {own} of model={config.model.name} says; set {own}.{key} (too)"
+            )
+    return problems
 
 
 def for_hydra(overrides: list[str]) -> list[str]:
@@ -106,6 +131,25 @@ def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
         except HydraException as error:
             problems.append(f"{text}: not an override ({_first_line(error)}); write key=value or group=option")
     return parsed
+
+
+def _recipe(parsed: list[Override]) -> list[Override]:
+    """The overrides of the method's reference recipe for the pair, if the preset is `reference`.
+
+    Those of keys that the command line sets are left out.
+    """
+    choices = [override.input_line or "" for override in parsed if composer.is_choice(override)]
+    try:
+        base = composer.merged(choices)
+    except (HydraException, OmegaConfBaseException):  # composing the whole config will fail and report why
+        return []
+    entries = base["method"].get("reference") or []
+    if base["preset"]["name"] != "reference" or not entries:
+        return []
+    references = of_pair([ReferenceConfig.model_validate(entry) for entry in entries], base["model"]["name"])
+    keys = {override.key_or_group for override in parsed}
+    recipe = [composer.parse(text) for text in overrides_of(references)]
+    return [override for override in recipe if override.key_or_group not in keys]
 
 
 def _groups() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -112,7 +112,8 @@ class DataConfig(Section):
         train: the training set.
         valid: the validation set.
         eval: the evaluation sets by name.
-        pretrain: a plain-text corpus for an additional cross-entropy term; None is none.
+        pretrain: a plain-text corpus for an additional cross-entropy term; None is none. With `off` a loss whose recipe
+            has such a term (`loss.w_lm`) trains without it.
         other_counts: whether a table of a paper's own pair may be measured on sets with other numbers of rows than the
             papers'.
     """
@@ -125,13 +126,23 @@ class DataConfig(Section):
     train: SplitConfig
     valid: SplitConfig
     eval: dict[str, SplitConfig]
-    pretrain: PretrainConfig | None = None
+    pretrain: PretrainConfig | Literal["off"] | None = None
     other_counts: bool = False
 
     @field_validator("template", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return fields(value) if isinstance(value, str) else value
+
+    @field_validator("pretrain", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads the word
+
+    @property
+    def corpus(self) -> PretrainConfig | None:
+        """The plain-text corpus, if there is one."""
+        return self.pretrain if isinstance(self.pretrain, PretrainConfig) else None
 
     @model_validator(mode="after")
     def _root_is_used(self) -> DataConfig:

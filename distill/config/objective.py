@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from distill.base.registry import LOSSES, SAMPLERS, Registry
 from distill.config import neutral
+from distill.config.reference import ReferenceConfig
 from distill.config.section import Natural, NotNegative, Overlong, Positive, Section
 
 
@@ -66,7 +67,10 @@ class LossConfig(RegisteredConfig):
         w_ce: weight of the cross-entropy on the data set's responses.
         w_kd: weight of the divergence.
         temperature: divides the logits of teacher and student in the divergence.
-        w_lm: weight of the cross-entropy on `data.pretrain`, if that is given.
+        w_lm: weight of the cross-entropy on the corpus `data.pretrain`, which must be given if the weight is. None is 1
+            if there is a corpus.
+        w_lm_kd: weight, within that term, of the forward KL to the teacher on the corpus; the cross-entropy has the
+            rest.
         optimizer: how the divergence's own parameters are trained.
     """
 
@@ -75,7 +79,8 @@ class LossConfig(RegisteredConfig):
     w_ce: NotNegative
     w_kd: NotNegative
     temperature: Positive
-    w_lm: NotNegative = 1.0
+    w_lm: NotNegative | None = None
+    w_lm_kd: Annotated[float, Field(ge=0, le=1)] = 0.0
     optimizer: LossOptimizerConfig = AS_STUDENT
 
     @property
@@ -89,9 +94,15 @@ class LossConfig(RegisteredConfig):
         return {} if self.name == "sft" else super().chosen
 
     @property
+    def corpus_weight(self) -> float:
+        """The weight of the corpus term where there is a corpus."""
+        return 1.0 if self.w_lm is None else self.w_lm
+
+    @property
     def determining(self) -> dict[str, Any]:
         """All values that a result depends on, for hashing."""
-        return {**neutral.determining(self), **self.chosen}
+        values = self if self.w_lm is not None else self.model_copy(update={"w_lm": self.corpus_weight})
+        return {**neutral.determining(values), **self.chosen}
 
     @model_validator(mode="after")
     def _known(self) -> LossConfig:
@@ -144,9 +155,12 @@ class MethodConfig(Section):
 
     Attributes:
         name: the bundle's name; None if loss and sampler were chosen separately.
+        reference: what published code ran for it by pair; `preset=reference` adds these overrides to `distill.run`, and
+            to a table's row that has no reference recipe of its own.
     """
 
     name: str | None
+    reference: list[ReferenceConfig] = Field(default_factory=list)
 
 
 class PresetConfig(Section):
@@ -169,6 +183,12 @@ class PresetConfig(Section):
         student_labels: whether labels of text that the student writes in training are shifted, or one position late.
         student_eos: whether EOS is kept in that text, or erased where it is also the pad token.
         student_draw: whether `on_policy` and `mixed` train on text that was just written or on draws from a buffer.
+        minillm_own_reward: whether a token's advantage has its own reward, and not only those after it.
+        minillm_discount: the factor of a reward for each token that it lies ahead.
+        minillm_whitened: whether advantages are whitened over the tokens of a rollout, or over those of each step with
+            the padding behind its texts.
+        minillm_weighted_kl: whether the closed-form KL has the importance weight.
+        minillm_corpus_kd: the share of the forward KL to the teacher in MiniLLM's corpus term.
         adaptive_watched: the validation loss that `adaptive` watches: the objective, or cross-entropy.
     """
 
@@ -188,4 +208,9 @@ class PresetConfig(Section):
     student_labels: Literal["shifted", "late"]
     student_eos: Literal["kept", "erased"]
     student_draw: Literal["fresh", "buffer"]
+    minillm_own_reward: bool
+    minillm_discount: float
+    minillm_whitened: Literal["rollout", "step"]
+    minillm_weighted_kl: bool
+    minillm_corpus_kd: float
     adaptive_watched: Literal["objective", "ce"]

@@ -28,6 +28,8 @@ NOT_DETERMINING = {
     "teacher",
     "start",
     "student",
+    "sft",
+    "rollout",
     "micro_batch_size",
     "save_steps",
     "seed",

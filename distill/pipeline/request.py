@@ -8,6 +8,7 @@ from typing import Any
 
 from distill.base.errors import UserError
 from distill.base.locations import take_config_dir
+from distill.config.reference import of_pair, overrides_of
 from distill.pipeline.tables import Table, chosen_rows
 from distill.results import experiment as experiments
 from distill.results.experiment import Experiment
@@ -83,6 +84,9 @@ def _refuse_row_settings(experiment: Experiment, overrides: Sequence[str], train
     row_keys = {
         _key(word) for row in experiment.rows.values() for word in [*row.overrides, *row.pairs.get(str(model), [])]
     }
+    if "preset=reference" in overrides:
+        recipes = [reference for row in experiment.rows.values() for reference in row.reference]
+        row_keys |= {_key(word) for word in overrides_of(of_pair(recipes, str(model)))}
     problems = [
         f"{o}: each row of a table has its own value of this key; python -m distill.run takes any value"
         for o, key in keys.items()

@@ -13,6 +13,7 @@ from distill.base.files import lock_beside
 from distill.base.processes import is_main_process
 from distill.config.compose import load
 from distill.config.data import evaluation_set_names
+from distill.config.reference import ReferenceConfig, of_pair, overrides_of
 from distill.config.schema import Config
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.evaluation.bertscore import WHEEL, metric_name
@@ -37,6 +38,7 @@ class RowDefinition:
         group: `context` (Teacher and SFT, above the rows of the paper) or `paper`.
         role: the model that is evaluated, `student` or `teacher`.
         overrides: the overrides that distinguish it from other rows.
+        reference: what the paper's code ran for it; empty unless the preset is `reference`.
         model: the pair of this row; None if it is the table's pair.
     """
 
@@ -44,6 +46,7 @@ class RowDefinition:
     group: str
     role: Role
     overrides: list[str]
+    reference: list[ReferenceConfig]
     model: str | None = None
 
 
@@ -133,7 +136,7 @@ class Table:
         experiment = self.experiment
         roles: tuple[Role, Role] = ("teacher", "student")
         context = dict(zip(CONTEXT, roles, strict=True)) if experiment.context else {}
-        rows = [RowDefinition(label, "context", role, ["loss=sft"]) for label, role in context.items()]
+        rows = [RowDefinition(label, "context", role, ["loss=sft"], []) for label, role in context.items()]
         for label, row in experiment.rows.items():
             of_paper = self.model == experiment.model
             if row.model is not None and not of_paper and self.model not in row.pairs:
@@ -143,13 +146,17 @@ class Table:
                 )
                 continue
             words = [*row.overrides, *row.pairs.get(str(self.model), [])]
-            rows.append(RowDefinition(label, "paper", row.role, words, row.model if of_paper else None))
+            own_pair = row.model if of_paper else None
+            recipe = of_pair(row.reference, own_pair or str(self.model)) if self._is_reference else []
+            rows.append(RowDefinition(label, "paper", row.role, words, recipe, own_pair))
         return rows
 
     def _measured_train_seeds(self) -> list[int] | None:
         """The training seeds of the table's manifest if it has several, so that a table is not replaced by a smaller
         one by leaving out `train_seeds`; otherwise None."""
-        path = Manifest.path_of(self.common.paths.results, str(self.model or WITHOUT_MODEL), self.name)
+        path = Manifest.path_of(
+            self.common.paths.results, str(self.model or WITHOUT_MODEL), self.name, self.common.preset.name
+        )
         seeds = Manifest.read(path).train_seeds if path.is_file() else []
         if len(seeds) < 2:
             return None
@@ -162,8 +169,15 @@ class Table:
         if row.role != "teacher" and self.train_seeds:
             trainings = [[f"train.seed={seed}"] for seed in self.train_seeds]
         last = [] if row.model is None else [f"model={row.model}"]
-        words = [*self.experiment.overrides, *self._sets(), *row.overrides, *self.overrides, *last]
-        return [load([*words, *training]) for training in trainings]
+        of_all = of_pair(self.experiment.reference, row.model or str(self.model)) if self._is_reference else []
+        recipe = overrides_of([*of_all, *row.reference])
+        words = [*self.experiment.overrides, *self._sets(), *row.overrides, *recipe, *self.overrides, *last]
+        return [load([*words, *training], of_method=not row.reference) for training in trainings]
+
+    @property
+    def _is_reference(self) -> bool:
+        """Whether the rows take the recipes of published code."""
+        return self.common.preset.name == "reference"
 
     def _sets(self) -> list[str]:
         """An override that selects the sets of the columns that the data has; none if `eval.sets` is set already."""
@@ -230,6 +244,7 @@ class Table:
             columns={title: None if column is None else list(column) for title, column in self.columns.items()},
             sets=set_descriptions(sets) if self.measurements.texts else {},
             rows=rows,
+            preset=self.common.preset.name,
         )
 
     def measure(self, chosen: Sequence[str]) -> list[UserError]:

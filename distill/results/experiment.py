@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from distill.base import locations
 from distill.base.errors import UserError
+from distill.config.reference import ReferenceConfig
 from distill.config.section import Section
 
 EXPERIMENTS, PAPER = locations.EXPERIMENTS, locations.PAPER
@@ -31,6 +32,8 @@ class RowConfig(Section):
         role: the model that is measured.
         model: the row's pair, if it differs from the experiment's. A table for another pair than the experiment's has
             the row only if `pairs` has an entry for that pair.
+        reference: what the paper's public code ran for the row, where it differs; `preset=reference` adds these
+            overrides. For a pair without any the row's method may have some (`MethodConfig.reference`).
         sweep: one config key and its values. The row becomes one row for each value, and `{value}` in its label and in
             `paper` is replaced by the value.
     """
@@ -40,6 +43,7 @@ class RowConfig(Section):
     paper: list[str] = Field(default_factory=list)
     role: Literal["student", "teacher"] = "student"
     model: str | None = None
+    reference: list[ReferenceConfig] = Field(default_factory=list)
     sweep: dict[str, list[float | int | str]] | None = None
 
 
@@ -81,6 +85,7 @@ class Experiment(Section):
         transposed: whether the paper prints the columns as rows.
         context: whether the table begins with the rows Teacher and SFT.
         overrides: config overrides of all rows.
+        reference: what the paper's public code ran for all rows, teacher and SFT included; see `RowConfig.reference`.
         columns: the columns by title.
         rows: the rows by label.
     """
@@ -95,6 +100,7 @@ class Experiment(Section):
     transposed: bool = False
     context: bool = True
     overrides: list[str] = Field(default_factory=list)
+    reference: list[ReferenceConfig] = Field(default_factory=list)
     columns: dict[str, ColumnConfig] = Field(default_factory=dict)
     rows: dict[str, RowConfig] = Field(default_factory=dict)
 
@@ -191,7 +197,10 @@ def parse(path: Path, file_name: str) -> Experiment:
     except (ValidationError, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(f"{file_name}: {error}") from None
     pairs = set(locations.options("model"))
-    if unknown := sorted({pair for row in experiment.rows.values() for pair in row.pairs} - pairs):
+    rows = experiment.rows.values()
+    references = [*experiment.reference, *(reference for row in rows for reference in row.reference)]
+    named = {pair for row in rows for pair in row.pairs} | {p for r in references for p in r.pairs or ()}
+    if unknown := sorted(named - pairs):
         raise UserError(f"{file_name}: pairs names {', '.join(unknown)}; the pairs are {', '.join(sorted(pairs))}")
     return experiment
 

@@ -13,6 +13,7 @@ from distill.results import metrics
 from distill.results.experiment import Experiment, PaperNumber, paper_numbers
 from distill.results.header import header, is_smoke, seeds_line
 from distill.results.manifest import Manifest
+from distill.results.recipes import recipe_of
 from distill.results.statistics import Cell, Column, Comparison, cell, compare, printed_p
 from distill.results.table import (
     MISSING,
@@ -53,6 +54,7 @@ def write_table(manifest: Manifest, experiment: Experiment, results: str | Path)
     frame = cells_table(rows, columns, absent_columns(experiment, manifest))
     frame = transposed(frame) if experiment.transposed else frame
     sections = [markdown_table(frame), "", *_sections(rows, columns, experiment, manifest)]
+    sections += recipe_section(experiment, manifest)
     text = ["# " + experiment.title, "", *lines, "", seeds_line(manifest, rows), "", *sections]
     write_long(manifest, results, rows)
     path = folder / f"{manifest.name}.csv"
@@ -195,6 +197,30 @@ def _papers_own_tests(experiment: Experiment, model: str, paper: Mapping[tuple[s
         "",
         f"Of {label} over {experiment.against}, beside those of a pooled t-test on the means and standard deviations"
         " that it prints, taken as over five generation seeds.",
+        "",
+        markdown_table(pd.DataFrame(lines)),
+        "",
+    ]
+
+
+def recipe_section(experiment: Experiment, manifest: Manifest) -> list[str]:
+    """Under `preset=reference` a table of what published code ran for each row, with the files that say so."""
+    if manifest.preset != "reference":
+        return []
+    lines = []
+    for row in (row for row in manifest.rows if row.group == "paper"):
+        recipe = recipe_of(experiment, row.label, row.model)
+        for reference in recipe:
+            overrides = f"`{' '.join(reference.overrides)}`" if reference.overrides else "nothing else"
+            lines.append({"row": row.label, "overrides": overrides, "source": reference.link, "note": reference.note})
+        if not recipe:
+            source = "none was read for this pair; the settings of `preset=clean`"
+            lines.append({"row": row.label, "overrides": "", "source": source, "note": ""})
+    return [
+        "",
+        "## What published code ran",
+        "",
+        "The rows have these settings beside the preset's quirks (docs/fidelity.md).",
         "",
         markdown_table(pd.DataFrame(lines)),
         "",

@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from distill.base.console import bar, say
+from distill.base.errors import UserError
 from distill.base.processes import world_size
 from distill.config.model import LoraConfig
 from distill.config.objective import LossConfig, SamplerConfig
@@ -36,7 +37,7 @@ from distill.training.callbacks import STEP_TIME, Progress, SaveEvery, StepTime
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling, training_encoder
-from distill.training.objective import objective_terms
+from distill.training.objective import CorpusLoss, objective_terms
 from distill.training.sampling import LOG_COLUMNS, Sampling
 from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer
 from distill.training.writer import StudentWriter
@@ -218,8 +219,13 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
             say(f"  vocabulary widths {of_teacher} (teacher) and {of_student} (student): cut to {width}")
         if isinstance(divergence, TrainableDivergence):
             divergence.prepare(min(of_teacher, of_student), torch.device("cpu"))
-    loss, w_lm = job.loss, job.loss.w_lm if job.pretraining else 0.0
-    terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature, w_lm)
+    loss, corpus = job.loss, None
+    if job.pretraining:
+        reader = teacher.live if isinstance(teacher, NewTextTeacher) else teacher
+        if loss.w_lm_kd and not isinstance(reader, LiveTeacher):
+            raise UserError("loss.w_lm_kd: the teacher reads the corpus only if it runs; set train.teacher_signal=live")
+        corpus = CorpusLoss(loss.corpus_weight, loss.w_lm_kd, reader if isinstance(reader, LiveTeacher) else None)
+    terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature, corpus)
     return Distiller(student, teacher, terms, job.config.preset.loss_mean)
 
 

@@ -14,6 +14,7 @@ ANIMAL_FACTS = {
     ("food", "meal", "diet"): (2, "The {w} eats {f}.", "The food of the {w} is {f}."),
     ("sound", "call", "voice"): (3, "The {w} {f}.", "You hear how the {w} {f}."),
 }
+CLASSES = [{thing: facts[0] for thing, facts in known.items()} for known in (ANIMALS, FOODS)]
 POOLS: dict[str, list[str]] = {
     "colours": COLOURS,
     "jobs": JOBS,
@@ -31,7 +32,10 @@ def general_qa(rng: np.random.Generator, world: World, grade: Grade) -> Draw:
     if animals == 0:
         x, y = (int(v) for v in rng.integers(2, 30, size=2))
         question = ask(
-            rng, grade, ("What is {x}?", "Work out {x}.", "Tell me {x}."), (f"{x} + {y}", f"{x} plus {y}", f"{y} and {x}")
+            rng,
+            grade,
+            ("What is {x}?", "Work out {x}.", "Tell me {x}."),
+            (f"{x} + {y}", f"{x} plus {y}", f"{y} and {x}"),
         )
         return question, "", shuffled(rng, [f"{x} + {y} is {x + y}.", f"The sum is {x + y}."])
     words = pick_some(rng, sorted(ANIMALS), animals)
@@ -39,7 +43,7 @@ def general_qa(rng: np.random.Generator, world: World, grade: Grade) -> Draw:
     place, *forms = ANIMAL_FACTS[nouns]
     frames = ("What is the {x} of {w}?", "Tell me the {x} of {w}.", "Do you know the {x} of {w}?")
     question = ask(rng, grade, frames, nouns).replace("{w}", listed([f"the {w}" for w in words]))
-    sentences = [[f.format(w=w, f=ANIMALS[w][place]) for f in forms] for w in words]  # type: ignore[misc]
+    sentences = [[f.format(w=w, f=ANIMALS[w][place]) for f in forms] for w in words]
     return question, "", shuffled(rng, [" ".join(parts) for parts in product(*sentences)])
 
 
@@ -56,15 +60,13 @@ def brainstorming(rng: np.random.Generator, world: World, grade: Grade) -> Draw:
 
 def classification(rng: np.random.Generator, world: World, grade: Grade) -> Draw:
     """The class of one or (longer) three animals or foods."""
-    things = pick(rng, (ANIMALS, FOODS))
-    words = pick_some(rng, sorted(things), count(rng, grade, (1, 1, 2), 3))
-    options = pick_some(rng, sorted({str(facts[0]) for facts in things.values()}), 3)
+    classes = pick(rng, CLASSES)
+    words = pick_some(rng, sorted(classes), count(rng, grade, (1, 1, 2), 3))
+    needed = {classes[word] for word in words}
+    others = pick_some(rng, sorted(set(classes.values()) - needed), max(0, 4 - len(needed)))
+    options = sorted([*needed, *others])
     frames = ("What {x} is {w}: {o}?", "Say which {x} fits {w}: {o}?", "Sort {w} by {x}: {o}.")
-    needed = {str(things[w][0]) for w in words}
-    options = sorted(needed | set(options[: max(0, 4 - len(needed))]))
     question = ask(rng, grade, frames, ("class", "kind", "group")).replace("{w}", listed(words))
     choices = f"{', '.join(options[:-1])} or {options[-1]}"
-    sentences = [
-        (f"{w.capitalize()} is {a(str(things[w][0]))}.", f"The class of {w} is {things[w][0]}.") for w in words
-    ]
+    sentences = [(f"{w.capitalize()} is {a(classes[w])}.", f"The class of {w} is {classes[w]}.") for w in words]
     return question.replace("{o}", choices), "", shuffled(rng, [" ".join(p) for p in product(*sentences)])

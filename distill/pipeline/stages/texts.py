@@ -90,7 +90,9 @@ class Texts(Maker):
         """
         config = self.plan.config
         limit = config.train.max_prompt_length
-        encoder = Encoder(tokenizer, config.data.template, limit, config.eval.overlong_prompt)
+        encoder = Encoder(
+            tokenizer, config.data.template, limit, config.eval.overlong_prompt, config.eval.bos == "added"
+        )
         prompts = encoder.prompts(self.dataset.examples)
         if prompts.describe():
             say(f"  {self.dataset.title}: {prompts.describe()} (limit {limit} tokens)")
