@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
-DEMO := model=micro train.student.epochs=8 rows=[FKLD,AKL,ABKD] paths.store=.demo/store paths.results=.demo/results
+DEMO := model=demo rows=[FKLD,ABKD] paths.store=.demo/store paths.results=.demo/results
 
 .PHONY: help setup smollm2 encoder vocabulary demo test check lint format bench docs tables clean
 
@@ -69,8 +69,9 @@ bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs
 	$(RUN) bench.on_policy
 	$(RUN) bench.startup
 
-docs: setup  ## write docs/losses.md from the losses
+docs: setup  ## write docs/losses.md and docs/fidelity.md
 	$(RUN) distill.losses.page > docs/losses.md
+	$(RUN) distill.pipeline.fidelity > docs/fidelity.md
 
 tables: setup  ## list every table with its target
 	$(RUN) distill.list tables

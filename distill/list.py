@@ -78,13 +78,14 @@ def tables() -> Rows:
 
 
 def recipes() -> Rows:
-    """What published code ran for methods and rows of tables (`preset=reference`): overrides and their source."""
-    for name, path in locations.options("method").items():
-        yield from _recipes(f"method={name}", (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("method"))
+    """What published code ran for pairs, methods and rows (`preset=reference`): overrides and their source."""
+    for group in ("model", "method"):
+        for name, path in locations.options(group).items():
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            yield from _recipes(f"{group}={name}", content.get(group))
     for name, path in locations.tables().items():
         try:
             experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
-            yield from _recipes(name, experiment)
             for label, row in (experiment.get("rows") or {}).items():
                 yield from _recipes(f"{name} {label}", row)
         except (yaml.YAMLError, AttributeError):

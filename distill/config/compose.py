@@ -38,7 +38,7 @@ def load(overrides: list[str], of_method: bool = True) -> Config:
     """The config of one job, composed from `overrides` and checked.
 
     Args:
-        of_method: whether `preset=reference` adds the method's reference recipe.
+        of_method: whether `preset=reference` adds the method's reference recipe, too, and not only the pair's.
 
     Raises:
         UserError: with every problem found.
@@ -50,15 +50,14 @@ def checked(overrides: list[str], of_method: bool = True) -> tuple[DictConfig, C
     """One job's merged config as Hydra composes it, and the same config checked and typed.
 
     Args:
-        of_method: whether `preset=reference` adds the method's reference recipe.
+        of_method: whether `preset=reference` adds the method's reference recipe, too, and not only the pair's.
 
     Raises:
         UserError: with every problem found.
     """
     problems: list[str] = []
     parsed = _check_groups(_parse(overrides, problems), problems)
-    if of_method:
-        parsed = [*_recipe(parsed), *parsed]
+    parsed = [*_recipe(parsed, of_method), *parsed]
     composed = _compose(_check_keys(parsed, problems), problems)
     if composed is None:
         raise UserError(problems)
@@ -133,8 +132,8 @@ def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
     return parsed
 
 
-def _recipe(parsed: list[Override]) -> list[Override]:
-    """The overrides of the method's reference recipe for the pair, if the preset is `reference`.
+def _recipe(parsed: list[Override], of_method: bool) -> list[Override]:
+    """The overrides of the reference recipes of the pair and of the method, if the preset is `reference`.
 
     Those of keys that the command line sets are left out.
     """
@@ -143,7 +142,7 @@ def _recipe(parsed: list[Override]) -> list[Override]:
         base = composer.merged(choices)
     except (HydraException, OmegaConfBaseException):  # composing the whole config will fail and report why
         return []
-    entries = base["method"].get("reference") or []
+    entries = [*(base["model"].get("reference") or []), *((base["method"].get("reference") or []) if of_method else [])]
     if base["preset"]["name"] != "reference" or not entries:
         return []
     references = of_pair([ReferenceConfig.model_validate(entry) for entry in entries], base["model"]["name"])

@@ -91,13 +91,17 @@ class GeneratorConfig(Section):
         seed: determines the generated facts and questions.
         train: examples of the training set.
         valid: examples of the validation set.
-        eval: examples of each evaluation set; a set with few possible questions has fewer.
+        eval: examples of each evaluation set.
+        people: people about whom facts are asked.
+        towns: towns about which facts are asked.
     """
 
     seed: Seed
     train: Count
     valid: Count
     eval: Count
+    people: Count = 40
+    towns: Count = 12
 
 
 class DataConfig(Section):

@@ -127,7 +127,7 @@ def _names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
 
 
 @lru_cache
-def build_world(seed: int, people: int = 40, towns: int = 12) -> World:
+def build_world(seed: int, people: int, towns: int) -> World:
     """The world that a seed determines; all sets of the seed share its facts."""
     rng = np.random.default_rng([seed, 0])
     taken: set[str] = set()

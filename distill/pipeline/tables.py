@@ -169,8 +169,7 @@ class Table:
         if row.role != "teacher" and self.train_seeds:
             trainings = [[f"train.seed={seed}"] for seed in self.train_seeds]
         last = [] if row.model is None else [f"model={row.model}"]
-        of_all = of_pair(self.experiment.reference, row.model or str(self.model)) if self._is_reference else []
-        recipe = overrides_of([*of_all, *row.reference])
+        recipe = overrides_of(row.reference)
         words = [*self.experiment.overrides, *self._sets(), *row.overrides, *recipe, *self.overrides, *last]
         return [load([*words, *training], of_method=not row.reference) for training in trainings]
 

@@ -85,7 +85,6 @@ class Experiment(Section):
         transposed: whether the paper prints the columns as rows.
         context: whether the table begins with the rows Teacher and SFT.
         overrides: config overrides of all rows.
-        reference: what the paper's public code ran for all rows, teacher and SFT included; see `RowConfig.reference`.
         columns: the columns by title.
         rows: the rows by label.
     """
@@ -100,7 +99,6 @@ class Experiment(Section):
     transposed: bool = False
     context: bool = True
     overrides: list[str] = Field(default_factory=list)
-    reference: list[ReferenceConfig] = Field(default_factory=list)
     columns: dict[str, ColumnConfig] = Field(default_factory=dict)
     rows: dict[str, RowConfig] = Field(default_factory=dict)
 
@@ -198,7 +196,7 @@ def parse(path: Path, file_name: str) -> Experiment:
         raise UserError(f"{file_name}: {error}") from None
     pairs = set(locations.options("model"))
     rows = experiment.rows.values()
-    references = [*experiment.reference, *(reference for row in rows for reference in row.reference)]
+    references = [reference for row in rows for reference in row.reference]
     named = {pair for row in rows for pair in row.pairs} | {p for r in references for p in r.pairs or ()}
     if unknown := sorted(named - pairs):
         raise UserError(f"{file_name}: pairs names {', '.join(unknown)}; the pairs are {', '.join(sorted(pairs))}")

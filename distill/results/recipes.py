@@ -1,27 +1,32 @@
-"""What published code ran for the rows of a table: their own reference recipes, or those of their methods."""
+"""What published code ran for the rows of a table: reference recipes of their pair, their own, or of their methods."""
 
 from __future__ import annotations
 
 from distill.base import locations
 from distill.config import composer
 from distill.config.reference import ReferenceConfig, of_pair
-from distill.results.experiment import Experiment
+from distill.results.experiment import Experiment, RowConfig
 
 
-def recipe_of(experiment: Experiment, label: str, pair: str) -> list[ReferenceConfig]:
-    """The reference recipe of a row for a pair, that of all rows of the table included; empty if there is none.
-
-    A row without a recipe of its own has its method's.
-    """
-    row = experiment.rows[label]
-    own = of_pair(row.reference, pair) or method_recipe(row.overrides, pair)
-    return [*of_pair(experiment.reference, pair), *own]
+def pair_recipe(pair: str) -> list[ReferenceConfig]:
+    """The reference recipe of all rows of a pair."""
+    return _of("model", pair, pair)
 
 
-def method_recipe(overrides: list[str], pair: str) -> list[ReferenceConfig]:
-    """The reference recipe for a pair of the method that overrides choose; empty without a method."""
+def row_recipe(experiment: Experiment, label: str, pair: str) -> list[ReferenceConfig]:
+    """The reference recipe of a row for a pair, beside that of all rows: its own, or else its method's."""
+    row = experiment.rows.get(label, RowConfig())  # the rows Teacher and SFT have none
+    return of_pair(row.reference, pair) or _of_method(row.overrides, pair)
+
+
+def _of_method(overrides: list[str], pair: str) -> list[ReferenceConfig]:
     name = next((text.split("=")[1] for text in reversed(overrides) if text.startswith("method=")), None)
-    if name is None or name not in locations.options("method"):
+    return [] if name is None else _of("method", name, pair)
+
+
+def _of(group: str, option: str, pair: str) -> list[ReferenceConfig]:
+    """The recipes of an option of a config group that are for a pair."""
+    if option not in locations.options(group):
         return []
-    entries = composer.merged([f"method={name}"])["method"].get("reference") or []
+    entries = composer.merged([f"{group}={option}"])[group].get("reference") or []
     return of_pair([ReferenceConfig.model_validate(entry) for entry in entries], pair)

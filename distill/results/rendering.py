@@ -13,7 +13,7 @@ from distill.results import metrics
 from distill.results.experiment import Experiment, PaperNumber, paper_numbers
 from distill.results.header import header, is_smoke, seeds_line
 from distill.results.manifest import Manifest
-from distill.results.recipes import recipe_of
+from distill.results.recipes import pair_recipe, row_recipe
 from distill.results.statistics import Cell, Column, Comparison, cell, compare, printed_p
 from distill.results.table import (
     MISSING,
@@ -208,14 +208,16 @@ def recipe_section(experiment: Experiment, manifest: Manifest) -> list[str]:
     if manifest.preset != "reference":
         return []
     lines = []
-    for row in (row for row in manifest.rows if row.group == "paper"):
-        recipe = recipe_of(experiment, row.label, row.model)
+    rows = [row for row in manifest.rows if row.group == "paper"]
+    recipes = {f"all rows of `{pair}`": pair_recipe(pair) for pair in dict.fromkeys(row.model for row in rows)}
+    recipes |= {row.label: row_recipe(experiment, row.label, row.model) for row in rows}
+    for label, recipe in recipes.items():
         for reference in recipe:
             overrides = f"`{' '.join(reference.overrides)}`" if reference.overrides else "nothing else"
-            lines.append({"row": row.label, "overrides": overrides, "source": reference.link, "note": reference.note})
+            lines.append({"row": label, "overrides": overrides, "source": reference.link, "note": reference.note})
         if not recipe:
             source = "none was read for this pair; the settings of `preset=clean`"
-            lines.append({"row": row.label, "overrides": "", "source": source, "note": ""})
+            lines.append({"row": label, "overrides": "", "source": source, "note": ""})
     return [
         "",
         "## What published code ran",
