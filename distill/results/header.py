@@ -8,7 +8,8 @@ from typing import Any
 from distill.results import metrics
 from distill.results.experiment import Experiment
 from distill.results.manifest import Manifest
-from distill.results.table import RowData, absent_columns
+from distill.results.separation import separations
+from distill.results.table import RowData, absent_columns, columns_of
 
 RunDescription = Mapping[str, Any]  # the content of a run's `run.json`
 
@@ -32,6 +33,7 @@ def header(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) 
         *(scale_warnings(last, experiment, manifest) if last is not None else []),
         *missing_seed_lines(rows, manifest),
         *stage_copy_lines(rows),
+        *separation_lines(rows, experiment, manifest),
         *(machine_lines(rows) if has_costs else []),
         *manifest.notes,
     ]
@@ -147,6 +149,13 @@ def missing_seed_lines(rows: Sequence[RowData], manifest: Manifest) -> Iterator[
             if expected - measured:
                 listed = ", ".join(map(str, sorted(measured)))
                 yield f"{row.label} is over {kind} seed{'s' * (len(measured) > 1)} {listed} only."
+
+
+def separation_lines(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) -> Iterator[str]:
+    """The columns that hardly tell rows apart: see `distill.results.separation`."""
+    found = separations(rows, columns_of(experiment, manifest))
+    if failing := [f"{s.column} ({', '.join(s.fails)})" for s in found if s.fails]:
+        yield f"Columns that tell little: {'; '.join(failing)}."
 
 
 def stage_copy_lines(rows: Sequence[RowData]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from distill.results.experiment import Experiment, PaperNumber, paper_numbers
 from distill.results.header import header, is_smoke, seeds_line
 from distill.results.manifest import Manifest
 from distill.results.recipes import pair_recipe, row_recipe
+from distill.results.separation import separations
 from distill.results.statistics import Cell, Column, Comparison, cell, compare, printed_p
 from distill.results.table import (
     MISSING,
@@ -54,7 +55,7 @@ def write_table(manifest: Manifest, experiment: Experiment, results: str | Path)
     frame = cells_table(rows, columns, absent_columns(experiment, manifest))
     frame = transposed(frame) if experiment.transposed else frame
     sections = [markdown_table(frame), "", *_sections(rows, columns, experiment, manifest)]
-    sections += recipe_section(experiment, manifest)
+    sections += [*separation_section(rows, columns), *recipe_section(experiment, manifest)]
     text = ["# " + experiment.title, "", *lines, "", seeds_line(manifest, rows), "", *sections]
     write_long(manifest, results, rows)
     path = folder / f"{manifest.name}.csv"
@@ -200,6 +201,31 @@ def _papers_own_tests(experiment: Experiment, model: str, paper: Mapping[tuple[s
         "",
         markdown_table(pd.DataFrame(lines)),
         "",
+    ]
+
+
+def separation_section(rows: Sequence[RowData], columns: Sequence[Column]) -> list[str]:
+    """How far rows spread beside trainings, column by column; empty for a table of single trainings."""
+    found = separations(rows, columns)
+    if not found:
+        return []
+    lines = [
+        {
+            "column": s.column,
+            "teacher over SFT": "" if s.lead is None else f"{s.lead:+.2f}",
+            "std of rows": f"{s.between_rows:.2f}",
+            "std of trainings": f"{s.between_trainings:.2f}",
+            "ratio": f"{s.ratio:.1f}",
+        }
+        for s in found
+    ]
+    return [
+        "",
+        "## What the columns tell",
+        "",
+        "The standard deviation of the rows' means, beside that of a row's trainings (root mean square over rows).",
+        "",
+        markdown_table(pd.DataFrame(lines)),
     ]
 
 

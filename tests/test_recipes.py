@@ -1,0 +1,226 @@
+"""What each row trains with under both presets, against the values of published scripts (data/scripts.csv)."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from distill.base import locations
+from distill.base.errors import UserError
+from distill.config import load
+from distill.config.compose import checked
+from distill.config.reference import ReferenceConfig
+from distill.pipeline import fidelity
+from distill.pipeline.fidelity import page, pairs_of, recipe_text
+from distill.pipeline.request import requested
+from distill.results import experiment
+from distill.results.recipes import _of, row_recipe
+
+SCRIPTS = pd.read_csv(Path(__file__).parent / "data/scripts.csv", dtype=str, keep_default_na=False)
+NO_CORPUS = "data.pretrain=off"
+METHODS = [name for name in locations.options("method") if name != "none"]
+PAIRS = ["gpt2", "openllama2", "opt", "opt_13b", "tinyllama"]
+ROWS = 11_435  # of the papers' training set
+
+
+def script(reference: ReferenceConfig) -> pd.Series:
+    """The line of a source; a commit that was read for another line of the same path does not count."""
+    same = SCRIPTS["repository"].str.lower() == reference.repository.lower()
+    lines = SCRIPTS[same & (SCRIPTS["path"] == reference.path) & (SCRIPTS["commit"] == reference.commit)]
+    assert len(lines) == 1, f"{reference.source} has {len(lines)} lines in scripts.csv"
+    return lines.iloc[0]
+
+
+def compare(config, line: pd.Series, own_family: bool) -> None:
+    """Every value of a script that was read, against the config. An empty value was not read."""
+    stage, loss = config.schedule, config.loss
+    if own_family:  # a recipe for another family has the objective of the script and its own family's schedule
+        schedule = stage.schedule or config.train.schedule
+        expected = {
+            "lr": (stage.lr, float), "schedule": (schedule, str),
+            "rows_per_gpu": (config.train.rows_per_pass(stage), int),
+        }  # fmt: skip
+        for name, (value, kind) in expected.items():
+            if line[name]:
+                assert value == kind(line[name]), name
+        if line["gpus"]:
+            whole = math.prod(int(line[n]) for n in ("rows_per_gpu", "accumulation", "gpus"))
+            assert stage.global_batch_size == whole
+        if line["total_steps"]:
+            assert -(-ROWS // stage.global_batch_size) * stage.epochs == pytest.approx(
+                int(line["total_steps"]), rel=0.01
+            )
+        elif line["epochs"]:
+            assert stage.epochs == int(line["epochs"])
+    assert (config.train.start.epochs == 0) == (line["start"] == "raw")
+    assert (loss.w_lm or 0.0) == (1.0 if line["corpus"] == "on" else 0.0)
+    if line["method"] == "minillm":  # its ratio is that of the corpus term
+        assert loss.w_lm_kd == float(line["kd_ratio"])
+    elif line["type"] == "lm":
+        assert (loss.w_ce, loss.w_kd) == (1.0, 0.0)
+    else:
+        assert (loss.w_ce, loss.w_kd) == (1 - float(line["kd_ratio"]), float(line["kd_ratio"]))
+
+
+def own_family(line: pd.Series, pair: str) -> bool:
+    return line["family"] == pair.removesuffix("_13b") and "LMOps" not in line["repository"]
+
+
+@pytest.mark.parametrize(
+    ("method", "pair"),
+    [(m, p) for m in METHODS for p in PAIRS if (m, p) != ("minillm", "tinyllama")],  # whose batch of 60 fits no rollout
+)
+def test_a_method_takes_its_scripts_values(method, pair):
+    clean = load([f"method={method}", f"model={pair}"])
+    config = load([f"method={method}", f"model={pair}", "preset=reference", NO_CORPUS])
+    recipes = _of("method", method, pair)
+    for reference in recipes:
+        compare(config, script(reference), own_family(script(reference), pair))
+    if not recipes:
+        assert config.train.student == clean.train.student and config.loss.w_lm is None
+
+
+@cache
+def rows_of(name, pair):
+    """The rows of a table under both presets; composing those of all tables takes half a minute."""
+    return fidelity.both(name, TABLES[name], pair)
+
+
+TABLES = {name: experiment.load(name) for name in experiment.names()}
+
+
+@pytest.mark.parametrize("name", [name for name, table in TABLES.items() if table.model is not None])
+def test_a_row_takes_its_scripts_values(name):
+    for pair in pairs_of(TABLES[name]):
+        for label, (clean, reference) in rows_of(name, pair).items():
+            assert clean.config.preset.name == "clean" or label in ("reference", "greedy")
+            for recipe in row_recipe(TABLES[name], label, reference.config.model.name):
+                family = own_family(script(recipe), reference.config.model.name)
+                compare(reference.config, script(recipe), family)
+
+
+def stage(name: str, family: str, method: str, part: str) -> None:
+    line = SCRIPTS[(SCRIPTS["family"] == family) & (SCRIPTS["method"] == method) & SCRIPTS["path"].str.contains(part)]
+    line = line[line["repository"].str.contains("distillm")].iloc[0]
+    config = load([f"model={family}"]).train
+    settings = getattr(config, name) or config.student
+    whole = math.prod(int(line[n]) for n in ("rows_per_gpu", "accumulation", "gpus"))
+    values = (settings.lr, settings.epochs, settings.global_batch_size, settings.schedule or config.schedule)
+    assert values == (float(line["lr"]), int(line["epochs"]), whole, line["schedule"])
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "method", "part"),
+    [
+        ("sft", "gpt2", "sft", "sft_base"), ("start", "gpt2", "init", "init_base"),
+        ("sft", "openllama2", "sft", "sft_3B"), ("teacher", "openllama2", "sft", "sft_7B"),
+        ("start", "openllama2", "init", "sft_3B"),
+        ("sft", "opt", "sft", "sft_1.3B"), ("teacher", "opt", "sft", "sft_2.7B"), ("start", "opt", "init", "init_1.3B"),
+    ],
+)  # fmt: skip
+def test_a_family_trains_as_its_scripts(name, family, method, part):
+    """In both presets: the fine-tunings are no part of what is compared."""
+    stage(name, family, method, part)
+
+
+@pytest.mark.parametrize(("pair", "schedule"), [("gpt2", "constant"), ("opt", "constant"), ("openllama2", "cosine")])
+def test_minillm_has_its_own_schedule(pair, schedule):
+    config = load(["method=minillm", f"model={pair}"])
+    line = SCRIPTS[(SCRIPTS["family"] == pair) & (SCRIPTS["method"] == "minillm")].iloc[0]
+    assert config.stage == "rollout" and config.schedule.lr == float(line["lr"])
+    assert config.schedule.schedule == schedule == line["schedule"] and config.schedule.warmup_steps == 100
+    with pytest.raises(UserError, match=r"trained as train\.rollout of model="):
+        load(["method=minillm", f"model={pair}", "train.student.lr=1e-3"])
+    load(["method=minillm", f"model={pair}", "train.student.lr=1e-3", "train.rollout.lr=1e-3"])
+    with pytest.raises(UserError, match=r"train\.sft of model=openllama2"):
+        load(["loss=sft", "model=openllama2", "train.student.epochs=1"])
+
+
+def test_clean_rows_of_a_table_train_alike():
+    """Under clean the methods of a table differ in what they are, and not in how long or how fast they learn."""
+    for name, table in TABLES.items():
+        if table.model is None:
+            continue
+        rows = [clean.config for clean, _ in rows_of(name, table.model).values()]
+        assert len({c.train.student.epochs for c in rows}) == 1 and len({c.loss.w_lm for c in rows}) == 1
+        assert all(c.train.start.epochs == rows[0].train.start.epochs for c in rows)
+
+
+def test_the_command_line_beats_a_recipe_and_a_row_beats_its_method():
+    words = ["method=kd", "model=openllama2", "preset=reference", NO_CORPUS]
+    assert load(words).train.student.lr == 1e-5
+    assert load([*words, "train.student.lr=0.1"]).train.student.lr == 0.1
+    assert load([*words, "loss=rkl"]).loss.name == "rkl"
+    assert load(words, of_method=False).train.student.lr == 5e-4
+    assert load(words, of_method=False).train.teacher.micro_batch_size == 4  # the pair's own
+    composed, _ = checked(words)  # what --cfg job prints
+    assert composed.train.student.lr == 1e-5 and composed.loss.w_ce == 0.5
+    table, _ = requested(["abkd/methods_openllama2", "preset=reference", NO_CORPUS])
+    assert table.rows["KD"][0].config.train.student.lr == 2.5e-4  # its own recipe, and nothing of its method's
+    assert table.rows["KD"][0].config.loss.w_ce == 0.0
+    assert table.rows["MiniLLM"][0].config.train.rollout.betas == [0.9, 0.95]  # its method's
+    assert table.rows["DistiLLM"][0].config.loss.name == "skl"  # over the row's own loss=srkl
+    assert all(row.config.train.teacher == table.rows["KD"][0].config.train.teacher
+               for rows in table.rows.values() for row in rows)  # fmt: skip
+    with pytest.raises(UserError, match="each row of a table has its own value"):
+        requested(["abkd/methods_openllama2", "preset=reference", NO_CORPUS, "train.start.epochs=1"])
+
+
+def test_pairs_without_a_recipe_have_the_presets_quirks_alone():
+    clean, reference = (load(["method=kd", "model=micro", f"preset={p}"]) for p in ("clean", "reference"))
+    assert clean.train.student == reference.train.student and reference.loss.parameters["entropy"] is False
+
+
+def test_a_recipe_with_a_corpus_needs_one(tmp_path):
+    (tmp_path / "c.txt").write_text("one\n\ntwo\n")
+    with pytest.raises(UserError, match=r"loss\.w_lm=1\.0 .* data\.pretrain names none; set data\.pretrain\.file=FILE"):
+        load(["method=abkd", "model=gpt2", "preset=reference"])
+    with pytest.raises(UserError, match=r"data\.pretrain=off to train without"):
+        requested(["abkd/losses_gpt2", "preset=reference"])
+    words = ["method=abkd", "model=gpt2", "preset=reference"]
+    assert load([*words, NO_CORPUS]).data.corpus is None
+    assert load([*words, f"data.pretrain.file={tmp_path}/c.txt"]).data.corpus is not None
+    assert load([*words, "debug=smoke"]).data.corpus is None  # smoke runs have none of their own
+
+
+def test_teachers_of_a_table_are_one():
+    """A recipe changes a student; what all rows share has one key."""
+    for name, pair in (
+        ("abkd/methods_openllama2", "openllama2"),
+        ("abkd/training_time", "gpt2"),
+        ("akl/main", "tinyllama"),
+    ):
+        rows = rows_of(name, pair).values()
+        for settings in ("teacher", "shared_seed", "weight_decay", "micro_batch_size"):
+            assert len({repr(getattr(reference.config.train, settings)) for _, reference in rows}) == 1
+
+
+def test_akl_evaluates_without_bos_on_tinyllama():
+    table, _ = requested(["akl/main", "model=tinyllama", "preset=reference"])
+    assert {row.config.eval.bos for rows in table.rows.values() for row in rows} == {"none"}
+    assert load(["model=tinyllama"]).eval.bos == "added" == load(["model=openllama2", "preset=reference"]).eval.bos
+
+
+def test_wrong_recipes_are_refused(tmp_path):
+    for entry, message in (
+        ("{source: somewhere, overrides: []}", "source"),
+        ("{source: 'a/b@1234567:c.sh', overrides: [lr]}", "not an override"),
+        ("{source: 'a/b@1234567:c.sh', overrides: [], pairs: [gpt3]}", "pairs names gpt3"),
+    ):
+        path = tmp_path / "t.yaml"
+        path.write_text(
+            "title: T\npaper: p\nmodel: gpt2\nagainst: A\ncolumns: {D: {dataset: dolly}}\n"
+            f"rows:\n  A: {{overrides: [loss=fkl], reference: [{entry}]}}\n"
+        )
+        with pytest.raises(UserError, match=message):
+            experiment.parse(path, "t.yaml")
+
+
+def test_the_page_is_of_this_code():
+    assert Path(__file__).parents[1].joinpath("docs/fidelity.md").read_text() == page(), "run make docs"
+    config = load(["method=kd", "model=openllama2", "preset=reference"])
+    assert recipe_text(config, "student") == ("0.5 CE + 0.5 fkl(entropy=False); lr 1e-05, 16 rows by 4, 10 epochs; raw")
