@@ -60,6 +60,7 @@ bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs
 	$(RUN) bench.head peaks
 	$(RUN) bench.step
 	$(RUN) bench.step order
+	$(RUN) bench.step weights
 	$(RUN) bench.gkd
 	$(RUN) bench.rouge
 	$(RUN) bench.generate

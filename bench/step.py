@@ -1,7 +1,8 @@
 """A training step of the smollm2 pair with a stored teacher: every loss against SFT, and SFT against stock Trainer.
 
 `python -m bench.step order` times what the order of rows costs: global batches drawn at random, with rows of similar
-length in one micro-batch, against the order of before, global batches of similar length.
+length in one micro-batch, against the order of before, global batches of similar length. `python -m bench.step weights`
+computes what a response's length weighs in each order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 from bench.measure import interleaved, made, met, report
 from distill.config import load
 from distill.data.encode import Collator
+from distill.data.gpt2_tokens import token_counts
 from distill.losses import build, names
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
@@ -119,7 +121,7 @@ def order() -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         distiller = Distiller(load_model(student).to(device).train())
         batches = {key: [collate([rows[i] for i in part]) for part in parts] for key, parts in orders.items()}
-        seconds = interleaved({key: _passes(distiller, of_order) for key, of_order in batches.items()}, 3)
+        seconds = interleaved({key: _passes(distiller, of_order) for key, of_order in batches.items()}, 2)
         for key, parts in orders.items():
             padded = sum(len(part) * max(lengths[i] for i in part) for part in parts)
             ratio = seconds[key] / seconds["similar length"]
@@ -131,9 +133,44 @@ def order() -> None:
     report("step_order", "Forward and backward of fine-tuning by the order of rows, fp32", lines)
 
 
-def _pooled(lengths: list[int], size: int, micro: int) -> list[list[int]]:
+def weights() -> None:
+    """The weight of short and long responses of dolly_dev, in batches of 32 rows, over 200 epochs."""
+    examples = Plan(load(["model=smollm2"])).data[0].examples
+    sizes = np.array(token_counts([e.response for e in examples])) + 1  # with EOS
+    whole = sizes + np.array(token_counts([f"{e.instruction} {e.input}" for e in examples]))
+    lines: list[dict[str, object]] = []
+    for name, split in {
+        "random, mean over the global batch (now)": lambda epoch: _cut(_shuffled(len(sizes), epoch), 32),
+        "similar length in pools of 16 batches (before)": lambda epoch: _pooled(whole.tolist(), 32, 32, epoch),
+        "random, means of 8 rows (published)": lambda epoch: _cut(_shuffled(len(sizes), epoch), 8),
+    }.items():
+        of_token = np.zeros(len(sizes))  # the weight of a row's token, summed over epochs
+        for epoch in range(200):
+            for part in split(epoch):
+                of_token[part] += len(part) / sizes[part].sum()
+        share = of_token * sizes / (of_token * sizes).sum()
+        short, long = sizes <= 16, sizes > 128
+        lines.append({
+            "order": name, "share of responses over 128 tokens": share[long].sum(),
+            "share of responses up to 16": share[short].sum(),
+            "a short response's token over a long one's": of_token[short].mean() / of_token[long].mean(),
+        })  # fmt: skip
+    report("step_weights", "What the loss weighs by length, dolly_dev, GPT-2 tokens", lines)
+
+
+def _shuffled(rows: int, epoch: int) -> list[int]:
+    order = RandomOrder(rows, 0)
+    order.set_epoch(epoch)
+    return list(order)
+
+
+def _cut(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _pooled(lengths: list[int], size: int, micro: int, seed: int = 0) -> list[list[int]]:
     """Micro-batches of the order of before."""
-    rows, parts = np.random.default_rng(0).permutation(len(lengths)), []
+    rows, parts = np.random.default_rng(seed).permutation(len(lengths)), []
     for start in range(0, len(rows), POOL * size):
         pool = rows[start : start + POOL * size]
         pool = pool[np.argsort(np.asarray(lengths)[pool], kind="stable")]
@@ -143,9 +180,8 @@ def _pooled(lengths: list[int], size: int, micro: int) -> list[list[int]]:
 
 def _random(lengths: list[int], size: int, micro: int, tokens: int) -> list[list[int]]:
     """Micro-batches of random global batches."""
-    rows, parts = list(RandomOrder(len(lengths), 0)), []
-    for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
+    parts: list[list[int]] = []
+    for batch in _cut(_shuffled(len(lengths), 0), size):
         groups = length_groups([lengths[i] for i in batch], -(-len(batch) // micro), tokens)
         parts += [[batch[i] for i in group] for group in groups]
     return parts
@@ -161,4 +197,4 @@ def _passes(distiller: Distiller, batches: list[dict[str, Any]]) -> Callable[[],
 
 
 if __name__ == "__main__":
-    order() if sys.argv[1:] == ["order"] else main()
+    {"order": order, "weights": weights}.get("".join(sys.argv[1:]), main)()
