@@ -308,7 +308,7 @@ def test_generated_answers_are_right():
     assert several > 150 and sums > 3
 
 
-WORLD = world.build_world(7, 40, 12)
+WORLD = world.build_world(7, 40, 12, 120)
 
 
 def words(examples):

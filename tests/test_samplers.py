@@ -499,7 +499,10 @@ def test_methods_come_apart_on_the_command_line():
     assert reference.switches == {"labels": "shifted", "eos": "kept", "draw": "fresh"}
     assert {k: reference.parameters[k] for k in reference.switches} == {"labels": "late", "eos": "erased",
                                                                         "draw": "buffer"}  # fmt: skip
-    assert load(["model=gpt2", "method=distillm", "preset=reference", "data.pretrain=off"]).sampler.parameters["watched"] == "ce"
+    assert (
+        load(["model=gpt2", "method=distillm", "preset=reference", "data.pretrain=off"]).sampler.parameters["watched"]
+        == "ce"
+    )
 
 
 def test_the_page_tells_a_sampler_of_ones_own():

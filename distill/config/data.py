@@ -94,6 +94,8 @@ class GeneratorConfig(Section):
         eval: examples of each evaluation set.
         people: people about whom facts are asked.
         towns: towns about which facts are asked.
+        names: names of people in texts, with a third as many of towns. A quarter as many of both, at least 12 and 4,
+            are never in the training set.
     """
 
     seed: Seed
@@ -102,6 +104,7 @@ class GeneratorConfig(Section):
     eval: Count
     people: Count = 40
     towns: Count = 12
+    names: Annotated[int, Field(ge=16)] = 120
 
 
 class DataConfig(Section):

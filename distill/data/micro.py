@@ -61,7 +61,7 @@ def generate(sizes: GeneratorConfig) -> dict[str, list[Example]]:
     Raises:
         UserError: a set is larger than the number of different questions that were found for it.
     """
-    world = build_world(sizes.seed, sizes.people, sizes.towns)
+    world = build_world(sizes.seed, sizes.people, sizes.towns, sizes.names)
     sets: dict[str, list[Example]] = {}
     taken: set[tuple[str, str]] = set()
     for number, (name, recipe) in enumerate(SETS.items(), 1):

@@ -127,7 +127,7 @@ def _names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
 
 
 @lru_cache
-def build_world(seed: int, people: int, towns: int) -> World:
+def build_world(seed: int, people: int, towns: int, names: int) -> World:
     """The world that a seed determines; all sets of the seed share its facts."""
     rng = np.random.default_rng([seed, 0])
     taken: set[str] = set()
@@ -153,5 +153,6 @@ def build_world(seed: int, people: int, towns: int) -> World:
         )
         for name in _names(rng, people, taken)
     ]
-    strangers, unseen = ((_names(rng, size, taken), _names(rng, size // 3, taken)) for size in (120, 30))
+    sizes = names, max(12, names // 4)
+    strangers, unseen = ((_names(rng, size, taken), _names(rng, size // 3, taken)) for size in sizes)
     return World({t.name: t for t in places}, {p.name: p for p in folk}, strangers, unseen)
