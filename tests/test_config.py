@@ -28,7 +28,7 @@ def problems(*overrides):
 
 
 def test_the_number_of_options_is_known():
-    assert len(OPTIONS) == 55
+    assert len(OPTIONS) == 57
 
 
 @pytest.mark.parametrize(("group", "option"), [*OPTIONS, ("data", "jsonl")])
@@ -67,7 +67,7 @@ def test_a_row_for_a_pair_that_is_not_there_is_refused(tmp_path, monkeypatch):
     text = (experiment.EXPERIMENTS / "abkd" / "samplers_gpt2.yaml").read_text()
     (tmp_path / "abkd" / "x.yaml").write_text(text.replace("pairs: {micro:", "pairs: {mikro:"))
     monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
-    with pytest.raises(UserError, match="pairs names mikro; the pairs are gpt2, "):
+    with pytest.raises(UserError, match="pairs names mikro; the pairs are demo, gpt2, "):
         experiment.load("abkd/x")
 
 
