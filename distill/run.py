@@ -63,7 +63,9 @@ def check(overrides: list[str], sweep: bool) -> None:
     problems: list[str] = []
     for job in job_overrides:
         try:
-            check_folders(load(job))
+            config = load(job)
+            check_folders(config)
+            problems += [p for p in config.missing_corpus if p not in problems]
         except UserError as error:
             problems += [p for p in error.problems if p not in problems]
     if problems:

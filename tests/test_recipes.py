@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from distill import run
 from distill.base import locations
 from distill.base.errors import UserError
 from distill.config import load
@@ -175,16 +176,24 @@ def test_pairs_without_a_recipe_have_the_presets_quirks_alone():
     assert clean.train.student == reference.train.student and reference.loss.parameters["entropy"] is False
 
 
-def test_a_recipe_with_a_corpus_needs_one(tmp_path):
-    (tmp_path / "c.txt").write_text("one\n\ntwo\n")
-    with pytest.raises(UserError, match=r"loss\.w_lm=1\.0 .* data\.pretrain names none; set data\.pretrain\.file=FILE"):
-        load(["method=abkd", "model=gpt2", "preset=reference"])
-    with pytest.raises(UserError, match=r"data\.pretrain=off to train without"):
-        requested(["abkd/losses_gpt2", "preset=reference"])
+def test_a_recipe_with_a_corpus_needs_one(tmp_path, capsys):
+    """A run and a table stop before their first stage; a config can be shown."""
     words = ["method=abkd", "model=gpt2", "preset=reference"]
-    assert load([*words, NO_CORPUS]).data.corpus is None
-    assert load([*words, f"data.pretrain.file={tmp_path}/c.txt"]).data.corpus is not None
-    assert load([*words, "debug=smoke"]).data.corpus is None  # smoke runs have none of their own
+    (problem,) = load(words).missing_corpus
+    assert problem.startswith("loss.w_lm=1.0 adds") and "data.pretrain.file=FILE" in problem
+    assert problem.endswith("or data.pretrain=off to train without this term")
+    with pytest.raises(UserError, match=r"data\.pretrain names none"):
+        run.check(words, sweep=False)
+    assert "w_lm: 1.0" in run.merged_config(words)
+    table, chosen = requested(["abkd/losses_gpt2", "preset=reference", f"paths.store={tmp_path}/store"])
+    with pytest.raises(UserError, match=r"AlphaNet, BDKD, AKL, ABKD: loss\.w_lm=1\.0 adds"):
+        table.measure(chosen)
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "c.txt").write_text("one\n\ntwo\n")
+    assert load([*words, NO_CORPUS]).missing_corpus == []
+    given = load([*words, f"data.pretrain.file={tmp_path}/c.txt"])
+    assert given.missing_corpus == [] and given.data.corpus is not None
+    assert load([*words, "debug=smoke"]).missing_corpus == []  # smoke runs have no corpus of their own
 
 
 def test_teachers_of_a_table_are_one():

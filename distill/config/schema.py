@@ -97,6 +97,20 @@ class Config(Section):
         schedule: StageTrainConfig = getattr(self.train, self.stage)
         return schedule
 
+    @property
+    def missing_corpus(self) -> list[str]:
+        """A message if the loss has a corpus term and there is no corpus; otherwise empty.
+
+        It is no part of the check of a config, so that the recipe of a row can be shown without a corpus.
+        """
+        if not self.loss.w_lm or self.data.pretrain is not None:
+            return []
+        return [
+            f"loss.w_lm={self.loss.w_lm} adds the cross-entropy of a plain-text corpus, and data.pretrain names none;"
+            " set data.pretrain.file=FILE (JSONL, parquet or .txt), or data.pretrain.hub=ID and"
+            " data.pretrain.hub_file=PATH, or data.pretrain=off to train without this term"
+        ]
+
     @field_validator("seed", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
@@ -133,16 +147,6 @@ class Config(Section):
             raise ValueError(
                 f"loss.temperature={loss.temperature}: {loss.name}'s probability ratios are those of plain samples,"
                 " drawn at temperature 1; set it to 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _corpus_is_there(self) -> Config:
-        if self.loss.w_lm and self.data.pretrain is None and not self.debug.smoke:
-            raise ValueError(
-                f"loss.w_lm={self.loss.w_lm} adds the cross-entropy of a plain-text corpus, and data.pretrain names"
-                " none; set data.pretrain.file=FILE (JSONL, parquet or .txt), or data.pretrain.hub=ID and"
-                " data.pretrain.hub_file=PATH, or data.pretrain=off to train without this term"
             )
         return self
 

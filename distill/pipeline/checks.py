@@ -37,7 +37,7 @@ def check_data(plan: Plan, texts: bool = True) -> None:
     """
     if needs_hub(plan.config):
         hub.prepare()
-    problems: list[str] = []
+    problems = plan.config.missing_corpus
     for name in ("data", "sets", "pretraining"):
         try:
             getattr(plan, name)

@@ -104,8 +104,7 @@ def pairs_of(experiment: Experiment) -> list[str]:
 
 def both(name: str, experiment: Experiment, pair: str) -> dict[str, tuple[Row, Row]]:
     """Each row under `clean` and `reference`, by label."""
-    # With a corpus that is off, rows whose recipe has one can be composed without naming a file
-    words = [f"model={pair}", "data.pretrain=off"]
+    words = [f"model={pair}"]
     clean, reference = (
         Table(name, experiment, [*words, f"preset={preset}"], [1]).rows for preset in ("clean", "reference")
     )

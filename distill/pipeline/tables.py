@@ -256,9 +256,11 @@ class Table:
             The errors of rows that could not be measured; the other rows are measured nevertheless.
 
         Raises:
-            UserError: an evaluation set of the paper's own pair has another number of rows than the paper's.
+            UserError: a row trains on a corpus and none is given, or an evaluation set of the paper's own pair has
+                another number of rows than the paper's.
         """
         check(self.measurements.benchmarks, self.config.eval.benchmarks)
+        self._check_corpus(chosen)
         self._check_counts()
         failures: list[UserError] = []
         for label in chosen:
@@ -274,6 +276,15 @@ class Table:
                 if was_incomplete and is_main_process():
                     self.write()
         return failures
+
+    def _check_corpus(self, chosen: Sequence[str]) -> None:
+        """Refuse rows whose loss has a corpus term if there is no corpus, before the first of all rows is measured."""
+        labels: dict[str, list[str]] = {}  # by message
+        for label in chosen:
+            for problem in self.rows[label][0].config.missing_corpus:
+                labels.setdefault(problem, []).append(label)
+        if labels:
+            raise UserError([f"{', '.join(rows)}: {problem}" for problem, rows in labels.items()])
 
     def _check_counts(self) -> None:
         """Refuse `data=dolly` with other sets than the paper's if the pair is the paper's own: the cells would stand
