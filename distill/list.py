@@ -86,6 +86,7 @@ def recipes() -> Rows:
     for name, path in locations.tables().items():
         try:
             experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
+            yield from _recipes(f"{name}, rows without one of their own", experiment)
             for label, row in (experiment.get("rows") or {}).items():
                 yield from _recipes(f"{name} {label}", row)
         except (yaml.YAMLError, AttributeError):

@@ -353,4 +353,5 @@ def test_the_demo_says_what_it_does_within_a_second():
         " table.main(['abkd/losses_gpt2'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert re.fullmatch(r"abkd/losses_gpt2: loading the libraries \S+ False\n", done.stderr)
+    found = re.fullmatch(r"abkd/losses_gpt2: loading the libraries (\S+) False\n", done.stderr)
+    assert found and float(found[1]) < 5  # 0.2 on an idle machine

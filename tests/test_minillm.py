@@ -65,7 +65,7 @@ def test_published_advantages():
         assert tokens[:, :2].tolist() == data[[len(x) for x in data].index(len(tokens))][:, :2].tolist()
     plain = build("minillm")
     assert all(a is b for a, b in zip(plain.step_data(data, longest), data, strict=True))
-    with pytest.raises(ValueError, match="discount=0 in"):
+    with pytest.raises(ValueError, match="discount=0 must be larger than 0"):
         build("minillm", discount=0)
 
 

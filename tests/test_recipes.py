@@ -17,9 +17,10 @@ from distill.config.compose import checked
 from distill.config.reference import ReferenceConfig
 from distill.pipeline import fidelity
 from distill.pipeline.fidelity import page, pairs_of, recipe_text
+from distill.pipeline.plan import Plan
 from distill.pipeline.request import requested
 from distill.results import experiment
-from distill.results.recipes import _of, row_recipe
+from distill.results.recipes import method_recipe, row_recipe
 
 SCRIPTS = pd.read_csv(Path(__file__).parent / "data/scripts.csv", dtype=str, keep_default_na=False)
 NO_CORPUS = "data.pretrain=off"
@@ -36,7 +37,20 @@ def script(reference: ReferenceConfig) -> pd.Series:
     return lines.iloc[0]
 
 
-def compare(config, line: pd.Series, own_family: bool) -> None:
+# What a script's type trains: loss, and sampler where the type decides it
+TYPES = {
+    "kd": ("fkl", None), "fkl": ("fkl", None), "lm": ("sft", None), "ab": ("ab", "fixed"), "jsd": ("jsd", "fixed"),
+    "alphanet": ("alphanet", "fixed"), "srkl": ("srkl", "fixed"), "minillm": ("minillm", "rollout"),
+    "mixed-fkl": ("fkl", "on_policy"), "mixed-jsd": ("jsd", "mixed"), "jsd-mixed": ("jsd", "mixed"),
+    "adaptive-sfkl": ("skl", "adaptive"), "adaptive-srkl": ("srkl", "adaptive"), "srkl-aesop": ("srkl", "adaptive"),
+    "adaptive-ab": ("ab", "adaptive"),
+}  # fmt: skip
+# Rows with another loss or sampler than their script on purpose: AKL's README puts its losses in the place of a
+# script's, and ABKD has one script for its table of samplers
+OTHER = ("akl/", "abkd/samplers_gpt2")
+
+
+def compare(config, line: pd.Series, own_family: bool, table: str = "") -> None:
     """Every value of a script that was read, against the config. An empty value was not read."""
     stage, loss = config.schedule, config.loss
     if own_family:  # a recipe for another family has the objective of the script and its own family's schedule
@@ -57,6 +71,16 @@ def compare(config, line: pd.Series, own_family: bool) -> None:
             )
         elif line["epochs"]:
             assert stage.epochs == int(line["epochs"])
+    loss_name, sampler = TYPES.get(line["type"], (None, None))
+    if not table.startswith(OTHER) and config.method.name != "akl":
+        assert loss_name in (None, loss.name) and sampler in (None, config.sampler.name)
+        parameters = config.sampler.parameters
+        if config.sampler.name == "adaptive":
+            assert (parameters["threshold"], parameters["eps"]) == (float(line["threshold"]), float(line["eps"]))
+        if config.sampler.name == "mixed" and line["mixed_alpha"]:
+            assert parameters["probability"] == float(line["mixed_alpha"])
+        if "capacity" in parameters:
+            assert parameters["capacity"] == 4000  # the default 1,000 of each of four processes
     assert (config.train.start.epochs == 0) == (line["start"] == "raw")
     assert (loss.w_lm or 0.0) == (1.0 if line["corpus"] == "on" else 0.0)
     if line["method"] == "minillm":  # its ratio is that of the corpus term
@@ -68,7 +92,7 @@ def compare(config, line: pd.Series, own_family: bool) -> None:
 
 
 def own_family(line: pd.Series, pair: str) -> bool:
-    return line["family"] == pair.removesuffix("_13b") and "LMOps" not in line["repository"]
+    return line["family"] == pair.removesuffix("_13b")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +102,7 @@ def own_family(line: pd.Series, pair: str) -> bool:
 def test_a_method_takes_its_scripts_values(method, pair):
     clean = load([f"method={method}", f"model={pair}"])
     config = load([f"method={method}", f"model={pair}", "preset=reference", NO_CORPUS])
-    recipes = _of("method", method, pair)
+    recipes = method_recipe(method, pair)
     for reference in recipes:
         compare(config, script(reference), own_family(script(reference), pair))
     if not recipes:
@@ -88,7 +112,7 @@ def test_a_method_takes_its_scripts_values(method, pair):
 @cache
 def rows_of(name, pair):
     """The rows of a table under both presets; composing those of all tables takes half a minute."""
-    return fidelity.both(name, TABLES[name], pair)
+    return fidelity.rows_under_both(name, TABLES[name], pair)
 
 
 TABLES = {name: experiment.load(name) for name in experiment.names()}
@@ -98,10 +122,10 @@ TABLES = {name: experiment.load(name) for name in experiment.names()}
 def test_a_row_takes_its_scripts_values(name):
     for pair in pairs_of(TABLES[name]):
         for label, (clean, reference) in rows_of(name, pair).items():
-            assert clean.config.preset.name == "clean" or label in ("reference", "greedy")
+            assert clean.config.preset.name == "clean"
             for recipe in row_recipe(TABLES[name], label, reference.config.model.name):
                 family = own_family(script(recipe), reference.config.model.name)
-                compare(reference.config, script(recipe), family)
+                compare(reference.config, script(recipe), family, name)
 
 
 def stage(name: str, family: str, method: str, part: str) -> None:
@@ -147,8 +171,9 @@ def test_clean_rows_of_a_table_train_alike():
         if table.model is None:
             continue
         rows = [clean.config for clean, _ in rows_of(name, table.model).values()]
-        assert len({c.train.student.epochs for c in rows}) == 1 and len({c.loss.w_lm for c in rows}) == 1
-        assert all(c.train.start.epochs == rows[0].train.start.epochs for c in rows)
+        assert all((c.train.student, c.train.start) == (rows[0].train.student, rows[0].train.start) for c in rows)
+        assert {c.loss.w_lm for c in rows} == {None}
+        assert {(c.loss.w_ce, c.loss.w_kd) for c in rows} <= {(0.0, 1.0), (1.0, 0.0)}
 
 
 def test_the_command_line_beats_a_recipe_and_a_row_beats_its_method():
@@ -167,8 +192,10 @@ def test_the_command_line_beats_a_recipe_and_a_row_beats_its_method():
     assert table.rows["DistiLLM"][0].config.loss.name == "skl"  # over the row's own loss=srkl
     assert all(row.config.train.teacher == table.rows["KD"][0].config.train.teacher
                for rows in table.rows.values() for row in rows)  # fmt: skip
-    with pytest.raises(UserError, match="each row of a table has its own value"):
-        requested(["abkd/methods_openllama2", "preset=reference", NO_CORPUS, "train.start.epochs=1"])
+    for word in ("train.start.epochs=1", "train.rollout.weight_decay=0.1"):  # a row's own, and its method's
+        with pytest.raises(UserError, match="each row of a table has its own value"):
+            requested(["abkd/methods_openllama2", "preset=reference", NO_CORPUS, word])
+        requested(["abkd/methods_openllama2", word])
 
 
 def test_pairs_without_a_recipe_have_the_presets_quirks_alone():
@@ -203,9 +230,39 @@ def test_teachers_of_a_table_are_one():
         ("abkd/training_time", "gpt2"),
         ("akl/main", "tinyllama"),
     ):
-        rows = rows_of(name, pair).values()
+        rows = [reference.config.train for _, reference in rows_of(name, pair).values()]
         for settings in ("teacher", "shared_seed", "weight_decay", "micro_batch_size"):
-            assert len({repr(getattr(reference.config.train, settings)) for _, reference in rows}) == 1
+            assert len({repr(getattr(train, settings)) for train in rows}) == 1
+
+
+def test_teachers_and_starts_of_rows_with_and_without_a_corpus_have_one_key(tmp_path):
+    (tmp_path / "c.txt").write_text("one\n\ntwo\n")
+    words = ["model=gpt2", "debug=smoke", "preset=reference", f"data.pretrain.file={tmp_path}/c.txt"]
+    plans = [Plan(load([*words, f"method={method}"])) for method in ("abkd", "gkd", "minillm")]
+    assert len({plan.teacher.key for plan in plans}) == len({plan.start.key for plan in plans}) == 1
+    without = Plan(load([*words, "method=abkd", "loss.w_lm=0.0"]))
+    assert without.teacher.key == plans[0].teacher.key and without.student.key != plans[0].student.key
+
+
+@pytest.mark.parametrize("choice", ["loss=ab", "sampler=fixed", "loss=rkl sampler=mixed", "loss=fkl", "loss=sft"])
+def test_a_method_comes_apart_under_reference_too(choice):
+    """Another loss or sampler takes the recipe's own parameters of both with it, and no corpus."""
+    for method in METHODS:
+        for pair in ("gpt2", "openllama2"):
+            words = [f"method={method}", f"model={pair}", *choice.split()]
+            try:
+                load(words)
+            except UserError:
+                continue  # no pair of loss and sampler, whatever the preset
+            config = load([*words, "preset=reference"])
+            assert all(f"{key}={getattr(config, key).name}" in choice for key in ("loss", "sampler") if key in choice)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_table_composes_for_every_pair(pair):
+    for name, table in TABLES.items():
+        if table.model is not None and not (pair == "tinyllama" and "MiniLLM" in table.rows):
+            requested([name, f"model={pair}", "preset=reference"])
 
 
 def test_akl_evaluates_without_bos_on_tinyllama():

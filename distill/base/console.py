@@ -20,8 +20,8 @@ SILENCE = 8.0  # seconds after which `keep_alive` prints a line
 _last_output = time.monotonic()
 
 
-def _heard() -> None:
-    """Note that something was printed."""
+def _note_output() -> None:
+    """Remember when something was last printed."""
     global _last_output
     _last_output = time.monotonic()
 
@@ -38,10 +38,10 @@ def keep_alive() -> None:
             time.sleep(0.5)
             if time.monotonic() - _last_output >= SILENCE:
                 print(f"  still running, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-                _heard()
+                _note_output()
 
     if is_main_process():
-        _heard()
+        _note_output()
         threading.Thread(target=watch, daemon=True).start()
 
 
@@ -66,7 +66,7 @@ def say(text: str) -> None:
     if is_main_process():
         tqdm.write(text)
         sys.stdout.flush()
-        _heard()
+        _note_output()
 
 
 def bar(total: int, description: str, unit: str) -> Any:
@@ -81,7 +81,7 @@ def bar(total: int, description: str, unit: str) -> Any:
 
     class Bar(tqdm):
         def display(self, *args: Any, **kwargs: Any) -> bool | None:
-            _heard()
+            _note_output()
             shown: bool | None = super().display(*args, **kwargs)
             return shown
 

@@ -20,6 +20,7 @@ from distill.base.errors import UserError, nearest
 from distill.base.locations import CONF, config_dirs
 from distill.base.registry import LOSSES, SAMPLERS
 from distill.config import composer
+from distill.config.data import REMOVED
 from distill.config.plugins import import_plugins
 from distill.config.reference import ReferenceConfig, of_pair, overrides_of
 from distill.config.schema import Config, Section
@@ -135,7 +136,8 @@ def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
 def _recipe(parsed: list[Override], of_method: bool) -> list[Override]:
     """The overrides of the reference recipes of the pair and of the method, if the preset is `reference`.
 
-    Those of keys that the command line sets are left out.
+    Those of keys that the command line sets are left out. If it chooses another loss or sampler, so are the recipe's
+    choice and its parameters; the weight of the corpus term stays.
     """
     choices = [override.input_line or "" for override in parsed if composer.is_choice(override)]
     try:
@@ -147,8 +149,16 @@ def _recipe(parsed: list[Override], of_method: bool) -> list[Override]:
         return []
     references = of_pair([ReferenceConfig.model_validate(entry) for entry in entries], base["model"]["name"])
     keys = {override.key_or_group for override in parsed}
+    is_sft = any(override.key_or_group == "loss" and override.value() == "sft" for override in parsed)
     recipe = [composer.parse(text) for text in overrides_of(references)]
-    return [override for override in recipe if override.key_or_group not in keys]
+
+    replaced = {"loss", "sampler"} if is_sft else {"loss", "sampler"} & keys
+
+    def applies(key: str) -> bool:
+        is_corpus = key == "loss.w_lm" and not is_sft
+        return key not in keys and (is_corpus or key.split(".")[0] not in replaced)
+
+    return [override for override in recipe if applies(override.key_or_group)]
 
 
 def _groups() -> list[str]:
@@ -197,7 +207,7 @@ def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
             lines.append(line)
             continue
         registered = _registered_keys(key, base, parsed)
-        if _in_schema(key) or key in registered:
+        if _in_schema(key) or key in registered or key.rpartition(".")[2] in REMOVED:
             lines.append(f"++{line}")
         else:
             known = dict.fromkeys([*composed, *_schema_keys(Config), *registered])

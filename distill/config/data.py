@@ -11,6 +11,8 @@ from distill.base import locations
 from distill.config.section import Count, Natural, Section, Seed
 from distill.config.template import TemplateConfig, fields
 
+REMOVED = {"min_words"}  # keys of earlier versions; a validator says what takes their place
+
 
 class SplitConfig(Section):
     """One set of examples: a file on the hub or a local one, and which of its rows are used.
@@ -144,7 +146,11 @@ class DataConfig(Section):
     @field_validator("pretrain", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
-        return "off" if value is False else value  # as YAML reads the word
+        if value is False:  # as YAML reads the word
+            return "off"
+        if isinstance(value, str) and value != "off":
+            raise ValueError(f"{value} is no corpus; set data.pretrain.file=FILE, or off")
+        return value
 
     @property
     def corpus(self) -> PretrainConfig | None:

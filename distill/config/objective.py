@@ -177,7 +177,8 @@ class PresetConfig(Section):
         no_repeat_ngram_size: length of n-grams that may not occur twice in the evaluation; 0 is off.
         loss_mean: whether the loss is a mean over all tokens of the global batch, or a mean of micro-batch means.
         micro_batches: whether the rows of a global batch are put into micro-batches by length, or as they were drawn.
-        train_bos: whether training and validation rows begin with the tokenizer's BOS; evaluation prompts always do.
+        train_bos: whether training and validation rows begin with the tokenizer's BOS; for evaluation prompts see
+            `EvalConfig.bos`.
         train_overlong: what is done with over-long prompts of training rows: see `TrainConfig.overlong_prompt`.
         eval_overlong: what is done with over-long prompts of evaluation sets: see `EvalConfig.overlong_prompt`.
         student_labels: whether labels of text that the student writes in training are shifted, or one position late.

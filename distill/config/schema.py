@@ -151,6 +151,22 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _corpus_term(self) -> Config:
+        loss, kind = self.loss, self.sampler.kind
+        if loss.w_lm and not loss.w_kd and not kind.asks_teacher:
+            raise ValueError(
+                f"loss.w_lm={loss.w_lm}: the corpus term goes with distillation, and loss={loss.name} has no teacher;"
+                " leave it out"
+            )
+        reads_corpus = kind.writes or self.train.teacher_signal == "live"
+        if loss.w_lm_kd and loss.corpus_weight and self.data.corpus is not None and not (loss.w_kd and reads_corpus):
+            raise ValueError(
+                f"loss.w_lm_kd={loss.w_lm_kd}: forward KL on the corpus needs a divergence from a teacher that runs"
+                " during training; set train.teacher_signal=live, or loss.w_lm_kd=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sets_exist(self) -> Config:
         if len(set(self.seed)) != len(self.seed):
             raise ValueError(f"seed={self.seed} names a seed twice")

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from distill.base.errors import UserError
+
 HEADS = "ba be do fi ga ha jo ka lu ma ne ol pa ri sa ta ul va wi ze".split()
 TAILS = "bin dra fer gan hal jun lek mon nor pia ros sel tas tol ven wes".split()
 JOBS = "baker,smith,nurse,teacher,farmer,pilot,painter,tailor,fisher,judge,potter,guard".split(",")
@@ -15,22 +17,22 @@ REGIONS = "north,south,east,west".split(",")
 PRODUCTS = "silk,salt,glass,cheese,ships,paper,wool,bells,honey,knives".split(",")
 WEATHER = "rainy,sunny,windy,foggy,snowy".split(",")
 FOODS = {
-    "apple": ("fruit", "sweet"),
-    "plum": ("fruit", "sweet"),
-    "lemon": ("fruit", "sour"),
-    "pear": ("fruit", "sweet"),
-    "onion": ("vegetable", "sharp"),
-    "carrot": ("vegetable", "sweet"),
-    "radish": ("vegetable", "sharp"),
-    "cabbage": ("vegetable", "mild"),
-    "bread": ("grain", "mild"),
-    "rice": ("grain", "mild"),
-    "oats": ("grain", "mild"),
-    "cake": ("dessert", "sweet"),
-    "pudding": ("dessert", "sweet"),
-    "soup": ("dish", "salty"),
-    "stew": ("dish", "salty"),
-    "pickle": ("dish", "sour"),
+    "apple": "fruit",
+    "plum": "fruit",
+    "lemon": "fruit",
+    "pear": "fruit",
+    "onion": "vegetable",
+    "carrot": "vegetable",
+    "radish": "vegetable",
+    "cabbage": "vegetable",
+    "bread": "grain",
+    "rice": "grain",
+    "oats": "grain",
+    "cake": "dessert",
+    "pudding": "dessert",
+    "soup": "dish",
+    "stew": "dish",
+    "pickle": "dish",
 }
 ANIMALS = {  # class, home, what it eats, sound
     "cat": ("mammal", "house", "fish", "meows"),
@@ -87,7 +89,6 @@ class Person:
         pet: the animal that they keep.
         food: their favourite food.
         colour: the colour of their clothes.
-        age: in years.
     """
 
     name: str
@@ -96,7 +97,6 @@ class Person:
     pet: str
     food: str
     colour: str
-    age: int
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,11 @@ def _names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
         if name not in taken:
             taken.add(name)
             names.append(name)
+        elif len(taken) == len(HEADS) * len(TAILS):
+            raise UserError(
+                f"data.generator: people, towns and names need more than the {len(taken)} names that there are; make"
+                " one of them smaller"
+            )
     return names
 
 
@@ -149,7 +154,6 @@ def build_world(seed: int, people: int, towns: int, names: int) -> World:
             pick(pets),
             pick(list(FOODS)),
             pick(COLOURS),
-            int(rng.integers(20, 80)),
         )
         for name in _names(rng, people, taken)
     ]

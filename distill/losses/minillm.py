@@ -54,10 +54,10 @@ class MiniLLM(Divergence):
     weighted_kl: bool = field(default=True, metadata=SWITCH)
 
     def __post_init__(self) -> None:
-        if self.whitened_over not in ("rollout", "step") or not 0 < self.discount <= 1:
-            raise ValueError(
-                f"whitened_over={self.whitened_over} must be rollout or step, and discount={self.discount} in (0, 1]"
-            )
+        if self.whitened_over not in ("rollout", "step"):
+            raise ValueError(f"whitened_over={self.whitened_over} must be rollout or step")
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount={self.discount} must be larger than 0 and at most 1")
         for name in ("clip", "reward_scale", "reward_clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be larger than 0")

@@ -8,10 +8,11 @@ from typing import Any
 
 from distill.base.errors import UserError
 from distill.base.locations import take_config_dir
-from distill.config.reference import of_pair, overrides_of
+from distill.config.reference import overrides_of
 from distill.pipeline.tables import Table, chosen_rows
 from distill.results import experiment as experiments
 from distill.results.experiment import Experiment
+from distill.results.recipes import row_recipe
 
 SEEDS = "seed=[10,20,30,40,50]"
 
@@ -85,8 +86,8 @@ def _refuse_row_settings(experiment: Experiment, overrides: Sequence[str], train
         _key(word) for row in experiment.rows.values() for word in [*row.overrides, *row.pairs.get(str(model), [])]
     }
     if "preset=reference" in overrides:
-        recipes = [reference for row in experiment.rows.values() for reference in row.reference]
-        row_keys |= {_key(word) for word in overrides_of(of_pair(recipes, str(model)))}
+        recipes = [reference for label in experiment.rows for reference in row_recipe(experiment, label, str(model))]
+        row_keys |= {_key(word) for word in overrides_of(recipes)}
     problems = [
         f"{o}: each row of a table has its own value of this key; python -m distill.run takes any value"
         for o, key in keys.items()

@@ -85,6 +85,7 @@ class Experiment(Section):
         transposed: whether the paper prints the columns as rows.
         context: whether the table begins with the rows Teacher and SFT.
         overrides: config overrides of all rows.
+        reference: the reference recipe of the rows that have none of their own; see `RowConfig.reference`.
         columns: the columns by title.
         rows: the rows by label.
     """
@@ -99,6 +100,7 @@ class Experiment(Section):
     transposed: bool = False
     context: bool = True
     overrides: list[str] = Field(default_factory=list)
+    reference: list[ReferenceConfig] = Field(default_factory=list)
     columns: dict[str, ColumnConfig] = Field(default_factory=dict)
     rows: dict[str, RowConfig] = Field(default_factory=dict)
 
@@ -191,6 +193,8 @@ def parse(path: Path, file_name: str) -> Experiment:
         raw: Any = OmegaConf.to_container(OmegaConf.load(path))
         if isinstance(raw, dict) and isinstance(raw.get("rows"), dict):
             raw["rows"] = expanded(raw["rows"])
+        if isinstance(raw, dict) and isinstance(raw.get("rows"), dict) and raw.get("reference"):
+            raw["rows"] = {label: {"reference": raw["reference"], **row} for label, row in raw["rows"].items()}
         experiment = Experiment.model_validate(raw)
     except (ValidationError, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(f"{file_name}: {error}") from None

@@ -33,6 +33,7 @@ def header(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) 
         *(scale_warnings(last, experiment, manifest) if last is not None else []),
         *missing_seed_lines(rows, manifest),
         *stage_copy_lines(rows),
+        *missing_corpus_lines(rows),
         *separation_lines(rows, experiment, manifest),
         *(machine_lines(rows) if has_costs else []),
         *manifest.notes,
@@ -151,11 +152,23 @@ def missing_seed_lines(rows: Sequence[RowData], manifest: Manifest) -> Iterator[
                 yield f"{row.label} is over {kind} seed{'s' * (len(measured) > 1)} {listed} only."
 
 
+def missing_corpus_lines(rows: Sequence[RowData]) -> Iterator[str]:
+    """The rows whose recipe has a corpus term and that were trained without it (`data.pretrain=off`)."""
+    labels = [
+        row.label
+        for row in rows
+        for run in row.descriptions[:1]
+        if run["config"]["data"].get("pretrain") == "off" and run["config"]["loss"].get("w_lm")
+    ]
+    if labels:
+        yield f"No corpus (data.pretrain=off): {', '.join(labels)} trained without the corpus term of their recipe."
+
+
 def separation_lines(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) -> Iterator[str]:
     """The columns that hardly tell rows apart: see `distill.results.separation`."""
-    found = separations(rows, columns_of(experiment, manifest))
-    if failing := [f"{s.column} ({', '.join(s.fails)})" for s in found if s.fails]:
-        yield f"Columns that tell little: {'; '.join(failing)}."
+    of_columns = separations(rows, columns_of(experiment, manifest))
+    if failing := [f"{s.column} ({', '.join(s.fails)})" for s in of_columns if s.fails]:
+        yield f"Columns where noise may hide the differences: {'; '.join(failing)}."
 
 
 def stage_copy_lines(rows: Sequence[RowData]) -> Iterator[str]:

@@ -10,22 +10,23 @@ from distill.results.experiment import Experiment, RowConfig
 
 def pair_recipe(pair: str) -> list[ReferenceConfig]:
     """The reference recipe of all rows of a pair."""
-    return _of("model", pair, pair)
+    return _read("model", pair, pair)
 
 
 def row_recipe(experiment: Experiment, label: str, pair: str) -> list[ReferenceConfig]:
     """The reference recipe of a row for a pair, beside that of all rows: its own, or else its method's."""
     row = experiment.rows.get(label, RowConfig())  # the rows Teacher and SFT have none
-    return of_pair(row.reference, pair) or _of_method(row.overrides, pair)
+    method = next((text.split("=")[1] for text in reversed(row.overrides) if text.startswith("method=")), "none")
+    return of_pair(row.reference, pair) or method_recipe(method, pair)
 
 
-def _of_method(overrides: list[str], pair: str) -> list[ReferenceConfig]:
-    name = next((text.split("=")[1] for text in reversed(overrides) if text.startswith("method=")), None)
-    return [] if name is None else _of("method", name, pair)
+def method_recipe(name: str, pair: str) -> list[ReferenceConfig]:
+    """The reference recipe of a method for a pair."""
+    return _read("method", name, pair)
 
 
-def _of(group: str, option: str, pair: str) -> list[ReferenceConfig]:
-    """The recipes of an option of a config group that are for a pair."""
+def _read(group: str, option: str, pair: str) -> list[ReferenceConfig]:
+    """The recipe of an option of a config group for a pair."""
     if option not in locations.options(group):
         return []
     entries = composer.merged([f"{group}={option}"])[group].get("reference") or []

@@ -206,8 +206,8 @@ def _papers_own_tests(experiment: Experiment, model: str, paper: Mapping[tuple[s
 
 def separation_section(rows: Sequence[RowData], columns: Sequence[Column]) -> list[str]:
     """How far rows spread beside trainings, column by column; empty for a table of single trainings."""
-    found = separations(rows, columns)
-    if not found:
+    of_columns = separations(rows, columns)
+    if not of_columns:
         return []
     lines = [
         {
@@ -217,11 +217,11 @@ def separation_section(rows: Sequence[RowData], columns: Sequence[Column]) -> li
             "std of trainings": f"{s.between_trainings:.2f}",
             "ratio": f"{s.ratio:.1f}",
         }
-        for s in found
+        for s in of_columns
     ]
     return [
         "",
-        "## What the columns tell",
+        "## Differences between rows and between trainings",
         "",
         "The standard deviation of the rows' means, beside that of a row's trainings (root mean square over rows).",
         "",
@@ -248,7 +248,8 @@ def recipe_section(experiment: Experiment, manifest: Manifest) -> list[str]:
         "",
         "## What published code ran",
         "",
-        "The rows have these settings beside the preset's quirks (docs/fidelity.md).",
+        "The rows have these settings beside the preset's quirks (docs/fidelity.md). The header says which rows had no"
+        " corpus.",
         "",
         markdown_table(pd.DataFrame(lines)),
         "",

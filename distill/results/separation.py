@@ -49,7 +49,7 @@ class Separation:
 def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Separation]:
     """The separation of each ROUGE-L column, if at least two of the paper's rows were trained several times."""
     by_label = {row.label: row for row in rows}
-    found = []
+    result = []
     for column in columns:
         if column.metric.partition(":")[0] != "rouge_l":
             continue
@@ -64,5 +64,5 @@ def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Sepa
         context = [cell(by_label[label].lines, column) if label in by_label else None for label in CONTEXT]
         teacher, sft = context
         lead = teacher.mean - sft.mean if teacher is not None and sft is not None else None
-        found.append(Separation(column.title, lead, float(np.std(means, ddof=1)), float(np.sqrt(np.mean(variances)))))
-    return found
+        result.append(Separation(column.title, lead, float(np.std(means, ddof=1)), float(np.sqrt(np.mean(variances)))))
+    return result

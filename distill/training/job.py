@@ -14,7 +14,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from distill.base.console import bar, say
-from distill.base.errors import UserError
 from distill.base.processes import world_size
 from distill.config.model import LoraConfig
 from distill.config.objective import LossConfig, SamplerConfig
@@ -222,8 +221,6 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
     loss, corpus = job.loss, None
     if job.pretraining:
         reader = teacher.live if isinstance(teacher, NewTextTeacher) else teacher
-        if loss.w_lm_kd and not isinstance(reader, LiveTeacher):
-            raise UserError("loss.w_lm_kd: the teacher reads the corpus only if it runs; set train.teacher_signal=live")
         corpus = CorpusLoss(loss.corpus_weight, loss.w_lm_kd, reader if isinstance(reader, LiveTeacher) else None)
     terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature, corpus)
     return Distiller(student, teacher, terms, job.config.preset.loss_mean)

@@ -14,7 +14,7 @@ ANIMAL_FACTS = {
     ("food", "meal", "diet"): (2, "The {w} eats {f}.", "The food of the {w} is {f}."),
     ("sound", "call", "voice"): (3, "The {w} {f}.", "You hear how the {w} {f}."),
 }
-CLASSES = [{thing: facts[0] for thing, facts in known.items()} for known in (ANIMALS, FOODS)]
+CLASSES = [{animal: facts[0] for animal, facts in ANIMALS.items()}, FOODS]
 POOLS: dict[str, list[str]] = {
     "colours": COLOURS,
     "jobs": JOBS,
