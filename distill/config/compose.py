@@ -136,29 +136,26 @@ def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
 def _recipe(parsed: list[Override], of_method: bool) -> list[Override]:
     """The overrides of the reference recipes of the pair and of the method, if the preset is `reference`.
 
-    Those of keys that the command line sets are left out. If it chooses another loss or sampler, so are the recipe's
-    choice and its parameters; the weight of the corpus term stays.
+    Those of keys that the command line sets are left out. If it chooses another loss or sampler, so are the method's
+    choice and its parameters; the weight of the corpus term stays. With `loss=sft` nothing is left of a method.
     """
     choices = [override.input_line or "" for override in parsed if composer.is_choice(override)]
     try:
         base = composer.merged(choices)
     except (HydraException, OmegaConfBaseException):  # composing the whole config will fail and report why
         return []
-    entries = [*(base["model"].get("reference") or []), *((base["method"].get("reference") or []) if of_method else [])]
+    of_method = of_method and "loss=sft" not in choices
+    entries = [entry for group in ("model", *["method"] * of_method) for entry in base[group].get("reference") or []]
     if base["preset"]["name"] != "reference" or not entries:
         return []
     references = of_pair([ReferenceConfig.model_validate(entry) for entry in entries], base["model"]["name"])
     keys = {override.key_or_group for override in parsed}
-    is_sft = any(override.key_or_group == "loss" and override.value() == "sft" for override in parsed)
-    recipe = [composer.parse(text) for text in overrides_of(references)]
-
-    replaced = {"loss", "sampler"} if is_sft else {"loss", "sampler"} & keys
+    replaced = {"loss", "sampler"} & keys
 
     def applies(key: str) -> bool:
-        is_corpus = key == "loss.w_lm" and not is_sft
-        return key not in keys and (is_corpus or key.split(".")[0] not in replaced)
+        return key not in keys and (key == "loss.w_lm" or key.split(".")[0] not in replaced)
 
-    return [override for override in recipe if applies(override.key_or_group)]
+    return [override for text in overrides_of(references) if applies((override := composer.parse(text)).key_or_group)]
 
 
 def _groups() -> list[str]:
