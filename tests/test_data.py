@@ -345,6 +345,11 @@ def test_generated_sets_are_graded():
     assert abs(length["self_inst"] / length["dolly"] - 1) < 0.15
 
 
+def test_a_world_larger_than_its_names_is_refused():
+    with pytest.raises(UserError, match="more than the 320 names that there are"):
+        world.build_world(7, 40, 12, 200)
+
+
 def test_a_set_larger_than_its_questions_is_refused():
     recipe = micro.Recipe({micro.tasks.brainstorming: 1.0}, micro.Grade(longer=1.0))
     with pytest.raises(UserError, match="make it smaller"):

@@ -290,3 +290,27 @@ def test_the_page_is_of_this_code():
     assert Path(__file__).parents[1].joinpath("docs/fidelity.md").read_text() == page(), "run make docs"
     config = load(["method=kd", "model=openllama2", "preset=reference"])
     assert recipe_text(config, "student") == ("0.5 CE + 0.5 fkl(entropy=False); lr 1e-05, 16 rows by 4, 10 epochs; raw")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["loss=sft", "loss.w_lm=0.5"], "goes with distillation, and loss=sft has no teacher; leave it out"),
+        (
+            ["loss=fkl", "loss.w_lm_kd=0.5", "data.pretrain.file=c.txt"],
+            "set train.teacher_signal=live, or loss.w_lm_kd=0",
+        ),
+        (["loss=minillm", "sampler=rollout", "loss.discount=2"], "discount=2 must be larger than 0 and at most 1"),
+        (["data.pretrain=abc"], "abc is no corpus; set data.pretrain.file=FILE, or off"),
+        (["model=smollm2", "data.eval.sni.min_words=11"], "min_words does not exist any more"),
+    ],
+)
+def test_settings_that_do_not_go_together(words, message):
+    with pytest.raises(UserError) as error:
+        load(words)
+    assert any(message in problem for problem in error.value.problems), error.value.problems
+
+
+def test_forward_kl_on_the_corpus_goes_with_a_teacher_that_runs():
+    for words in (["loss=fkl", "train.teacher_signal=live"], ["method=minillm"]):
+        assert load([*words, "model=micro", "loss.w_lm_kd=0.5", "data.pretrain.file=c.txt"]).loss.w_lm_kd == 0.5

@@ -693,3 +693,16 @@ def test_the_header_says_the_epochs_of_every_row():
     rows = [of("Teacher", "teacher"), of("SFT", start=False, schedule="sft", config=CONFIG | {"train": train}),
             of("FKLD"), of("AKL")]  # fmt: skip
     assert list(header.epochs_lines(rows)) == ["Epochs: Teacher 1; SFT 20; FKLD, AKL 2 + 3."]
+
+
+def test_the_header_names_rows_that_lack_their_corpus():
+    def of(label, pretrain, w_lm):
+        config = CONFIG | {"data": {"name": "dolly", "pretrain": pretrain}, "loss": {"w_lm": w_lm}}
+        return RowData(
+            RowRuns(label, "paper", "student", "gpt2", []), pd.DataFrame(), [], [described("r", config=config)]
+        )
+
+    rows = [of("FKLD", "off", 0.0), of("AKL", "off", 1.0), of("ABKD", "off", 1.0), of("RKLD", {"file": "c"}, 1.0)]
+    assert list(header.missing_corpus_lines(rows)) == [
+        "No corpus (data.pretrain=off): AKL, ABKD trained without the corpus term of their recipe."
+    ]
