@@ -181,9 +181,7 @@ def test_what_makes_a_row_is_not_set_for_a_whole_table():
     assert len(caught.value.problems) == 3 and "each row of a table has its own" in caught.value.problems[0]
 
 
-@pytest.mark.parametrize(
-    "word", ["preset=reference", "eval=reference", "eval.do_sample=false", "eval.no_repeat_ngram_size=6"]
-)
+@pytest.mark.parametrize("word", ["eval=reference", "eval.do_sample=false", "eval.no_repeat_ngram_size=6"])
 def test_a_rows_own_decoding_is_not_set_for_a_whole_table(word):
     with pytest.raises(UserError, match=f"{word}: each row of a table has its own"):
         requested(["abkd/decoding", "model=micro", word])
