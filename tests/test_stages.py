@@ -84,7 +84,7 @@ def test_every_method_trains_on_every_architecture(smoke, model):
     for method in METHODS:
         more = ["sampler.threshold=0.9", "sampler.capacity=8"] if method == "distillm" else []
         config = smoke(f"model={model}", f"method={method}", *more)
-        twice = config.train.model_copy(update={"student": config.train.student.model_copy(update={"epochs": 2})})
+        twice = config.train.model_copy(update={config.stage: config.schedule.model_copy(update={"epochs": 2})})
         plan = Plan(config.model_copy(update={"train": twice, "eval": config.eval}))
         weights = weights_of_model(student(plan))
         curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
@@ -109,7 +109,9 @@ def test_published_quirks_bf16_and_plain_text_go_together(smoke, tmp_path, metho
         plan = Plan(smoke(*words))
         student(plan)
         curves[bool(corpus)] = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")["loss"].dropna()
-    assert (curves[True] - curves[False]).between(4, 8).all()  # log 400 = 6.0 nats for a random model
+    # log 400 = 6.0 nats for a random model; MiniLLM's term is half forward KL, which is small between random models
+    low, high = (4, 8) if method == "imitkd" else (2, 4)
+    assert (curves[True] - curves[False]).between(low, high).all()
     if method == "imitkd":
         assert plan.config.sampler.parameters["draw"] == "buffer" and plan.config.sampler.switches["draw"] == "fresh"
 
