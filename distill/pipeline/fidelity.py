@@ -102,7 +102,7 @@ def _with_note(reference: ReferenceConfig) -> str:
 
 def pairs_of(experiment: Experiment) -> list[str]:
     """The pairs of a table: its own, and those for which one of its rows has a reference recipe."""
-    references = [reference for row in experiment.rows.values() for reference in row.reference]
+    references = [*experiment.reference, *(r for row in experiment.rows.values() for r in row.reference)]
     named = (pair for reference in references for pair in reference.pairs or ())
     own = [row.model for row in experiment.rows.values()]
     return list(dict.fromkeys(pair for pair in (experiment.model, *named) if pair is not None and pair not in own))

@@ -13,7 +13,7 @@ from distill.base.files import lock_beside
 from distill.base.processes import is_main_process
 from distill.config.compose import load
 from distill.config.data import evaluation_set_names
-from distill.config.reference import ReferenceConfig, of_pair, overrides_of
+from distill.config.reference import ReferenceConfig, overrides_of
 from distill.config.schema import Config
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.evaluation.bertscore import WHEEL, metric_name
@@ -147,7 +147,7 @@ class Table:
                 continue
             words = [*row.overrides, *row.pairs.get(str(self.model), [])]
             own_pair = row.model if of_paper else None
-            recipe = of_pair(row.reference, own_pair or str(self.model)) if self._is_reference else []
+            recipe = experiment.recipe(label, own_pair or str(self.model)) if self._is_reference else []
             rows.append(RowDefinition(label, "paper", row.role, words, recipe, own_pair))
         return rows
 

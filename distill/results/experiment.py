@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from distill.base import locations
 from distill.base.errors import UserError
-from distill.config.reference import ReferenceConfig
+from distill.config.reference import ReferenceConfig, of_pair
 from distill.config.section import Section
 
 EXPERIMENTS, PAPER = locations.EXPERIMENTS, locations.PAPER
@@ -85,7 +85,7 @@ class Experiment(Section):
         transposed: whether the paper prints the columns as rows.
         context: whether the table begins with the rows Teacher and SFT.
         overrides: config overrides of all rows.
-        reference: the reference recipe of the rows that have none of their own; see `RowConfig.reference`.
+        reference: the reference recipe of the rows that have none of their own for a pair; see `RowConfig.reference`.
         columns: the columns by title.
         rows: the rows by label.
     """
@@ -132,6 +132,10 @@ class Experiment(Section):
                     f" {', '.join(self.columns)}"
                 )
         return self
+
+    def recipe(self, label: str, pair: str) -> list[ReferenceConfig]:
+        """The reference recipe of a row for a pair: the row's own, or else the table's; empty if there is neither."""
+        return of_pair(self.rows[label].reference, pair) or of_pair(self.reference, pair)
 
     @property
     def needs_texts(self) -> bool:
@@ -193,14 +197,12 @@ def parse(path: Path, file_name: str) -> Experiment:
         raw: Any = OmegaConf.to_container(OmegaConf.load(path))
         if isinstance(raw, dict) and isinstance(raw.get("rows"), dict):
             raw["rows"] = expanded(raw["rows"])
-        if isinstance(raw, dict) and isinstance(raw.get("rows"), dict) and raw.get("reference"):
-            raw["rows"] = {label: {"reference": raw["reference"], **row} for label, row in raw["rows"].items()}
         experiment = Experiment.model_validate(raw)
     except (ValidationError, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(f"{file_name}: {error}") from None
     pairs = set(locations.options("model"))
     rows = experiment.rows.values()
-    references = [reference for row in rows for reference in row.reference]
+    references = [*experiment.reference, *(reference for row in rows for reference in row.reference)]
     named = {pair for row in rows for pair in row.pairs} | {p for r in references for p in r.pairs or ()}
     if unknown := sorted(named - pairs):
         raise UserError(f"{file_name}: pairs names {', '.join(unknown)}; the pairs are {', '.join(sorted(pairs))}")

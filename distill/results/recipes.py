@@ -5,7 +5,7 @@ from __future__ import annotations
 from distill.base import locations
 from distill.config import composer
 from distill.config.reference import ReferenceConfig, of_pair
-from distill.results.experiment import Experiment, RowConfig
+from distill.results.experiment import Experiment
 
 
 def pair_recipe(pair: str) -> list[ReferenceConfig]:
@@ -14,10 +14,12 @@ def pair_recipe(pair: str) -> list[ReferenceConfig]:
 
 
 def row_recipe(experiment: Experiment, label: str, pair: str) -> list[ReferenceConfig]:
-    """The reference recipe of a row for a pair, beside that of all rows: its own, or else its method's."""
-    row = experiment.rows.get(label, RowConfig())  # the rows Teacher and SFT have none
-    method = next((text.split("=")[1] for text in reversed(row.overrides) if text.startswith("method=")), "none")
-    return of_pair(row.reference, pair) or method_recipe(method, pair)
+    """The reference recipe of a row for a pair, beside that of all rows: its own, its table's, or else its method's."""
+    if label not in experiment.rows:  # Teacher and SFT
+        return []
+    choices = [text for text in experiment.rows[label].overrides if text.startswith("method=")]
+    method = choices[-1].split("=")[1] if choices else "none"
+    return experiment.recipe(label, pair) or method_recipe(method, pair)
 
 
 def method_recipe(name: str, pair: str) -> list[ReferenceConfig]:
