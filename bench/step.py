@@ -43,9 +43,8 @@ def main() -> None:
     tokenizer = load_tokenizer(student)
     encoded = training_encoder(config, tokenizer).pairs(plan.data[0].examples, config.train.max_length).rows
     rows = sorted(encoded, key=lambda r: len(r.prompt) + len(r.response))[12 : 12 + BATCH]  # of middling length
-    batch = Collator(pad_id(tokenizer))(rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    batch = _on(device, Collator(pad_id(tokenizer))(rows))
     model = load_model(student).to(device).train()
     with tempfile.TemporaryDirectory() as scratch:
         write_store(teacher, rows, pad_id(tokenizer), torch.float32, Path(scratch))
@@ -60,16 +59,20 @@ def main() -> None:
             runs[name] = _ours(Distiller(model, signal, terms).train(), batch)
         seconds = interleaved(runs, 3)
     asked = {name: 1.15 if name in LIGHT else 1.3 for name in names()} | {"stock Trainer": 1.0}
-    rows: list[dict[str, object]] = []
+    lines: list[dict[str, object]] = []
     for name, taken in seconds.items():
         ratio = taken / seconds["sft"]
         reached = ratio >= 1.0 if name == "stock Trainer" else ratio <= asked.get(name, 1.0)
-        rows.append({
+        lines.append({
             "loss": name, "seconds a sample": taken / BATCH, "over SFT": ratio,
             "asked": f"at least {asked[name]}" if name == "stock Trainer" else str(asked.get(name, "")),
             "met": met(reached) if name in asked else "",
         })  # fmt: skip
-    report("step", f"A step's forward and backward, smollm2, {BATCH} rows of Dolly, stored teacher, fp32", rows)
+    report("step", f"A step's forward and backward, smollm2, {BATCH} rows of Dolly, stored teacher, fp32", lines)
+
+
+def _on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
 def _ours(distiller: Distiller, batch: dict[str, Any]) -> Callable[[], object]:
@@ -120,7 +123,7 @@ def order() -> None:
         collate = Collator(pad_id(tokenizer))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         distiller = Distiller(load_model(student).to(device).train())
-        batches = {key: [collate([rows[i] for i in part]) for part in parts] for key, parts in orders.items()}
+        batches = {k: [_on(device, collate([rows[i] for i in part])) for part in parts] for k, parts in orders.items()}
         seconds = interleaved({key: _passes(distiller, of_order) for key, of_order in batches.items()}, 2)
         for key, parts in orders.items():
             padded = sum(len(part) * max(lengths[i] for i in part) for part in parts)
