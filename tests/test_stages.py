@@ -403,7 +403,7 @@ def test_an_adapter_lies_over_what_its_training_started_from(smoke, tmp_path):
     plan = Plan(smoke("model=llama2", "loss=sft"))
     base = made(plan, plan.base("student")).base
     own = load(["model=llama2", "loss=sft", "data=micro", "data.generator.train=21", "data.generator.valid=6",
-                "data.generator.eval=4", f"model.student.path={base}", "train.student.epochs=1",
+                "data.generator.eval=4", f"model.student.path={base}", "train.sft.epochs=1",
                 "eval.max_new_tokens=8", f"paths.store={tmp_path}/own"])  # fmt: skip
     trained = student(Plan(own))
     assert trained.base == base and trained.adapter is not None
@@ -702,5 +702,6 @@ def test_two_processes_train_as_one(tmp_path, row):
         "two", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"
     )
     for column in ("loss", "grad_norm", "eval_loss"):
-        np.testing.assert_allclose(two_curve[column], one_curve[column], rtol=1e-5)
+        # A rollout's loss is a difference of sums that nearly cancel, hence the absolute part
+        np.testing.assert_allclose(two_curve[column], one_curve[column], rtol=1e-5, atol=1e-6)
     assert len(two_values) == len(one_values) and two_values["run"].tolist() == one_values["run"].tolist()

@@ -253,13 +253,14 @@ def paper_numbers(experiment: Experiment, model: str) -> tuple[dict[tuple[str, s
     row_field, column_field = ("column", "row") if experiment.transposed else ("row", "column")
     for source in experiment.sources:
         frame = pd.read_csv(PAPER / f"{source}.csv", dtype=str, keep_default_na=False)
+        cells = frame.drop_duplicates([row_field, column_field]).set_index([row_field, column_field])[["mean", "std"]]
+        printed = {position: PaperNumber(*numbers) for position, *numbers in cells.itertuples()}
         for label, row in rows.items():
             for column, config in experiment.columns.items():
                 name = config.paper.get(model) or config.paper.get(experiment.model or "") or column
-                cells = frame[frame[row_field].isin([label, *row.paper]) & (frame[column_field] == name)]
-                if cells.empty:
+                number = next((printed[p] for p in printed if p[1] == name and p[0] in (label, *row.paper)), None)
+                if number is None:
                     continue
-                number = PaperNumber(str(cells.iloc[0]["mean"]), str(cells.iloc[0]["std"]))
                 first_number, first_source = first.setdefault((label, column), (number, source))
                 if first_number != number:
                     differences.append(f"{label}, {column}: {first_number} in {first_source}, {number} in {source}")

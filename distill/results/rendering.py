@@ -15,7 +15,7 @@ from distill.results.header import header, is_smoke, seeds_line
 from distill.results.manifest import Manifest
 from distill.results.recipes import pair_recipe, row_recipe
 from distill.results.separation import separations
-from distill.results.statistics import Cell, Column, Comparison, cell, compare, printed_p
+from distill.results.statistics import Cell, Column, Comparison, compare, printed_p
 from distill.results.table import (
     MISSING,
     RowData,
@@ -74,7 +74,7 @@ def _sections(
     text: list[str] = []
     any_tested = any_printed = False
     for column in columns:
-        if all(cell(row.lines, column) is None for row in rows):
+        if all(row.cell(column) is None for row in rows):
             continue
         section, tested = _section(rows, column, baseline, experiment, paper, is_papers_pair)
         any_tested, any_printed = any_tested or tested, any_printed or bool(section["p from printed"].any())
@@ -114,9 +114,9 @@ def _section(
     lines, tested = [], False
     per_prompt = not column.is_average and metrics.find(column.dataset, column.metric).per_prompt
     baseline_number = paper.get((experiment.against or "", column.title))
-    baseline_value = cell(baseline.lines, column) if baseline is not None else None
+    baseline_value = baseline.cell(column) if baseline is not None else None
     for row in rows:
-        value, number = cell(row.lines, column), paper.get((row.label, column.title))
+        value, number = row.cell(column), paper.get((row.label, column.title))
         test = None
         if per_prompt and baseline is not None and row is not baseline:
             row_means, baseline_means = (r.prompt_means(column.dataset, column.metric) for r in (row, baseline))
@@ -149,8 +149,7 @@ def _line(
         p = f"{printed_p(number.numbers, baseline_number.numbers):.2g}"
     is_rouge_l = column.metric == "rouge_l" and not column.is_average
     length, eos_rate = (
-        cell(row.lines, Column("", ((column.dataset, name),))) if is_rouge_l else None
-        for name in ("length", "eos_rate")
+        row.cell(Column("", ((column.dataset, name),))) if is_rouge_l else None for name in ("length", "eos_rate")
     )
     return {
         "row": row.label,

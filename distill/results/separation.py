@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.results.experiment import CONTEXT
-from distill.results.statistics import Column, cell
+from distill.results.statistics import Column
 from distill.results.table import RowData
 
 LEAD, RATIO = 3.0, 2.0  # what a column should reach: the teacher's lead in ROUGE-L, and `Separation.ratio`
@@ -55,13 +55,13 @@ def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Sepa
             continue
         means, variances = [], []
         for row in rows:
-            value = cell(row.lines, column)
+            value = row.cell(column)
             if row.row.group == "paper" and value is not None and row.lines["train_seed"].nunique() > 1:
                 means.append(value.mean)
                 variances.append((value.std or 0.0) ** 2)
         if len(means) < 2:
             continue
-        context = [cell(by_label[label].lines, column) if label in by_label else None for label in CONTEXT]
+        context = [by_label[label].cell(column) if label in by_label else None for label in CONTEXT]
         teacher, sft = context
         lead = teacher.mean - sft.mean if teacher is not None and sft is not None else None
         result.append(Separation(column.title, lead, float(np.std(means, ddof=1)), float(np.sqrt(np.mean(variances)))))
