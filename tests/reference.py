@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import rel_entr
+from scipy.special import expit, rel_entr
 from scipy.stats import entropy
 
 
@@ -115,6 +115,17 @@ def skd(p, q):
     return fkl(p, q)
 
 
+def dac_kl(p, q, renormalise="none", parts=("high_density", "target"), low=1e-4, high=0.5, epsilon=1e-7, **_):
+    """Before training: the limits are those of the start, the same for every token."""
+    w = np.array([expit((x - low) / epsilon) * expit((high - x) / epsilon) for x in p]) * ("high_density" in parts)
+    if "target" in parts:
+        w[p.argmax()] = 1
+    a, b = w * p, w * q
+    if renormalise == "none":
+        return rel_entr(a, b).sum()
+    return rel_entr(a / a.sum(), b / b.sum() if renormalise == "both" else q).sum()
+
+
 def minillm(p, q):
     """Where nothing is known of a token but its id."""
     return entropy(q, p)
@@ -139,6 +150,7 @@ REFERENCES = {
         top_p_clip,
         dkd,
         skd,
+        dac_kl,
         minillm,
     )
 }

@@ -226,10 +226,14 @@ def _build(cls: type, name: str, prefix: str, params: Mapping[str, Any]) -> Any:
 
 
 def _check(key: str, value: Any, default: Any) -> None:
-    """Raise ValueError unless a value is of its default's kind: a boolean, a string, a list of numbers, or a number."""
+    """Raise ValueError unless a value is of its default's kind: a boolean, a word, a number, or a list of them."""
     if isinstance(default, (bool, str)):
         if type(value) is not type(default):
             raise ValueError(f"{key}={value!r} is not {'true or false' if isinstance(default, bool) else 'a word'}")
+        return
+    if isinstance(default, tuple) and default and isinstance(default[0], str):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
+            raise ValueError(f"{key}={value!r} is not a list of words")
         return
     kind = "list of numbers" if isinstance(default, tuple) else "whole number" if type(default) is int else "number"
     if isinstance(default, tuple) != isinstance(value, (list, tuple)):

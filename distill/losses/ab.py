@@ -116,7 +116,7 @@ class AlphaBeta(Divergence):
     formula = (
         "-1/(alpha beta) sum [p^alpha q^beta - alpha/(alpha+beta) p^(alpha+beta) - beta/(alpha+beta) q^(alpha+beta)]"
     )
-    limits = (
+    at_limits = (
         "fkl at (1, 0), rkl at (0, 1), half the sum of squared log ratios at (0, 0); continuous across alpha "
         "= 0, beta = 0 and alpha + beta = 0"
     )
@@ -156,7 +156,7 @@ class AlphaNet(Divergence):
 
     source = "Wang et al. 2021 (AlphaNet); AlphaNet rows of ABKD"
     formula = "max of ab(a, 1 - a) over two a"
-    limits = "ab(a, 1 - a) where both a are one"
+    at_limits = "ab(a, 1 - a) where both a are one"
     elsewhere = "0.5 twice, per batch; AlphaNet's own paper has -1 and 1, clipped, per sample"
     alphas: tuple[float, ...] = (0.2, 0.8)
     per: str = "token"

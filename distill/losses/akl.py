@@ -45,7 +45,7 @@ class AdaptiveKL(Divergence):
 
     source = "Wu et al. 2024 (AKL) eq. 12 to 15"
     formula = "a KL(p || q) + (1 - a) KL(q || p), a = gap over the head / gap over all classes, gap = |p - q|"
-    limits = "fkl at mu = 1"
+    at_limits = "fkl at mu = 1"
     elsewhere = (
         "the official file counts the class that crosses mu as tail; in ABKD's repository the name trains AlphaNet"
     )
@@ -71,7 +71,7 @@ class FlippedAdaptiveKL(AdaptiveKL):
 
     source = "Wu et al. 2024 (AKL) eq. 16"
     formula = "(1 - a) KL(p || q) + a KL(q || p), a as in akl"
-    limits = "rkl at mu = 1"
+    at_limits = "rkl at mu = 1"
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""

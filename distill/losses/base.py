@@ -41,7 +41,7 @@ class Divergence:
     Attributes:
         source: paper and equation.
         formula: the formula, with p the teacher and q the student.
-        limits: special cases at the limits of its parameters, and bounds of its value.
+        at_limits: special cases at the limits of its parameters, and bounds of its value.
         elsewhere: how public code of the same name differs.
         reads_targets: whether it needs the response tokens.
         reads_rollout: whether it reads how each token was sampled, if that is known (`with_rollout_data`).
@@ -49,7 +49,7 @@ class Divergence:
 
     source: str = ""
     formula: str = ""
-    limits: str = ""
+    at_limits: str = ""
     elsewhere: str = ""
     reads_targets: bool = False
     reads_rollout: bool = False

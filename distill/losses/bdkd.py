@@ -29,7 +29,7 @@ class BidirectionalKD(Divergence):
 
     source = "Amara et al. 2022 (BD-KD); AKL section 5.1; BDKD rows of ABKD"
     formula = "u KL(p || q) + v KL(q || p), u = weight where H(p) > H(q), v = weight where H(q) > H(p), else 1"
-    limits = "weighted(1, 1) at weight 1"
+    at_limits = "weighted(1, 1) at weight 1"
     elsewhere = "in ABKD's repository the name trains AlphaNet"
     weight: float = 3.0
 

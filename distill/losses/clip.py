@@ -41,7 +41,7 @@ class FixedClip(Divergence):
 
     source = "MGSR table 7, fixed clipping threshold"
     formula = "KL(p' || q), p' = p where p >= threshold, renormalised"
-    limits = "fkl as threshold -> 0"
+    at_limits = "fkl as threshold -> 0"
     threshold: float = 0.001
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class TopPClip(Divergence):
 
     source = "Raman et al. 2023; MGSR table 7 (cumulative threshold 0.95)"
     formula = "KL(p' || q), p' = p on its fewest top classes that hold mass, renormalised"
-    limits = "fkl at mass = 1"
+    at_limits = "fkl at mass = 1"
     mass: float = 0.95
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class DecoupledKD(Divergence):
 
     source = "Zhao et al. 2022 (DKD) eq. 7; MGSR table 7"
     formula = "alpha KL(b_p || b_q) + beta KL(p' || q'), b = (target, rest), ' = renormalised on the rest"
-    limits = "fkl is the first, plus the teacher's mass on the rest times the second"
+    at_limits = "fkl is the first, plus the teacher's mass on the rest times the second"
     reads_targets = True
     alpha: float = 1.0
     beta: float = 8.0

@@ -58,7 +58,7 @@ class ForwardKL(Divergence):
 
     source = "Hinton et al. 2015; AKL eq. 1"
     formula = "sum p (log p - log q)"
-    limits = "ab(1, 0); skl as mix -> 0; top_p_clip at mass 1"
+    at_limits = "ab(1, 0); skl as mix -> 0; top_p_clip at mass 1"
     elsewhere = "often without the teacher's entropy, which is a cross-entropy: same gradient, other value"
 
     entropy: bool = field(default=True, metadata=SWITCH)
@@ -79,7 +79,7 @@ class ReverseKL(Divergence):
 
     source = "Gu et al. 2024 (MiniLLM); AKL eq. 2"
     formula = "sum q (log q - log p)"
-    limits = "ab(0, 1); srkl as mix -> 0"
+    at_limits = "ab(0, 1); srkl as mix -> 0"
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
@@ -98,7 +98,7 @@ class Weighted(Divergence):
 
     source = "AKL eq. 15 with fixed weights and table 4; WSD row of ABKD"
     formula = "forward KL(p || q) + reverse KL(q || p)"
-    limits = "fkl at reverse = 0, rkl at forward = 0"
+    at_limits = "fkl at reverse = 0, rkl at forward = 0"
     forward: float = 0.5
     reverse: float = 0.5
 

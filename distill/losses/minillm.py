@@ -37,7 +37,7 @@ class MiniLLM(Divergence):
 
     source = "Gu et al. 2024 (MiniLLM), section 2.2 and algorithm 1"
     formula = "w KL(q || p) + max(-A r, -A clip(r))"
-    limits = "rkl where it is not known how the tokens were drawn"
+    at_limits = "rkl where it is not known how the tokens were drawn"
     elsewhere = (
         "the published code leaves w out of the first part, counts a step's own reward in A, which the first part holds"
         " already, discounts rewards by 0.95 a token and whitens A over each step's batch with its padding; its corpus"

@@ -32,7 +32,7 @@ class SkewForwardKL(Divergence):
 
     source = "Ko et al. 2024 (DistiLLM); AKL section 5.1; MGSR table 3c"
     formula = "KL(p || m), m = mix p + (1 - mix) q"
-    limits = "fkl as mix -> 0, 0 as mix -> 1; at most -log mix"
+    at_limits = "fkl as mix -> 0, 0 as mix -> 1; at most -log mix"
     mix: float = 0.1
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class SkewReverseKL(Divergence):
 
     source = "Ko et al. 2024 (DistiLLM); AKL section 5.1; MGSR table 3c"
     formula = "KL(q || m), m = (1 - mix) p + mix q"
-    limits = "rkl as mix -> 0, 0 as mix -> 1; at most -log mix"
+    at_limits = "rkl as mix -> 0, 0 as mix -> 1; at most -log mix"
     mix: float = 0.1
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class JensenShannon(Divergence):
 
     source = "Agarwal et al. 2024 (GKD) eq. 1; Jensen's KL rows of ABKD"
     formula = "w KL(p || m) + (1 - w) KL(q || m), m = w p + (1 - w) q, w = teacher_weight"
-    limits = "symmetric at 1/2; divided by w it is fkl as w -> 0, by 1 - w rkl as w -> 1"
+    at_limits = "symmetric at 1/2; divided by w it is fkl as w -> 0, by 1 - w rkl as w -> 1"
     elsewhere = "the one number weights the teacher by 0.1 in DistiLLM and by 0.9 in ABKD, both called jsd"
     teacher_weight: float = 0.5
 

@@ -23,7 +23,7 @@ def _entry(name: str) -> str:
     """The section of a divergence: its docstring, then its attributes as a list."""
     cls = find(name)
     text, _, attributes = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
-    facts = {"Formula": f"`{cls.formula}`", "Limits": cls.limits, "Source": cls.source, "Public code": cls.elsewhere}
+    facts = {"Formula": f"`{cls.formula}`", "Limits": cls.at_limits, "Source": cls.source, "Public code": cls.elsewhere}
     items = [f"{title}: {value}" for title, value in facts.items() if value.strip("`")]
     described = _described(attributes)
     for base in cls.__mro__[1:]:

@@ -29,7 +29,7 @@ class StudentFriendlyKD(TrainableDivergence):
 
     source = "Yuan et al. 2024 (SKD); MGSR table 7"
     formula = "KL(p' || q), p' = softmax(log p + simplifier(p))"
-    limits = "fkl at the start"
+    at_limits = "fkl at the start"
     slots: int = 8
     width: int = 8
 

@@ -24,6 +24,13 @@ class TrainableDivergence(nn.Module, Divergence):
         """
         raise NotImplementedError
 
+    def at(self, progress: float) -> None:
+        """Called before each optimizer step, with the share of the training that is done: for what changes by then."""
+
+    def seen(self) -> dict[str, float]:
+        """Means over the tokens since the last call, by name, for the curve of the training: usually none."""
+        return {}
+
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | None = None) -> Tensor:
         """The divergence per token `[...]` from logits `[..., V]`; see `Divergence.__call__`."""
         self.check(student_logits, teacher_logits, targets)

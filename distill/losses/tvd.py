@@ -16,7 +16,7 @@ class TotalVariation(Divergence):
 
     source = "Wen et al. 2023 (f-distill); MGSR table 3c"
     formula = "1/2 sum |p - q|"
-    limits = "between 0 and 1"
+    at_limits = "between 0 and 1"
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""

@@ -1,0 +1,148 @@
+"""MGSR's token loss: worked values, the derivatives by hand, the network, and what it logs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from reference import REFERENCES, softmax
+
+from distill.losses import build, fused
+from distill.losses.dac_kl import RENORMALISE, clipped, dac_kl_given
+
+P, Q = (torch.tensor(x, dtype=torch.float64).log() for x in ((0.4, 0.3, 0.2, 0.1), (0.25, 0.45, 0.1, 0.2)))
+V = 23
+
+
+def draw(*shape, seed=0, scale=1.0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "epsilon", "values"),
+    [
+        (0.15, 0.35, 1e-7, (0.204991, 0.333129, 0.109985, 0.129290)),
+        (0.15, 0.35, 0.05, (0.181316, 0.280899, 0.112761, 0.133957)),
+        (0.0, 1.0, 1e-7, (0.135677, 0.135677, 0.135677, 0.135677)),
+    ],
+)
+def test_worked_values(low, high, epsilon, values):
+    found = [dac_kl_given(Q, P, low, high, epsilon, renormalise=r) for r in RENORMALISE]
+    found.append(dac_kl_given(Q, P, low, high, epsilon, ("high_density",), "both"))
+    assert [float(x) for x in found] == pytest.approx(values, abs=1e-6)
+    assert float(dac_kl_given(Q, P, low, high, epsilon, ("target",))) == pytest.approx(0.188001, abs=1e-6)
+
+
+@pytest.mark.parametrize("renormalise", RENORMALISE)
+@pytest.mark.parametrize("parts", [("high_density", "target"), ("high_density",), ("target",)])
+@pytest.mark.parametrize(("domain", "epsilon"), [("value", 0.03), ("log", 0.7)])
+def test_derivatives_by_finite_differences(renormalise, parts, domain, epsilon):
+    """By the student's logits and by both limits, where the edges are wide enough to see."""
+    low, high = (torch.tensor(x, dtype=torch.float64) for x in ((0.02, 0.05, 0.1), (0.2, 0.4, 0.3)))
+    limits = [(x if domain == "value" else x.log()).requires_grad_() for x in (low, high)]
+
+    def given(student, low, high):
+        return dac_kl_given(student, draw(3, V, seed=2), low, high, epsilon, parts, renormalise, domain)
+
+    assert torch.autograd.gradcheck(given, (draw(3, V, seed=1).requires_grad_(), *limits))
+
+
+def test_nothing_is_kept():
+    """Between limits without a class and without the top class: value and gradients are 0, and finite."""
+    student = draw(2, V, seed=1).requires_grad_()
+    low, high = (torch.full((2,), x, dtype=torch.float64, requires_grad=True) for x in (0.999, 0.9999))
+    for renormalise in RENORMALISE:
+        value = dac_kl_given(student, draw(2, V, seed=2), low, high, 1e-7, ("high_density",), renormalise)
+        grads = torch.autograd.grad(value.sum(), (student, low, high))
+        assert not value.any() and not any(g.any() for g in grads)
+
+
+def network(limits, **parameters):
+    """A divergence whose network has seen training: no parameter is 0."""
+    torch.manual_seed(0)
+    parameters["epsilon_start"] = parameters["epsilon"]
+    divergence = build("dac_kl", limits=limits, width=5, sorted_classes=7, low=0.05, high=0.2, **parameters)
+    divergence.prepare(V, torch.device("cpu"))
+    divergence.double()
+    for parameter in divergence.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return divergence
+
+
+@pytest.mark.parametrize("limits", ["value", "quantile", "mean"])
+@pytest.mark.parametrize("domain", ["value", "log"])
+def test_chunks_give_what_autograd_gives(limits, domain):
+    """Value, and gradients by hidden states, head and the network's parameters."""
+    divergence = network(limits, epsilon=0.05, domain=domain, renormalise="both")
+    hidden, weight = draw(11, 6, seed=3).requires_grad_(), draw(V, 6, seed=4).requires_grad_()
+    theirs, their_weight = draw(11, 4, seed=5), draw(V, 4, seed=6)
+    wanted = [hidden, weight, *divergence.parameters()]
+    dense = 0.7 * divergence(hidden @ weight.T, theirs @ their_weight.T).sum()
+    expected = torch.autograd.grad(dense, wanted)
+    assert all(g.any() for g in expected)
+    for chunk in (4, 11):
+        ours = fused(divergence, hidden, weight, theirs, their_weight, chunk, w_kd=0.7)
+        torch.testing.assert_close(ours, dense)
+        for got, want in zip(torch.autograd.grad(ours, wanted), expected, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("limits", ["value", "quantile"])
+def test_the_limits_by_numpy(limits):
+    """What the network reads, its two numbers, and the order of the limits."""
+    divergence = network(limits, epsilon=0.05)
+    student, teacher = draw(6, V, seed=7), draw(6, V, seed=8)
+    found = divergence(student, teacher).detach()
+    weights = {name: p.detach().numpy() for name, p in divergence.named_parameters()}
+    for row in range(6):
+        p, q = softmax(teacher[row]), softmax(student[row])
+        read = p @ weights["read.0"] + np.sort(p)[::-1][:7] @ weights["read.1"] + q @ weights["read.2"]
+        hidden = torch.nn.functional.gelu(torch.tensor(read + weights["hidden_bias"])).numpy()
+        high, low = 1 / (1 + np.exp(-(hidden @ weights["out"] + weights["bias"])))
+        low = min(low, high)
+        if limits == "quantile":
+            low, high = np.quantile(p, low), np.quantile(p, high)
+        assert float(found[row]) == pytest.approx(REFERENCES["dac_kl"](p, q, low=low, high=high, epsilon=0.05))
+
+
+def test_the_width_shrinks_over_training():
+    divergence = build("dac_kl", epsilon=1e-6, epsilon_start=1e-2)
+    wide, narrow = build("dac_kl", epsilon=1e-2, epsilon_start=1e-2), build("dac_kl", epsilon=1e-4, epsilon_start=1e-4)
+    student, teacher = draw(6, V, seed=7), draw(6, V, seed=8)
+    torch.testing.assert_close(divergence(student, teacher), wide(student, teacher))
+    divergence.at(0.5)
+    torch.testing.assert_close(divergence(student, teacher), narrow(student, teacher))
+
+
+def test_what_it_logs():
+    """Means over the tokens since the last call."""
+    divergence = network("mean", epsilon=0.05)
+    student, teacher = (draw(6, V, seed=s).log_softmax(-1) for s in (7, 8))
+    high, low = divergence.bias.detach().sigmoid()
+    found = clipped(student, teacher, low.expand(6), high.expand(6), 0.05)
+    for part in (slice(0, 2), slice(2, 6)):
+        divergence.value_and_slope(student[part], teacher[part], None)
+    seen = divergence.seen()
+    assert seen["low"] == pytest.approx(float(low)) and seen["high"] == pytest.approx(float(high))
+    assert seen["kept_classes"] == pytest.approx(float(found.kept.mean()))
+    assert seen["kept_mass"] == pytest.approx(float(found.mass.mean()))
+    assert seen["limit_gradient"] == pytest.approx(float(torch.stack((found.by_low, found.by_high)).norm(dim=0).mean()))
+    assert divergence.seen() == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon=0.0 must be positive"),
+        ({"epsilon": 0.1, "epsilon_start": 0.01}, "epsilon_start=0.01 must be at least epsilon=0.1"),
+        ({"parts": ("low_density",)}, "parts=.'low_density'. must be some of high_density, target"),
+        ({"renormalise": "student"}, "renormalise=student must be one of none, teacher, both"),
+        ({"limits": "top_p"}, "limits=top_p must be one of value, quantile, mean"),
+        ({"domain": "logit"}, "domain=logit must be one of value, log"),
+        ({"low": 0.6, "high": 0.5}, "low at most high"),
+        ({"width": 0}, "must be 1 or more"),
+    ],
+)
+def test_bad_parameters(words, message):
+    with pytest.raises(ValueError, match=message):
+        build("dac_kl", **words)
