@@ -21,6 +21,7 @@ from bench.measure import interleaved, made, met, report
 from distill.config import load
 from distill.data.encode import Collator
 from distill.data.gpt2_tokens import token_counts
+from distill.data.templates import render
 from distill.losses import build, names
 from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
@@ -134,7 +135,32 @@ def order() -> None:
                 "tokens over unpadded": padded / sum(lengths), "seconds a row": seconds[key] / count, "ratio": ratio,
                 "asked": "1.05" if key == "random" else "", "met": met(ratio <= 1.05) if key == "random" else "",
             })  # fmt: skip
+    lines += _padding()
     report("step_order", "Forward and backward of fine-tuning by the order of rows, fp32", lines)
+
+
+# Pairs that do not run here: rows of a global batch and of a pass, in number of full length
+OF_GPT2 = {"gpt2 student": (32, 4), "gpt2 teacher": (8, 2)}
+
+
+def _padding() -> list[dict[str, object]]:
+    """The padding of both orders for GPT-2's own tokens, rows of `data=dolly_dev`; nothing is timed."""
+    examples = Plan(load(["model=smollm2"])).data[0].examples
+    template = load(["model=smollm2"]).data.template
+    texts = [render(template, e.instruction, e.input) + e.response for e in examples]
+    lengths = [min(512, n + 1) for n in token_counts(texts)]
+    lines: list[dict[str, object]] = []
+    for name, (size, micro) in OF_GPT2.items():
+        orders = {
+            "similar length": _pooled(lengths, size, micro), "random": _random(lengths, size, micro, micro * 512),
+        }  # fmt: skip
+        for key, parts in orders.items():
+            padded = sum(len(part) * max(lengths[i] for i in part) for part in parts)
+            lines.append({
+                "pair": name, "order": key, "rows of a global batch": size, "micro-batches": len(parts),
+                "tokens over unpadded": padded / sum(lengths), "seconds a row": "", "ratio": "", "asked": "", "met": "",
+            })  # fmt: skip
+    return lines
 
 
 def weights() -> None:

@@ -63,7 +63,7 @@ def check(overrides: list[str], sweep: bool) -> None:
     problems: list[str] = []
     for job in job_overrides:
         try:
-            config = load(job)
+            config = load(job, alone=not sweep)
             check_folders(config)
             problems += [p for p in config.missing_corpus if p not in problems]
         except UserError as error:
@@ -160,7 +160,7 @@ def merged_config(overrides: list[str]) -> str:
     Raises:
         UserError: with all problems of the config.
     """
-    composed, config = checked(overrides)
+    composed, config = checked(overrides, alone=True)
     check_folders(config)
     return OmegaConf.to_yaml(composed)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from distill import run
 from distill.base import locations
@@ -71,9 +72,18 @@ def compare(config, line: pd.Series, own_family: bool, table: str = "") -> None:
             )
         elif line["epochs"]:
             assert stage.epochs == int(line["epochs"])
+        if line["decay"]:
+            decay = config.train.weight_decay if stage.weight_decay is None else stage.weight_decay
+            assert (decay, stage.betas or [0.9, 0.999]) == (
+                float(line["decay"]),
+                [float(b) for b in line["betas"].split()],
+            )
     loss_name, sampler = TYPES.get(line["type"], (None, None))
     if not table.startswith(OTHER) and config.method.name != "akl":
         assert loss_name in (None, loss.name) and sampler in (None, config.sampler.name)
+        for text in line["loss"].split():
+            key, value = text.split("=")
+            assert loss.parameters[key] == float(value), text
         parameters = config.sampler.parameters
         if config.sampler.name == "adaptive":
             assert (parameters["threshold"], parameters["eps"]) == (float(line["threshold"]), float(line["eps"]))
@@ -165,13 +175,38 @@ def test_minillm_has_its_own_schedule(pair, schedule):
         load(["loss=sft", "model=openllama2", "train.student.epochs=1"])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["loss=fkl", "model=openllama2", "train.sft.lr=1e-3"], "trained as train.student of model=openllama2 says"),
+        (["loss=fkl", "model=gpt2", "train.rollout.lr=1e-3"], "trained as train.student of model=gpt2 says"),
+        (["loss=sft", "model=micro", "train.sft.lr=1e-3"], "this pair has no train.sft; or leave train.sft out"),
+        (
+            ["method=kd", "model=micro", "data.pretrain.hub=a/b"],
+            "data.pretrain: needs either file, or hub and hub_file",
+        ),
+    ],
+)
+def test_one_run_refuses_what_it_would_not_read(words, message):
+    with pytest.raises(UserError) as error:
+        run.check(words, sweep=False)
+    assert any(message in problem for problem in error.value.problems) and "literal" not in str(error.value)
+
+
+def test_a_recipe_is_not_refused_for_words_that_nobody_typed():
+    load(["method=kd", "loss=minillm", "sampler=rollout", "model=gpt2", "preset=reference", NO_CORPUS])
+    load(["method=kd", "loss.w_kd=0", "loss.w_ce=1", "preset=reference", "model=openllama2"])
+
+
 def test_clean_rows_of_a_table_train_alike():
-    """Under clean the methods of a table differ in what they are, and not in how long or how fast they learn."""
+    """Under clean the distilled rows of a table learn as long and as fast, but for MiniLLM where its family has a
+    schedule of its own for it, which counts rollouts."""
     for name, table in TABLES.items():
         if table.model is None:
             continue
         rows = [clean.config for clean, _ in rows_of(name, table.model).values()]
         assert all((c.train.student, c.train.start) == (rows[0].train.student, rows[0].train.start) for c in rows)
+        assert {c.stage for c in rows if c.sampler.name != "rollout" and c.loss.w_kd} <= {"student"}
         assert {c.loss.w_lm for c in rows} == {None}
         assert {(c.loss.w_ce, c.loss.w_kd) for c in rows} <= {(0.0, 1.0), (1.0, 0.0)}
 
@@ -196,6 +231,31 @@ def test_the_command_line_beats_a_recipe_and_a_row_beats_its_method():
         with pytest.raises(UserError, match="each row of a table has its own value"):
             requested(["abkd/methods_openllama2", "preset=reference", NO_CORPUS, word])
         requested(["abkd/methods_openllama2", word])
+
+
+def test_rows_without_a_recipe_do_not_take_the_corpus_of_others(tmp_path):
+    """A corpus is given for the rows whose scripts have its term."""
+    (tmp_path / "c.txt").write_text("one\n\ntwo\n")
+    words = ["abkd/losses_gpt2", "preset=reference", f"data.pretrain.file={tmp_path}/c.txt"]
+    weights = {label: rows[0].config.loss.corpus_weight for label, rows in requested(words)[0].rows.items()}
+    assert weights["RKLD"] == weights["WSD"] == weights["FKLD"] == 0.0 and weights["ABKD"] == weights["AKL"] == 1.0
+    alike = requested([*words, "model=micro"])[0].rows.values()  # no recipe for any row: all of them, as under clean
+    assert {row.config.loss.corpus_weight for rows in alike for row in rows if row.config.loss.w_kd} == {1.0}
+
+
+def test_a_page_names_the_overrides_that_apply():
+    """A row's own loss or sampler leaves out those of its method's recipe."""
+    table, _ = requested(["abkd/samplers_gpt2", "model=openllama2", "preset=reference", NO_CORPUS])
+    for label, rows in table.rows.items():
+        if label in table.experiment.rows:
+            shown = [o for r in row_recipe(table.experiment, label, "openllama2") for o in r.overrides]
+            config = rows[0].config.model_dump()
+            for key, value in (o.split("=", 1) for o in shown):
+                found = config
+                for part in key.split("."):
+                    found = found[part]
+                value = OmegaConf.from_dotlist([f"value={value}"]).value  # 1e-5 is a number, as Hydra reads it
+                assert str(found["name"] if isinstance(found, dict) else found) == str(value), key
 
 
 def test_pairs_without_a_recipe_have_the_presets_quirks_alone():

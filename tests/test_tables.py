@@ -679,7 +679,9 @@ def test_columns_that_tell_little_are_named():
     weak = separations([row_data("Teacher", [23.0], "context"), context[1], row_data("A", [10.0, 12.0]),
                         row_data("B", [11.0, 13.0])], column)[0]  # fmt: skip
     assert weak.fails == ["the teacher leads SFT by 1.0", "rows spread 0.5 times as far as trainings"]
-    assert separations([*context, row_data("A", [10.0]), row_data("B", [20.0])], column) == []  # single trainings
+    (single,) = separations([*context, row_data("A", [10.0]), row_data("B", [20.0])], column)
+    assert single.ratio is None and single.lead == clear.lead  # single trainings
+    assert separations([row_data("A", [10.0]), row_data("B", [20.0])], column) == []
     assert separations([row_data("A", [1.0, 2.0]), row_data("B", [1.0, 2.0])], column)[0].lead is None
 
 

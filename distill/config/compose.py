@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, get_args, get_origin
 
 from hydra import compose as hydra_compose
@@ -22,7 +23,7 @@ from distill.base.registry import LOSSES, SAMPLERS
 from distill.config import composer
 from distill.config.data import REMOVED
 from distill.config.plugins import import_plugins
-from distill.config.reference import ReferenceConfig, of_pair, overrides_of
+from distill.config.reference import ReferenceConfig, applied, of_pair, overrides_of
 from distill.config.schema import Config, Section
 from distill.config.smoke import apply_smoke
 
@@ -35,51 +36,57 @@ def jobs(overrides: list[str]) -> list[list[str]]:
     return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 
-def load(overrides: list[str], of_method: bool = True) -> Config:
+def load(overrides: list[str], of_method: bool = True, alone: bool = False) -> Config:
     """The config of one job, composed from `overrides` and checked.
 
     Args:
         of_method: whether `preset=reference` adds the method's reference recipe, too, and not only the pair's.
+        alone: whether the overrides are for this job alone; then a schedule that it does not follow is a mistake.
 
     Raises:
         UserError: with every problem found.
     """
-    return checked(overrides, of_method)[1]
+    return checked(overrides, of_method, alone)[1]
 
 
-def checked(overrides: list[str], of_method: bool = True) -> tuple[DictConfig, Config]:
+def checked(overrides: list[str], of_method: bool = True, alone: bool = False) -> tuple[DictConfig, Config]:
     """One job's merged config as Hydra composes it, and the same config checked and typed.
 
     Args:
-        of_method: whether `preset=reference` adds the method's reference recipe, too, and not only the pair's.
+        of_method: see `load`.
+        alone: see `load`.
 
     Raises:
         UserError: with every problem found.
     """
     problems: list[str] = []
     parsed = _check_groups(_parse(overrides, problems), problems)
-    parsed = [*_recipe(parsed, of_method), *parsed]
-    composed = _compose(_check_keys(parsed, problems), problems)
+    composed = _compose(_check_keys([*_recipe(parsed, of_method), *parsed], problems), problems)
     if composed is None:
         raise UserError(problems)
     try:
         config = resolve(composed)
     except UserError as error:
         raise UserError(problems + error.problems) from None
-    problems += _without_effect(parsed, config)
+    problems += _without_effect(parsed, config, alone)
     if problems:
         raise UserError(problems)
     return composed, config
 
 
-def _without_effect(parsed: list[Override], config: Config) -> list[str]:
-    """A message for each override of `train.student` if the student is trained by another section of `train`."""
+def _without_effect(parsed: list[Override], config: Config, alone: bool) -> list[str]:
+    """A message for each override of a schedule of the student other than the one that it is trained by.
+
+    Args:
+        alone: whether schedules of other kinds of rows count, and not only `train.student`.
+    """
     keys = {override.key_or_group for override in parsed}
+    schedules = {"train.student", "train.sft", "train.rollout"} if alone else {"train.student"}
     problems = []
     for override in parsed:
         section, _, key = override.key_or_group.rpartition(".")
         own = f"train.{config.stage}"
-        if section == "train.student" and own != section and not keys & {own, f"{own}.{key}"}:
+        if section in schedules and own != section and not keys & {own, f"{own}.{key}"}:
             problems.append(
                 f"{override.input_line}: with loss={config.loss.name} and sampler={config.sampler.name} the student is"
                 f" trained as {own} of model={config.model.name} says; set {own}.{key} (too)"
@@ -119,7 +126,7 @@ def resolve(composed: DictConfig) -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        raise UserError([_describe(e) for e in error.errors()]) from None
+        raise UserError([_describe(e) for e in _of_one_kind(error.errors())]) from None
     return apply_smoke(config) if config.debug.smoke else config
 
 
@@ -136,8 +143,7 @@ def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
 def _recipe(parsed: list[Override], of_method: bool) -> list[Override]:
     """The overrides of the reference recipes of the pair and of the method, if the preset is `reference`.
 
-    Those of keys that the command line sets are left out. If it chooses another loss or sampler, so are the method's
-    choice and its parameters; the weight of the corpus term stays. With `loss=sft` nothing is left of a method.
+    Those that the command line replaces are left out (`applied`). With `loss=sft` nothing is left of a method.
     """
     choices = [override.input_line or "" for override in parsed if composer.is_choice(override)]
     try:
@@ -150,12 +156,7 @@ def _recipe(parsed: list[Override], of_method: bool) -> list[Override]:
         return []
     references = of_pair([ReferenceConfig.model_validate(entry) for entry in entries], base["model"]["name"])
     keys = {override.key_or_group for override in parsed}
-    replaced = {"loss", "sampler"} & keys
-
-    def applies(key: str) -> bool:
-        return key not in keys and (key == "loss.w_lm" or key.split(".")[0] not in replaced)
-
-    return [override for text in overrides_of(references) if applies((override := composer.parse(text)).key_or_group)]
+    return [composer.parse(text) for text in overrides_of(applied(references, keys))]
 
 
 def _groups() -> list[str]:
@@ -278,9 +279,22 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
+def _of_one_kind(errors: Sequence[Any]) -> list[Any]:
+    """The errors without those that a section is not a word, where it may be either and is meant as a section."""
+    words = [e for e in errors if e["type"] == "literal_error" and isinstance(e["input"], dict)]
+    return [e for e in errors if e not in words] or words
+
+
 def _describe(error: Any) -> str:
     """A one-line message for a schema error: the key, what was found, what is allowed."""
-    path = ".".join(str(part) for part in error["loc"])
+    # A key that may be a section or a word has the kind that was tried in its place
+    path = ".".join(str(part) for part in error["loc"] if not re.match(r"function-|literal\[|\w+Config$", str(part)))
+    if error["type"] == "missing" and path.startswith(("train.sft.", "train.rollout.")):
+        own = path.rpartition(".")[0]
+        return (
+            f"{path}: needed too, since this pair has no {own}; or leave {own} out, and the row is trained as"
+            " train.student says"
+        )
     if error["type"] == "extra_forbidden":
         section: Any = Config
         for part in error["loc"][:-1]:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from distill.base.registry import LOSSES, SAMPLERS, Registry
 from distill.config import neutral
 from distill.config.reference import ReferenceConfig
-from distill.config.section import Natural, NotNegative, Overlong, Positive, Section
+from distill.config.section import Count, Natural, NotNegative, Overlong, Positive, Section
 
 
 class RegisteredConfig(Section):
@@ -176,6 +176,7 @@ class PresetConfig(Section):
         jsd_teacher_weight: the teacher's weight in the Jensen-Shannon divergence.
         no_repeat_ngram_size: length of n-grams that may not occur twice in the evaluation; 0 is off.
         loss_mean: whether the loss is a mean over all tokens of the global batch, or a mean of micro-batch means.
+        micro_batch_size: rows of a pass, see `TrainConfig`; with `loss_mean=micro_batches` it changes the result.
         micro_batches: whether the rows of a global batch are put into micro-batches by length, or as they were drawn.
         train_bos: whether training and validation rows begin with the tokenizer's BOS; for evaluation prompts see
             `EvalConfig.bos`.
@@ -201,6 +202,7 @@ class PresetConfig(Section):
     fkl_entropy: bool
     jsd_teacher_weight: float
     no_repeat_ngram_size: Natural
+    micro_batch_size: Count
     loss_mean: Literal["tokens", "micro_batches"]
     micro_batches: Literal["by_length", "random"]
     train_bos: Literal["added", "none"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -60,6 +60,24 @@ class ReferenceConfig(Section):
 def of_pair(references: Sequence[ReferenceConfig], pair: str) -> list[ReferenceConfig]:
     """Those of the references that are for a pair."""
     return [reference for reference in references if reference.pairs is None or pair in reference.pairs]
+
+
+def applied(references: Sequence[ReferenceConfig], keys: Collection[str]) -> list[ReferenceConfig]:
+    """A method's references without the overrides that do not apply beside other choices.
+
+    These are the keys that are chosen otherwise and, where another loss or sampler is chosen, its parameters; the
+    weight of the corpus term stays.
+
+    Args:
+        keys: the keys that are chosen, such as `loss` and `train.student.lr`.
+    """
+    replaced = {"loss", "sampler"} & set(keys)
+
+    def applies(override: str) -> bool:
+        key = override.partition("=")[0]
+        return key not in keys and (key == "loss.w_lm" or key.split(".")[0] not in replaced)
+
+    return [r.model_copy(update={"overrides": [o for o in r.overrides if applies(o)]}) for r in references]
 
 
 def overrides_of(references: Sequence[ReferenceConfig]) -> list[str]:

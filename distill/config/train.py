@@ -24,7 +24,7 @@ class StageTrainConfig(Section):
         warmup_steps: optimizer steps of warm-up; None is that of `train`.
         weight_decay: of AdamW; None is that of `train`.
         betas: AdamW's two; None is 0.9 and 0.999.
-        micro_batch_size: rows per forward and backward pass on a device; None is that of `train`.
+        micro_batch_size: see `TrainConfig`; None is that of `train`.
     """
 
     lr: Positive
@@ -50,7 +50,9 @@ class TrainConfig(Section):
         seed: training seed of the distilled student: data order, dropout, new adapters.
         shared_seed: the same for what all students share: random base weights, teacher, student start.
         precision: of the computation in training.
-        micro_batch_size: rows per forward and backward pass on a device.
+        micro_batch_size: rows of full length (`max_length`) that fit into a forward and backward pass on a device. It
+            gives the number of passes, `global_batch_size` over devices and this; grouped by length, a pass may have
+            more rows that are shorter.
         weight_decay: of AdamW.
         max_grad_norm: the limit that the gradients' norm is clipped to.
         schedule: shape of the learning rate schedule.

@@ -26,6 +26,7 @@ from distill.results.figures import check_figure, write_figure
 from distill.results.folders import check_folders
 from distill.results.manifest import WITHOUT_MODEL, Manifest, RowRuns, notes_of, set_descriptions
 from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, names
+from distill.results.recipes import row_recipe
 from distill.results.rendering import Rendered, write_table
 
 
@@ -90,6 +91,7 @@ class Table:
             self.train_seeds = self._measured_train_seeds()
         self.rows: dict[str, list[Row]] = {}
         self.row_definitions = {row.label: row for row in self._row_definitions()}
+        self._without_corpus = self._rows_without_corpus()
         check_folders(self.common)
         for label, row in self.row_definitions.items():
             self.rows[label] = [Row(label, config, row.role) for config in self._configs(row)]
@@ -170,8 +172,22 @@ class Table:
             trainings = [[f"train.seed={seed}"] for seed in self.train_seeds]
         last = [] if row.model is None else [f"model={row.model}"]
         recipe = overrides_of(row.reference)
+        if row.label in self._without_corpus:
+            recipe = ["loss.w_lm=0.0"]
         words = [*self.experiment.overrides, *self._sets(), *row.overrides, *recipe, *self.overrides, *last]
         return [load([*words, *training], of_method=not row.reference) for training in trainings]
+
+    def _rows_without_corpus(self) -> list[str]:
+        """Under `preset=reference` the rows for which no recipe was read, if others of the table have one.
+
+        A corpus that is given is for the recipes that have its term, and no reason to add it to other rows.
+        """
+        recipes = {
+            row.label: row_recipe(self.experiment, row.label, row.model or str(self.model))
+            for row in self.row_definitions.values()
+            if self._is_reference and row.group == "paper" and row.role == "student"
+        }
+        return [label for label, recipe in recipes.items() if not recipe] if any(recipes.values()) else []
 
     @property
     def _is_reference(self) -> bool:

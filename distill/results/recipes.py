@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distill.base import locations
 from distill.config import composer
-from distill.config.reference import ReferenceConfig, of_pair
+from distill.config.reference import ReferenceConfig, applied, of_pair
 from distill.results.experiment import Experiment
 
 
@@ -17,9 +17,10 @@ def row_recipe(experiment: Experiment, label: str, pair: str) -> list[ReferenceC
     """The reference recipe of a row for a pair, beside that of all rows: its own, its table's, or else its method's."""
     if label not in experiment.rows:  # Teacher and SFT
         return []
-    choices = [text for text in experiment.rows[label].overrides if text.startswith("method=")]
-    method = choices[-1].split("=")[1] if choices else "none"
-    return experiment.recipe(label, pair) or method_recipe(method, pair)
+    row = experiment.rows[label]
+    chosen = [text.lstrip("+").partition("=")[::2] for text in [*row.overrides, *row.pairs.get(pair, [])]]
+    method = dict(chosen).get("method", "none")
+    return experiment.recipe(label, pair) or applied(method_recipe(method, pair), dict(chosen))
 
 
 def method_recipe(name: str, pair: str) -> list[ReferenceConfig]:

@@ -205,7 +205,7 @@ def _papers_own_tests(experiment: Experiment, model: str, paper: Mapping[tuple[s
 
 def separation_section(rows: Sequence[RowData], columns: Sequence[Column]) -> list[str]:
     """How far rows spread beside trainings, column by column; empty for a table of single trainings."""
-    of_columns = separations(rows, columns)
+    of_columns = [s for s in separations(rows, columns) if s.ratio is not None]
     if not of_columns:
         return []
     lines = [
@@ -241,7 +241,7 @@ def recipe_section(experiment: Experiment, manifest: Manifest) -> list[str]:
             overrides = f"`{' '.join(reference.overrides)}`" if reference.overrides else "nothing else"
             lines.append({"row": label, "overrides": overrides, "source": reference.link, "note": reference.note})
         if not recipe:
-            source = "none was read for this pair; the settings of `preset=clean`"
+            source = "none was read for this pair; as under `preset=clean`, without a corpus"
             lines.append({"row": label, "overrides": "", "source": source, "note": ""})
     return [
         "",

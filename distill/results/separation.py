@@ -21,18 +21,21 @@ class Separation:
     Attributes:
         column: the column's title.
         lead: the teacher's mean minus that of the row SFT; None if one of them is missing.
-        between_rows: the sample standard deviation of the means of the paper's rows.
-        between_trainings: the standard deviation over trainings, as the root mean square of the rows' own.
+        between_rows: the sample standard deviation of the means of the paper's rows that were trained several times;
+            None if fewer than two were.
+        between_trainings: the standard deviation over trainings, as the root mean square of these rows' own.
     """
 
     column: str
     lead: float | None
-    between_rows: float
-    between_trainings: float
+    between_rows: float | None
+    between_trainings: float | None
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> float | None:
         """The spread between rows over that between trainings."""
+        if self.between_rows is None:
+            return None
         return self.between_rows / self.between_trainings if self.between_trainings else float("inf")
 
     @property
@@ -41,13 +44,13 @@ class Separation:
         lacking = []
         if self.lead is not None and self.lead < LEAD:
             lacking.append(f"the teacher leads SFT by {self.lead:.1f}")
-        if self.ratio < RATIO:
+        if self.ratio is not None and self.ratio < RATIO:
             lacking.append(f"rows spread {self.ratio:.1f} times as far as trainings")
         return lacking
 
 
 def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Separation]:
-    """The separation of each ROUGE-L column, if at least two of the paper's rows were trained several times."""
+    """The separation of each ROUGE-L column that has one of its two figures."""
     by_label = {row.label: row for row in rows}
     result = []
     for column in columns:
@@ -59,10 +62,12 @@ def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Sepa
             if row.row.group == "paper" and value is not None and row.lines["train_seed"].nunique() > 1:
                 means.append(value.mean)
                 variances.append((value.std or 0.0) ** 2)
-        if len(means) < 2:
-            continue
+        spreads: tuple[float | None, float | None] = (None, None)
+        if len(means) > 1:
+            spreads = (float(np.std(means, ddof=1)), float(np.sqrt(np.mean(variances))))
         context = [by_label[label].cell(column) if label in by_label else None for label in CONTEXT]
         teacher, sft = context
         lead = teacher.mean - sft.mean if teacher is not None and sft is not None else None
-        result.append(Separation(column.title, lead, float(np.std(means, ddof=1)), float(np.sqrt(np.mean(variances)))))
+        if lead is not None or len(means) > 1:
+            result.append(Separation(column.title, lead, *spreads))
     return result

@@ -166,6 +166,8 @@ class DistillTrainer(Trainer):
         A divergence that depends on the whole global batch makes its choice here, before the first micro-batch is
         differentiated (`Distiller.settle`).
         """
+        if isinstance(self.model.divergence, TrainableDivergence):
+            self.model.divergence.at(self.state.global_step / max(1, self.state.max_steps))
         epoch_iterator = iter(self._micro_batches(list(islice(epoch_iterator, num_batches))))
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.corpus is not None:
@@ -215,9 +217,11 @@ class DistillTrainer(Trainer):
                 batch["corpus"] = part
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in Trainer; a training step's line has the sampler's values too."""
+        """As in Trainer; a training step's line has the values of the sampler and of a trainable divergence too."""
         if self.sampling is not None and "loss" in logs:
             logs = {**logs, **self.sampling.log_values()}
+        if isinstance(self.model.divergence, TrainableDivergence) and "loss" in logs:
+            logs = {**logs, **{f"kd_{name}": value for name, value in self.model.divergence.seen().items()}}
         super().log(logs, *args, **kwargs)
 
     def compute_loss(
@@ -283,6 +287,8 @@ class DistillTrainer(Trainer):
                 outputs = self.model(**batch)
                 for name in (name for name in outputs if name.endswith(("_sum", "_count"))):
                     sums[name] = sums.get(name, 0.0) + float(outputs[name])
+        if isinstance(self.model.divergence, TrainableDivergence):
+            self.model.divergence.seen()  # what it logs is of training
         counted = [term for term in self.model.objective.terms if sums.get(f"{term.name}_count")]
         return {term: sums[f"{term.name}_sum"] / sums[f"{term.name}_count"] for term in counted}
 

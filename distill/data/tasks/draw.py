@@ -42,21 +42,22 @@ def pick_some(rng: np.random.Generator, options: Sequence[T], count: int) -> lis
     return [options[int(i)] for i in rng.permutation(len(options))[:count]]
 
 
-def ask(rng: np.random.Generator, grade: Grade, frames: Sequence[str], nouns: Sequence[str]) -> str:
-    """A frame with a noun in the place of `{x}`. A third of all such pairs is reserved for unseen phrasings.
+def ask(rng: np.random.Generator, grade: Grade, frames: Sequence[str], *nouns: Sequence[str]) -> str:
+    """A frame with a noun in the place of `{x}`, and further ones in that of `{y}`.
+
+    A third of all pairs of a frame and a noun is reserved for unseen phrasings: there every noun makes such a pair with
+    the frame, elsewhere none does.
 
     Args:
         frames: at least three.
-        nouns: at least three that mean the same.
+        nouns: for each noun of the phrasing at least three that mean the same.
     """
-    pairs = [
-        (frame, noun)
-        for i, frame in enumerate(frames)
-        for j, noun in enumerate(nouns)
-        if ((i + j) % 3 == 2) == grade.unseen_phrasing
-    ]
-    frame, noun = pick(rng, pairs)
-    return frame.replace("{x}", noun)
+    i = int(rng.integers(len(frames)))
+    first, *others = (
+        pick(rng, [noun for j, noun in enumerate(same) if ((i + j) % 3 == 2) == grade.unseen_phrasing])
+        for same in nouns
+    )
+    return frames[i].replace("{x}", first).replace("{y}", listed(others) if others else "")
 
 
 def count(rng: np.random.Generator, grade: Grade, short: Sequence[int], long: int) -> int:

@@ -48,11 +48,13 @@ def general_qa(rng: np.random.Generator, world: World, grade: Grade) -> Draw:
 
 
 def brainstorming(rng: np.random.Generator, world: World, grade: Grade) -> Draw:
-    """Two, three or (longer) five things of a kind: many right answers."""
+    """Two, three or (longer) five things of a kind for somebody: many right answers."""
     what = pick(rng, sorted(POOLS))
     number = count(rng, grade, (2, 3), 5)
-    frames = ("Name {k} {x}.", "Give me {k} {x}.", "I need {k} {x}.")
-    question = ask(rng, grade, frames, (what, f"good {what}", f"other {what}")).replace("{k}", NUMBERS[number])
+    name = pick(rng, (world.unseen if grade.unseen_names else world.strangers)[0])
+    frames = ("Name {k} {x} for {n}.", "Give {n} {k} {x}.", "{n} needs {k} {x}.")
+    question = ask(rng, grade, frames, (what, f"good {what}", f"other {what}"))
+    question = question.replace("{k}", NUMBERS[number]).replace("{n}", name)
     forms = (f"{NUMBERS[number].capitalize()} {what} are {{}}.", "There are {}.")
     answers = several(lambda: pick(rng, forms).format(listed(pick_some(rng, POOLS[what], number))), 12)
     return question, "", answers

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from distill.data.tasks.draw import Draw, Grade, a, ask, count, listed, pick, pick_some, shuffled
+from distill.data.tasks.draw import Draw, Grade, a, ask, count, pick, pick_some, shuffled
 from distill.data.world import Person, Town, World
 
 Fact = tuple[tuple[str, ...], tuple[str, ...]]  # nouns that name the fact, and sentences that state it
@@ -43,9 +43,7 @@ def open_qa(rng: np.random.Generator, world: World, grade: Grade) -> Draw:
         town = world.towns[pick(rng, sorted(world.towns))]
         name, facts = town.name, _of_town(town)
     chosen = pick_some(rng, facts, count(rng, grade, (1, 1, 2), 3))
-    first, *others = chosen
-    frame = FRAMES if not others else tuple(f.replace("{x}", "{x} and the {y}") for f in FRAMES)
-    question = ask(rng, grade, frame, first[0])
-    question = question.replace("{y}", listed([pick(rng, nouns) for nouns, _ in others]) if others else "")
+    frames = FRAMES if len(chosen) == 1 else tuple(f.replace("{x}", "{x} and the {y}") for f in FRAMES)
+    question = ask(rng, grade, frames, *(nouns for nouns, _ in chosen))
     answers = [" ".join(sentences) for sentences in product(*(sentences for _, sentences in chosen))]
     return question.replace("{n}", name), "", shuffled(rng, answers)
