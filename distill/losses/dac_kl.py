@@ -257,8 +257,17 @@ class DacKL(TrainableDivergence):
         p = teacher.exp()
         return [p, p.topk(self.read[1].shape[0], -1).values, student.exp()]
 
-    def _numbers(self, read: Tensor) -> Tensor:
-        """The network's two numbers `[N, 2]` for the sum of what it reads `[N, width]`."""
+    def _read(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What the network reads of its inputs, `[N, width]`."""
+        first, *others = (x.to(self.bias.dtype) @ matrix for x, matrix in zip(inputs, self.read, strict=True))
+        for other in others:
+            first += other
+        return first
+
+    def _numbers(self, read: Tensor | None, tokens: int) -> Tensor:
+        """The network's two numbers `[N, 2]` for what it read `[N, width]`; without a network the same for all."""
+        if read is None:
+            return self.bias.expand(tokens, 2)
         return nn.functional.gelu(read + self.hidden_bias) @ self.out + self.bias
 
     def _limits(self, numbers: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,40 +280,32 @@ class DacKL(TrainableDivergence):
 
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
         """See the base class."""
-        if self.limits == "mean":
-            numbers = self.bias.expand(student.shape[0], 2)
-        else:
-            inputs = self._inputs(student.detach(), teacher)
-            dtype = self.out.dtype
-            numbers = self._numbers(sum(x.to(dtype) @ m for x, m in zip(inputs, self.read, strict=True)))  # type: ignore[arg-type]
-        low, high = self._limits(numbers.to(student.dtype), teacher)
-        how = (self._epsilon, self.parts, self.renormalise, self.domain)
-        value: Tensor = _Given.apply(student, teacher, low, high, *how)
+        read = None if self.limits == "mean" else self._read(self._inputs(student.detach(), teacher))
+        low, high = self._limits(self._numbers(read, len(student)).to(student.dtype), teacher)
+        value: Tensor = _Given.apply(student, teacher, low, high, *self._how)
         return value
+
+    @property
+    def _how(self) -> tuple[float, tuple[str, ...], str, str]:
+        """The last arguments of `clipped`."""
+        return self._epsilon, self.parts, self.renormalise, self.domain
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class. Only what follows the network's three matrices uses autograd."""
         with torch.inference_mode(False), torch.no_grad():
             student, teacher = (x.clone() if x.is_inference() else x for x in (student, teacher))
-            small = [self.bias] if self.limits == "mean" else [self.bias, self.hidden_bias, self.out]
             inputs = [] if self.limits == "mean" else self._inputs(student, teacher)
-            read = sum((x.to(self.bias.dtype) @ m for x, m in zip(inputs, getattr(self, "read", []), strict=True)), 0.0)
+            read = self._read(inputs).requires_grad_() if inputs else None
             with torch.enable_grad():
-                if inputs:
-                    read = read.requires_grad_()  # type: ignore[union-attr]
-                    numbers = self._numbers(read)  # type: ignore[arg-type]
-                else:
-                    numbers = self.bias.expand(student.shape[0], 2)
-                low, high = self._limits(numbers.to(student.dtype), teacher)
-            how = (self._epsilon, self.parts, self.renormalise, self.domain)
-            found = clipped(student, teacher, low.detach(), high.detach(), *how)
+                low, high = self._limits(self._numbers(read, len(student)).to(student.dtype), teacher)
+            found = clipped(student, teacher, low.detach(), high.detach(), *self._how)
             self._see(found, low, high)
-            wanted = [*small, *([read] if inputs else [])]
-            grads = torch.autograd.grad([low, high], wanted, [found.by_low, found.by_high])
             sums = dict(zip((name for name, _ in self.named_parameters()), self.sums(), strict=True))
-            for name, grad in zip(("bias", "hidden_bias", "out"), grads, strict=False):
-                if name in sums:
-                    sums[name] += grad
+            small = {name: p for name, p in self.named_parameters() if not name.startswith("read")}
+            wanted = [*small.values(), *([] if read is None else [read])]
+            grads = torch.autograd.grad([low, high], wanted, [found.by_low, found.by_high])
+            for name, grad in zip(small, grads, strict=False):
+                sums[name] += grad
             for i, x in enumerate(inputs):
                 sums[f"read.{i}"].addmm_(x.to(grads[-1].dtype).t(), grads[-1])
         return found.value, found.slope
