@@ -4,6 +4,10 @@ To add one, write a file in this folder with a registered `Divergence`, and `con
 """
 
 from distill.losses.base import Divergence, Drawn, build, describe, names, switches
+from distill.losses.dac_kl import dac_kl_given
 from distill.losses.fused import Head, fused
+from distill.losses.span import span_relation
 
-__all__ = ["Divergence", "Drawn", "Head", "build", "describe", "fused", "names", "switches"]
+__all__ = [
+    "Divergence", "Drawn", "Head", "build", "dac_kl_given", "describe", "fused", "names", "span_relation", "switches",
+]  # fmt: skip

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from distill.base.memory import keep_freed_memory
 from distill.losses.base import Divergence, value_and_gradient
+from distill.losses.span import SpanPass
 from distill.losses.trainable import TrainableDivergence
 
 CHUNK_BYTES = 100 * 2**20  # of student and teacher logits together, on a CPU
@@ -123,8 +124,11 @@ def fused(
     temperature: float = 1.0,
     parts: dict[str, Tensor] | None = None,
     rollout_data: Tensor | None = None,
+    pairs: Tensor | None = None,
 ) -> Tensor:
     """`w_ce` cross-entropy + `w_kd` divergence, summed over tokens: a scalar that can be differentiated once.
+
+    With `pairs` MGSR's span loss is added, from the same logits.
 
     Args:
         divergence: None for cross-entropy alone.
@@ -138,16 +142,18 @@ def fused(
         w_ce: weight of the cross-entropy.
         w_kd: weight of the divergence.
         temperature: divides the logits of student and teacher in the divergence.
-        parts: a dictionary that receives the unweighted sums, detached: `ce_sum` (if there are targets) and `kd_sum`
-            (if there is a divergence), in nats.
+        parts: a dictionary that receives the sums, detached: `ce_sum` (if there are targets) and `kd_sum` (if there is
+            a divergence) without weight, in nats, and `span_sum` (if there are pairs) with the weights of `pairs`.
         rollout_data: how each token was sampled, `[N, k]`, for a divergence that reads it (`Divergence.rollout_data`).
+        pairs: `[N]`, at each token the weight in the span loss of its pair with the next one
+            (`distill.losses.span.pair_weights`); at most places 0, and at the last. No chunk ends inside a span.
 
     Raises:
         ValueError: arguments that belong together were not given together, or differ in length.
     """
     head = student_head if isinstance(student_head, Head) else Head(student_head)
     teacher = Head(teacher_head) if isinstance(teacher_head, Tensor) else teacher_head
-    rows = {"teacher_hidden": teacher_hidden, "targets": targets, "rollout_data": rollout_data}
+    rows = {"teacher_hidden": teacher_hidden, "targets": targets, "rollout_data": rollout_data, "pairs": pairs}
     _check_arguments(divergence, teacher, student_hidden.shape[0], rows, w_ce, temperature, chunk_tokens)
     own: tuple[Tensor, ...] = ()
     if isinstance(divergence, TrainableDivergence) and teacher is not None:
@@ -172,11 +178,14 @@ def fused(
     job = _Job(divergence, teacher, chunk_tokens, w_ce, w_kd, temperature, torch.is_grad_enabled())
     total: Tensor
     tokens = None if targets is None else _Tokens(targets, rollout_data)
-    total, ce, kd = _Fused.apply(student_hidden, head.weight, head.bias, head, teacher_hidden, tokens, job, *own)
+    given = (teacher_hidden, tokens, None if pairs is None else pairs.to(student_hidden.device))
+    total, ce, kd, span = _Fused.apply(student_hidden, head.weight, head.bias, head, given, job, *own)
     if parts is not None and targets is not None:
         parts["ce_sum"] = ce
     if parts is not None and divergence is not None:
         parts["kd_sum"] = kd
+    if parts is not None and pairs is not None:
+        parts["span_sum"] = span
     return total
 
 
@@ -198,6 +207,10 @@ def _check_arguments(
     if (divergence is None) != (rows["teacher_hidden"] is None or teacher is None):
         raise ValueError("divergence, teacher_hidden and teacher_head must be given together, or none of them")
     reads_targets = divergence is not None and (divergence.reads_targets or rows["rollout_data"] is not None)
+    if rows["pairs"] is not None and divergence is None:
+        raise ValueError(
+            "the span loss of pairs is against a teacher: give a divergence and the teacher's hidden states"
+        )
     if rows["targets"] is None and (w_ce or reads_targets):
         raise ValueError("cross-entropy or this divergence reads the response tokens: pass targets")
     for name, tensor in rows.items():
@@ -243,11 +256,16 @@ class _Job:
         self,
         hidden: Tensor,
         head: Head,
-        teacher_hidden: Tensor | None,
-        tokens: _Tokens | None,
+        given: tuple[Tensor | None, _Tokens | None, Tensor | None],
         needed: tuple[bool, ...],
-    ) -> tuple[tuple[Tensor, Tensor], Grads]:
-        """Sums of CE and divergence, and the gradients of their weighted sum by hidden states, weight and bias."""
+    ) -> tuple[tuple[Tensor, ...], Grads]:
+        """The sums of CE, divergence and span loss, and the gradients of their weighted sum.
+
+        Args:
+            given: the teacher's hidden states, the response tokens, and the weights of pairs.
+            needed: which gradients are needed: by hidden states, weight and bias.
+        """
+        teacher_hidden, tokens, pairs = given
         if hidden.device.type == "cpu":
             keep_freed_memory()
         weight, bias, count = head.weight, head.bias, hidden.shape[0]
@@ -255,26 +273,25 @@ class _Job:
         grad_hidden = torch.empty_like(hidden, dtype=exact) if needed[0] else None
         grad_weight = torch.empty_like(weight, dtype=exact) if needed[1] else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if needed[2] and bias is not None else None
-        ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
+        sums = [torch.zeros((), dtype=exact, device=hidden.device)] * 3
         heads = [head, self.teacher] if self.teacher is not None else [head]
         most = self.chunk_tokens or chunk_size(max(h.weight.shape[0] for h in heads), hidden.device, self.own)
-        # Chunks of equal size: a small last one would read the whole head for a few tokens
-        step = max(1, -(-count // max(1, -(-count // most))))
+        parts = _chunks(count, most, pairs)
+        longest = max((part.stop - part.start for part in parts), default=0)
         buffers = [
-            _buffer(i, min(step, count), h.weight.shape[0], exact, hidden.device) if h.weight.dtype == exact else None
+            _buffer(i, longest, h.weight.shape[0], exact, hidden.device) if h.weight.dtype == exact else None
             for i, h in enumerate(heads)
         ]
         if count == 0 and grad_weight is not None:
             grad_weight.zero_()
-        for begin in range(0, count, step):
-            part = slice(begin, begin + step)
+        for part in parts:
             logits = head(hidden[part], buffers[0])
             teacher_logits = None
             if self.teacher is not None and teacher_hidden is not None:
                 teacher_logits = self.teacher(teacher_hidden[part].to(self.teacher.weight.dtype), buffers[1])
             capped = logits.clone() if head.softcap is not None else None
-            sums = self._overwrite(logits, teacher_logits, None if tokens is None else tokens[part])
-            ce, kd = ce + sums[0], kd + sums[1]
+            of_part = (None if tokens is None else tokens[part], None if pairs is None else pairs[part])
+            sums = [a + b for a, b in zip(sums, self._overwrite(logits, teacher_logits, *of_part), strict=True)]
             if capped is not None and head.softcap is not None:  # d tanh(x) = 1 - tanh(x)^2
                 logits.addcmul_(logits, capped.div_(head.softcap).square_(), value=-1)
             if head.scale != 1.0:
@@ -284,29 +301,36 @@ class _Job:
                 grad_hidden[part] = _mm(gradient, weight)
             if grad_weight is not None and exact == weight.dtype:
                 # The first chunk overwrites the buffer, which is uninitialised (beta = 0); the others add to it
-                torch.addmm(grad_weight, gradient.t(), hidden[part], beta=float(begin > 0), out=grad_weight)
+                torch.addmm(grad_weight, gradient.t(), hidden[part], beta=float(part.start > 0), out=grad_weight)
             elif grad_weight is not None:
                 product = _mm(gradient.t(), hidden[part])
-                grad_weight = product if begin == 0 else grad_weight.add_(product)
+                grad_weight = product if part.start == 0 else grad_weight.add_(product)
             if grad_bias is not None:
                 grad_bias += logits.sum(0)
-        return (ce, kd), (grad_hidden, grad_weight, grad_bias)
+        return tuple(sums), (grad_hidden, grad_weight, grad_bias)
 
-    def _overwrite(self, student: Tensor, teacher: Tensor | None, tokens: _Tokens | None) -> tuple[Tensor, Tensor]:
-        """Sums of CE and divergence over a chunk of logits. The student's logits are overwritten by the gradient."""
+    def _overwrite(
+        self, student: Tensor, teacher: Tensor | None, tokens: _Tokens | None, pairs: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums of CE, divergence and span loss over a chunk of logits, which the gradient overwrites."""
         # A trainable divergence reads its parameters once per block, so larger blocks are faster
         block_bytes = CACHE_BYTES * (4 if self.own else 1)
         rows = student.shape[0] if student.is_cuda else max(1, block_bytes // (4 * student.shape[1]))
-        ce = kd = student.new_zeros(())
+        ce = kd = span = student.new_zeros(())
+        spans = None if pairs is None or teacher is None else SpanPass(student, teacher, pairs)
         for begin in range(0, student.shape[0], rows):
-            block = slice(begin, begin + rows)
+            block = slice(begin, min(begin + rows, student.shape[0]))
+            if spans is not None:
+                spans.read(block)
             sums = self._gradient(
                 student[block],
                 None if teacher is None else teacher[block],
                 None if tokens is None else tokens[block],
             )
             ce, kd = ce + sums[0], kd + sums[1]
-        return ce, kd
+            if spans is not None:
+                span = span + spans.add_gradient()
+        return ce, kd, span
 
     def _gradient(self, student: Tensor, teacher: Tensor | None, tokens: _Tokens | None) -> tuple[Tensor, Tensor]:
         """Sums of CE and divergence over rows of logits `[n, V]`. The student's are overwritten by the gradient."""
@@ -337,6 +361,27 @@ class _Job:
         return ce, kd
 
 
+def _chunks(count: int, most: int, pairs: Tensor | None) -> list[slice]:
+    """The chunks of `count` tokens, about `most` each, of equal size: a small last one would read the head for little.
+
+    With pairs, a chunk ends a little earlier, so that none ends inside a span; it ends later only if it is one span.
+    """
+    step = max(1, -(-count // max(1, -(-count // most))))
+    if pairs is None:
+        return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
+    inside = [weight != 0 for weight in pairs.tolist()]  # whether a token's span goes on at the next one
+    chunks, begin = [], 0
+    while begin < count:
+        end = min(begin + step, count)
+        while end > begin + 1 and end < count and inside[end - 1]:
+            end -= 1
+        while end < count and inside[end - 1]:
+            end += 1
+        chunks.append(slice(begin, end))
+        begin = end
+    return chunks
+
+
 class _Fused(torch.autograd.Function):
     """The weighted sum of `fused`; gradients are computed in the forward pass, chunk by chunk."""
 
@@ -347,11 +392,10 @@ class _Fused(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         head: Head,
-        teacher_hidden: Tensor | None,
-        tokens: _Tokens | None,
+        given: tuple[Tensor | None, _Tokens | None, Tensor | None],
         job: _Job,
         *own: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         device = hidden.device.type
         mixed = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if mixed else weight.dtype
@@ -359,14 +403,14 @@ class _Fused(torch.autograd.Function):
         if isinstance(job.divergence, TrainableDivergence):
             job.divergence.collected()  # discards gradient sums of earlier calls of value_and_slope
         with torch.autocast(device, enabled=False):  # autocast would cast the head once per chunk; here it is cast once
-            (ce, kd), grads = job.run(hidden.to(dtype), head.to(dtype), teacher_hidden, tokens, needed)
+            (ce, kd, span), grads = job.run(hidden.to(dtype), head.to(dtype), given, needed)
         ctx.grads = list(grads)
         if isinstance(job.divergence, TrainableDivergence):
             ctx.grads += [g.mul_(job.w_kd) for g in job.divergence.collected()]
         like = (hidden, weight, bias, *own)
         ctx.dtypes = [None if x is None else x.dtype for x in like]
-        ctx.mark_non_differentiable(ce, kd)
-        return job.w_ce * ce + job.w_kd * kd, ce, kd
+        ctx.mark_non_differentiable(ce, kd, span)
+        return job.w_ce * ce + job.w_kd * kd + span, ce, kd, span
 
     @staticmethod
     @once_differentiable
@@ -378,4 +422,4 @@ class _Fused(torch.autograd.Function):
             for g, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
         ]
         ctx.grads = None  # scaled in place, so they cannot be used again
-        return (*scaled[:3], None, None, None, None, *scaled[3:])
+        return (*scaled[:3], None, None, None, *scaled[3:])
