@@ -66,6 +66,24 @@ class Step:
         return np.random.default_rng(int.from_bytes(name[:8], "little"))
 
 
+@dataclass(frozen=True)
+class Scrg:
+    """Sequence correction and re-generation (MGSR 4.1): the teacher corrects the student's texts as they are written.
+
+    Attributes:
+        corrections: how often each text is corrected; 0 is off.
+        teacher: its token at a place: `sample`, drawn from its distribution, or its likeliest one (`greedy`).
+    """
+
+    corrections: int = 0
+    teacher: str = "sample"
+
+    def __post_init__(self) -> None:
+        if self.corrections < 0:
+            raise ValueError(f"scrg.corrections={self.corrections} must be 0 (off) or more")
+        one_of(self, teacher=("sample", "greedy"))
+
+
 class Writer(Protocol):
     """What a sampler can use at a step: generation with the student, and communication with the other processes.
 
@@ -86,6 +104,22 @@ class Writer(Protocol):
             stream: part of the names of the random streams, besides the training seed and the ids of the rows.
             step: the number of the training step.
             teacher_share: if it is not 0, tokens are drawn from the mixture of student and teacher with this weight.
+        """
+        ...
+
+    def correct(
+        self, rows: Sequence[Encoded], samples: Sequence[Sample], stream: str, number: int, greedy: bool
+    ) -> list[Sample]:
+        """The samples, each corrected by the teacher at one place and written on from there by the student.
+
+        A text in which teacher and student agree on every token stays as it is.
+
+        Args:
+            rows: the rows that the samples were written for.
+            samples: what `write` or an earlier correction returned for them.
+            stream: as given to `write`.
+            number: of the correction, from 1.
+            greedy: whether the teacher's token is its likeliest one, and not drawn.
         """
         ...
 
@@ -193,6 +227,7 @@ class StudentText(Sampler):
         labels: `shifted`: targets are at the right positions; `late`: they are one position too late, as in DistiLLM's
             and ABKD's code, so that the divergence misses each response's first token.
         eos: `kept`, or as in their code `erased`: removed if EOS is also the pad token.
+        scrg: correction of each text by the teacher (MGSR).
     """
 
     max_new_tokens: int = 256
@@ -201,6 +236,7 @@ class StudentText(Sampler):
     top_k: int = 0
     labels: str = field(default="shifted", metadata=SWITCH)
     eos: str = field(default="kept", metadata=SWITCH)
+    scrg: Scrg = Scrg()
 
     writes = True
 
@@ -213,8 +249,12 @@ class StudentText(Sampler):
         one_of(self, labels=("shifted", "late"), eos=("kept", "erased"))
 
     def fresh(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
-        """The student's responses to the prompts of the rows, generated now."""
-        return writer.write(rows, f"step {step.number}", step.number)
+        """The student's responses to the prompts of the rows, generated and corrected now."""
+        stream = f"step {step.number}"
+        samples = writer.write(rows, stream, step.number)
+        for number in range(1, self.scrg.corrections + 1):
+            samples = writer.correct(rows, samples, stream, number, self.scrg.teacher == "greedy")
+        return samples
 
 
 @dataclass

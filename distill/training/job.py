@@ -37,7 +37,7 @@ from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling, training_encoder
 from distill.training.objective import CorpusLoss, objective_terms
-from distill.training.sampling import LOG_COLUMNS, Sampling
+from distill.training.sampling import CORRECTION_COLUMNS, LOG_COLUMNS, Sampling
 from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer
 from distill.training.writer import StudentWriter
 
@@ -304,10 +304,13 @@ def _write_curve(history: list[dict[str, Any]], terms: Sequence[str], path: Path
 
     Args:
         history: Trainer's log.
-        terms: the columns of the objective's terms. Those that `CURVE` lacks come last, if they have values.
+        terms: the columns of the objective's terms. Those that `CURVE` lacks come last, if they have values, with those
+            of corrections and of a trainable divergence (`kd_*`).
     """
     lines = [line for line in history if "loss" in line or "eval_loss" in line]
-    more = [name for name in terms if name not in CURVE and any(name in line for line in lines)]
+    logged = dict.fromkeys(name for line in lines for name in line)
+    own = [name for name in logged if name.startswith("kd_")]
+    more = [name for name in (*terms, *CORRECTION_COLUMNS, *own) if name not in CURVE and name in logged]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*CURVE, *more], extrasaction="ignore", restval="")
         writer.writeheader()

@@ -23,6 +23,7 @@ from distill.losses.mixtures import log_mixture
 from distill.models.load import last_hidden, output_head
 from distill.samplers.base import Origin, Sample
 from distill.teacher.signal import NewTextTeacher
+from distill.training.correction import Correction, Error, errors
 
 ROLLOUT_BATCH = 16  # rows of a forward pass that computes log-probabilities
 
@@ -66,19 +67,11 @@ class StudentWriter:
     rank: int = field(default_factory=rank)
     processes: int = field(default_factory=world_size)
     _fresh: list[Sample] = field(default_factory=list, init=False)
+    _corrections: list[Correction | None] = field(default_factory=list, init=False)
 
     def write(self, rows: Sequence[Encoded], stream: str, step: int, teacher_share: float = 0.0) -> list[Sample]:
         """See `distill.samplers.Writer`."""
-        requests = [self._request(row, stream) for row in rows if row.response]
-        settings, training = self.decode, self.student.training
-        self.student.eval()
-        model: Any = self._generating_model()
-        if teacher_share:
-            model = Mixture(model, self.teacher.live.model, teacher_share)
-            halved = max(1, settings.batch_tokens // 2)  # each of the two models has a KV cache
-            settings = settings.model_copy(update={"batch_tokens": halved})
-        responses = iter(generate(model, requests, Decoding(settings, self.eos_id, self.pad_id)))
-        self.student.train(training)
+        responses = iter(self._generate([self._request(row, stream) for row in rows if row.response], teacher_share))
         origin: Origin = "mixed" if teacher_share else "student"
         samples = []
         for row in rows:
@@ -90,10 +83,65 @@ class StudentWriter:
         self._fresh += [sample for sample in samples if sample.origin == origin]
         return samples
 
+    def _generate(self, requests: Sequence[Request], teacher_share: float = 0.0) -> list[Response]:
+        settings, training = self.decode, self.student.training
+        self.student.eval()
+        model: Any = self._generating_model()
+        if teacher_share:
+            model = Mixture(model, self.teacher.live.model, teacher_share)
+            halved = max(1, settings.batch_tokens // 2)  # each of the two models has a KV cache
+            settings = settings.model_copy(update={"batch_tokens": halved})
+        responses = generate(model, requests, Decoding(settings, self.eos_id, self.pad_id))
+        self.student.train(training)
+        return responses
+
+    def correct(
+        self, rows: Sequence[Encoded], samples: Sequence[Sample], stream: str, number: int, greedy: bool
+    ) -> list[Sample]:
+        """See `distill.samplers.Writer`. The whole batch is read in one pass, and written on in one."""
+        written = [(row, sample) for row, sample in zip(rows, samples, strict=True) if row.response]
+        names = [stream_name(self.seed, f"train {stream} teacher {number}", row.id) for row, _ in written]
+        found = self._errors([sample for _, sample in written], names, greedy)
+        requests = []
+        for (row, sample), error in zip(written, found, strict=True):
+            if error is not None and error.token != self.eos_id:
+                beginning = [*sample.row.response[: error.place], error.token]
+                room = self._request(row, stream).room - len(beginning)
+                name = stream_name(self.seed, f"train {stream} correction {number}", row.id)
+                requests.append(Request(row.id, row.prompt, name, max(0, room), beginning))
+        responses, corrected = iter(zip(requests, self._generate(requests), strict=True)), {}
+        for (row, sample), error in zip(written, found, strict=True):
+            if error is None:
+                self._corrections.append(None)
+                continue
+            before = sample.row.response[: error.place]
+            if error.token == self.eos_id:
+                response = Response(before, ended=True)
+            else:
+                request, rest = next(responses)
+                response = Response([*request.beginning, *rest.tokens], rest.ended)
+            new = self._row(row, response, f"{stream} correction {number}")
+            self._corrections.append(Correction.of(error, sample.row.response, new.response))
+            corrected[id(sample)] = replace(sample, row=new, ended=response.ended)
+        self._fresh = [corrected.get(id(sample), sample) for sample in self._fresh]
+        return [corrected.get(id(sample), sample) for sample in samples]
+
+    def _errors(self, samples: Sequence[Sample], names: Sequence[str], greedy: bool) -> list[Error | None]:
+        """The place of each text to correct, with the teacher's token, from the current weights."""
+        if not samples:
+            return []
+        valid, labels, hidden, heads = self._read_both([sample.row for sample in samples])
+        return errors(hidden, heads, labels[valid], valid.sum(1).tolist(), names, greedy)
+
     def taken(self) -> list[Sample]:
         """The samples that this process has written since the last call."""
         fresh, self._fresh = self._fresh, []
         return fresh
+
+    def taken_corrections(self) -> list[Correction | None]:
+        """The corrections of this process's texts since the last call; None where there was no error."""
+        corrections, self._corrections = self._corrections, []
+        return corrections
 
     def _request(self, row: Encoded, stream: str) -> Request:
         """The request for a response to a row's prompt.
@@ -155,25 +203,34 @@ class StudentWriter:
     @torch.no_grad()
     def _drawn(self, samples: Sequence[Sample]) -> list[Drawn]:
         """The log-probabilities of each sample's response tokens, on the CPU."""
-        device, training = self.student.device, self.student.training
-        inputs = Collator(self.pad_id)([sample.row for sample in samples])
-        ids, mask, labels = (inputs[k].to(device) for k in ("input_ids", "attention_mask", "labels"))
-        valid = labels != IGNORE
-        self.student.eval()
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):  # the precision of training
-            student_hidden = last_hidden(self.student, ids, mask)[valid]
-        self.student.train(training)
-        teacher_hidden = self.teacher(ids, mask, valid, inputs["example_ids"])
-        heads = output_head(self.student).to(self.dtype), self.teacher.head
+        valid, labels, both, heads = self._read_both([sample.row for sample in samples])
         width = min(head.weight.shape[0] for head in heads)  # the divergence cuts both vocabularies to this width, too
-        q, p = (
-            _log_probs(head, hidden.to(head.weight.dtype), labels[valid], width)
-            for head, hidden in zip(heads, (student_hidden, teacher_hidden), strict=True)
-        )
+        q, p = (_log_probs(head, hidden, labels[valid], width) for head, hidden in zip(heads, both, strict=True))
         share = samples[0].teacher_share
         m = log_mixture(p, q, share) if share else q
         lengths = valid.sum(1).tolist()
         return [Drawn(*parts) for parts in zip(*(x.cpu().split(lengths) for x in (q, p, m)), strict=True)]
+
+    @torch.no_grad()
+    def _read_both(self, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Head, Head]]:
+        """What student and teacher make of texts, in the precision of training.
+
+        Returns:
+            A mask `[B, T]` of the response positions, the labels `[B, T]`, last hidden states `[N, d]` of student and
+            teacher, and their heads.
+        """
+        device, training = self.student.device, self.student.training
+        inputs = Collator(self.pad_id)(rows)
+        ids, mask, labels = (inputs[k].to(device) for k in ("input_ids", "attention_mask", "labels"))
+        valid = labels != IGNORE
+        self.student.eval()
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            student_hidden = last_hidden(self.student, ids, mask)[valid]
+        self.student.train(training)
+        teacher_hidden = self.teacher(ids, mask, valid, inputs["example_ids"])
+        heads = output_head(self.student).to(self.dtype), self.teacher.head
+        hidden = student_hidden.to(heads[0].weight.dtype), teacher_hidden.to(heads[1].weight.dtype)
+        return valid, labels, hidden, heads
 
     def gather(self, samples: Sequence[Sample]) -> list[Sample]:
         """See `distill.samplers.Writer`."""
