@@ -66,6 +66,21 @@ class Step:
         return np.random.default_rng(int.from_bytes(name[:8], "little"))
 
 
+def one_of(settings: object, **allowed: Sequence[str]) -> None:
+    """Check that parameters have one of their allowed values.
+
+    Args:
+        settings: the object whose attributes are checked.
+        allowed: the allowed values by attribute name.
+
+    Raises:
+        ValueError: an attribute has another value; with the allowed ones.
+    """
+    for name, values in allowed.items():
+        if (value := getattr(settings, name)) not in values:
+            raise ValueError(f"{name}={value} is none of {', '.join(values)}")
+
+
 @dataclass(frozen=True)
 class Scrg:
     """Sequence correction and re-generation (MGSR 4.1): the teacher corrects the student's texts as they are written.
@@ -308,21 +323,6 @@ class Replaying(StudentText):
     def restore(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
         self.buffer = [Sample.of(sample) for sample in state["buffer"]]
-
-
-def one_of(settings: object, **allowed: Sequence[str]) -> None:
-    """Check that parameters have one of their allowed values.
-
-    Args:
-        settings: the object whose attributes are checked.
-        allowed: the allowed values by attribute name.
-
-    Raises:
-        ValueError: an attribute has another value; with the allowed ones.
-    """
-    for name, values in allowed.items():
-        if (value := getattr(settings, name)) not in values:
-            raise ValueError(f"{name}={value} is none of {', '.join(values)}")
 
 
 _REGISTRY: Registry[Sampler] = SAMPLERS
