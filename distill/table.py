@@ -19,6 +19,8 @@ def main(words: list[str]) -> int:
         return 0 if words else 2
     from distill.base.console import say
     from distill.base.processes import is_main_process
+
+    say(f"{words[0]}: loading the libraries")
     from distill.pipeline.request import requested
     from distill.results.terminal import show
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from distill.base.errors import UserError
 from distill.data.encode import Collator, Encoded
 from distill.losses import build
 from distill.teacher.signal import LiveTeacher
-from distill.training.batches import BucketSampler, micro_batch_size
+from distill.training.batches import RandomOrder, length_groups, micro_batch_size
 from distill.training.distiller import Distiller
 from distill.training.objective import objective_terms
 from distill.training.trainer import DistillTrainer
@@ -42,7 +44,7 @@ class Gradients(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def gradients(tmp_path, micro, accumulation, train_rows, **more):
+def gradients(tmp_path, micro, accumulation, train_rows, micro_batch_tokens=None, **more):
     seen = Gradients()
     args = TrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation,
@@ -55,20 +57,22 @@ def gradients(tmp_path, micro, accumulation, train_rows, **more):
             pass
 
     trainer = DistillTrainer(
-        distiller(**more), args, train_rows, train_rows, Tokenizer(), 0, 8, lambda model: 0.0, callbacks=[seen]
-    )
+        distiller(**more), args, train_rows, train_rows, Tokenizer(), 0, 8, lambda model: 0.0,
+        micro_batch_tokens=micro_batch_tokens, callbacks=[seen],
+    )  # fmt: skip
     trainer.train()
     return seen.steps
 
 
 @pytest.mark.parametrize("divergence", [build("ab"), build("alphanet", per="batch")], ids=["ab", "alphanet per batch"])
 def test_8x1_is_2x4_is_1x8(tmp_path, divergence):
-    """Gradients, not logged losses: Adam and logs hide an error of scale. 20 rows: the last batch is smaller."""
+    """Gradients, not logged losses: Adam and logs hide an error of scale. 20 rows: the last batch is smaller. Rows may
+    be put into micro-batches by length."""
     train_rows = rows(20)
     whole = gradients(tmp_path, 8, 1, train_rows, divergence=divergence)
     assert len(whole) == 3
-    for micro, accumulation in [(2, 4), (1, 8)]:
-        split = gradients(tmp_path, micro, accumulation, train_rows, divergence=divergence)
+    for micro, accumulation, tokens in [(2, 4, None), (1, 8, None), (2, 4, 1000), (2, 4, 1), (1, 8, 1000)]:
+        split = gradients(tmp_path, micro, accumulation, train_rows, tokens, divergence=divergence)
         for ours, theirs in zip(whole, split, strict=True):
             assert ours.keys() == theirs.keys()
             for name in ours:
@@ -169,15 +173,49 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-def test_order_is_a_function_of_seed_epoch_and_global_batch():
-    lengths = list(np.random.default_rng(0).integers(1, 100, size=203))
-    sampler = BucketSampler(lengths, 8, seed=1)
-    first = list(sampler)
-    assert sorted(first) == list(range(203)) and list(BucketSampler(lengths, 8, seed=1)) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first and list(BucketSampler(lengths, 8, seed=2)) != first
-    spreads = [np.ptp([lengths[i] for i in first[b : b + 8]]) for b in range(0, 200, 8)]
-    assert np.mean(spreads) < 15  # of 99: rows of a batch are of like length
+def test_order_is_a_function_of_seed_and_epoch():
+    order = RandomOrder(203, seed=1, fill_to=8)
+    first = list(order)
+    assert sorted(first) == sorted([*range(203), *[203] * 5]) and first[203:] == [203] * 5 and len(order) == 208
+    assert list(RandomOrder(203, seed=1))[:203] == first[:203]
+    order.set_epoch(1)
+    assert list(order) != first and list(RandomOrder(203, seed=2)) != first[:203]
+
+
+def test_a_responses_weight_does_not_depend_on_its_length():
+    """A token's weight in a step is one over the tokens of its global batch; by length of response it is what a draw of
+    the other rows at random gives, where batches of like length would give short responses many times as much."""
+    lengths = np.random.default_rng(0).lognormal(3.5, 1.0, 1000).astype(int) + 1
+    weights = np.zeros(len(lengths))
+    order, size, epochs = RandomOrder(len(lengths), seed=0), 8, 60
+    for epoch in range(epochs):
+        order.set_epoch(epoch)
+        for batch in np.array(list(order)).reshape(-1, size):
+            weights[batch] += 1 / lengths[batch].sum() / epochs
+    rng = np.random.default_rng(1)
+    others = rng.choice(lengths, (4000, size - 1)).sum(1)
+    quarters = np.array_split(np.argsort(lengths), 4)
+    for rows in quarters:
+        expected = np.mean([(1 / (lengths[row] + others)).mean() for row in rows])
+        assert weights[rows].mean() == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_by_length_have_the_least_padding(seed):
+    """Against a search over all splits of the sorted rows; with a limit that equal groups keep, and a tight one."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 40, size=rng.integers(4, 9)).tolist()
+    groups = int(rng.integers(1, 5))
+    tight = -(-len(lengths) // groups) * max(lengths)
+    for tokens in (10**6, tight):
+        found = length_groups(lengths, groups, tokens)
+        assert sorted(i for group in found for i in group) == list(range(len(lengths))) and all(found)
+        sizes = [len(group) * max(lengths[i] for i in group) for group in found]
+        assert len(sizes) == groups and max(sizes) <= max(tokens, tight)
+        ordered = sorted(lengths, reverse=True)
+        splits = [[0, *ends, len(ordered)] for ends in combinations(range(1, len(ordered)), groups - 1)]
+        sums = [[(e - s) * ordered[s] for s, e in pairwise(split)] for split in splits]
+        assert sum(sizes) == min(sum(x) for x in sums if max(x) <= max(tokens, tight))
 
 
 @pytest.mark.parametrize(

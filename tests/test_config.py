@@ -28,7 +28,7 @@ def problems(*overrides):
 
 
 def test_the_number_of_options_is_known():
-    assert len(OPTIONS) == 55
+    assert len(OPTIONS) == 57
 
 
 @pytest.mark.parametrize(("group", "option"), [*OPTIONS, ("data", "jsonl")])
@@ -67,7 +67,7 @@ def test_a_row_for_a_pair_that_is_not_there_is_refused(tmp_path, monkeypatch):
     text = (experiment.EXPERIMENTS / "abkd" / "samplers_gpt2.yaml").read_text()
     (tmp_path / "abkd" / "x.yaml").write_text(text.replace("pairs: {micro:", "pairs: {mikro:"))
     monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
-    with pytest.raises(UserError, match="pairs names mikro; the pairs are gpt2, "):
+    with pytest.raises(UserError, match="pairs names mikro; the pairs are demo, gpt2, "):
         experiment.load("abkd/x")
 
 
@@ -181,9 +181,7 @@ def test_what_makes_a_row_is_not_set_for_a_whole_table():
     assert len(caught.value.problems) == 3 and "each row of a table has its own" in caught.value.problems[0]
 
 
-@pytest.mark.parametrize(
-    "word", ["preset=reference", "eval=reference", "eval.do_sample=false", "eval.no_repeat_ngram_size=6"]
-)
+@pytest.mark.parametrize("word", ["eval=reference", "eval.do_sample=false", "eval.no_repeat_ngram_size=6"])
 def test_a_rows_own_decoding_is_not_set_for_a_whole_table(word):
     with pytest.raises(UserError, match=f"{word}: each row of a table has its own"):
         requested(["abkd/decoding", "model=micro", word])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from distill.base.errors import UserError
 from distill.config import load
 from distill.config.data import GeneratorConfig, SplitConfig
 from distill.config.template import TemplateConfig, named
-from distill.data import sets
+from distill.data import micro, sets, world
 from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
 from distill.data.examples import fingerprint, make_examples, read
 from distill.data.gpt2_tokens import gpt2_tokenizer, token_counts
@@ -291,26 +292,68 @@ def test_generated_sets_do_not_leak_and_repeat():
 
 
 def test_generated_answers_are_right():
-    """Arithmetic is reckoned anew from the question's text; references are several and different."""
-    import re
-
-    several = 0
-    for example in generate(SIZES.model_copy(update={"train": 2000}))["dolly"]:
+    """Sums are reckoned anew from the question's text; references are several and different."""
+    several = sums = 0
+    for example in generate(SIZES.model_copy(update={"eval": 200}))["dolly"]:
         several += len(example.references) > 1
         assert len(set(example.references)) == len(example.references)
-        sum_ = re.fullmatch(r"What is (\d+) ([+-]) (\d+)\?", example.instruction)
-        if sum_:
-            x, sign, y = sum_.groups()
-            result = int(x) + int(y) if sign == "+" else int(x) - int(y)
-            assert all(re.search(rf"\b{result}\.", r) for r in example.references)
-    assert several > 20
+        if found := re.search(r"(\d+) (?:\+|plus|and) (\d+)[?.]$", example.instruction):
+            sums += 1
+            assert all(re.search(rf"\b{sum(map(int, found.groups()))}\.", answer) for answer in example.references)
+        if example.topic == "information_extraction":  # all that is listed is in the text, in its order
+            for answer in example.references:
+                listed = re.split(r" are ", answer, maxsplit=1)[1].rstrip(".").replace(" and ", ", ").split(", ")
+                places = [example.input.index(word) for word in listed]
+                assert places == sorted(places)
+    assert several > 150 and sums > 3
+
+
+WORLD = world.build_world(7, 40, 12, 120)
+
+
+def words(examples):
+    return {word for e in examples for word in re.findall(r"[A-Z][a-z]+", f"{e.instruction} {e.input}")}
+
+
+def phrasing(example):
+    """The instruction without the names, numbers and things that are asked about."""
+    known = {*WORLD.people, *WORLD.towns, *WORLD.strangers[0], *WORLD.strangers[1], *WORLD.unseen[0], *WORLD.unseen[1]}
+    things = {*world.ANIMALS, *world.FOODS, "an", "a"}
+    return " ".join("_" if w in known | things or w.isdigit() else w for w in re.findall(r"\w+", example.instruction))
+
+
+def test_generated_sets_are_graded():
+    sets = generate(SIZES.model_copy(update={"train": 4000, "eval": 150}))
+    topics = {"open_qa", "general_qa", "closed_qa", "information_extraction", "summarization", "brainstorming",
+              "creative_writing", "classification"}  # fmt: skip
+    for name in ("train", "dolly", "self_inst", "vicuna", "unni"):
+        assert {e.topic for e in sets[name]} == topics, name
+    unseen = {*WORLD.unseen[0], *WORLD.unseen[1]}
+    for name in ("train", "valid", "dolly", "self_inst", "vicuna"):
+        assert not words(sets[name]) & unseen, name
+    for name in ("sni", "unni"):
+        strangers = {*WORLD.strangers[0], *WORLD.strangers[1]}
+        assert words(sets[name]) & unseen and not words(sets[name]) & strangers, name
+    assert all(words([e]) & unseen for e in sets["sni"])
+    asked = {name: {phrasing(e) for e in examples if e.topic in ("closed_qa", "summarization")}
+             for name, examples in sets.items()}  # fmt: skip
+    for name in ("self_inst", "unni"):
+        assert asked[name] and not asked[name] & asked["train"], name
+    assert asked["dolly"] <= asked["train"] and asked["vicuna"] <= asked["train"]
+    length = {name: np.mean([len(e.response.split()) for e in examples]) for name, examples in sets.items()}
+    assert length["vicuna"] > 1.4 * length["dolly"] and length["unni"] > 1.1 * length["dolly"]
+    assert abs(length["self_inst"] / length["dolly"] - 1) < 0.15
+
+
+def test_a_world_larger_than_its_names_is_refused():
+    with pytest.raises(UserError, match="more than the 320 names that there are"):
+        world.build_world(7, 40, 12, 200)
 
 
 def test_a_set_larger_than_its_questions_is_refused():
-    from distill.data import micro, world
-
+    recipe = micro.Recipe({micro.tasks.brainstorming: 1.0}, micro.Grade(unseen_names=True, longer=1.0))
     with pytest.raises(UserError, match="make it smaller"):
-        micro._draw(np.random.default_rng(0), world.build_world(7), micro.SETS["vicuna"], 500, set())
+        micro._draw(np.random.default_rng(0), WORLD, recipe, 500, set())
 
 
 # ---------------------------------------------------------------------------------------------- tokenizer conventions
@@ -436,7 +479,7 @@ def test_super_natural_instructions_is_whole():
     assert len(sni.examples) == 1694 and sni.counted is None
     assert min(token_counts([e.response for e in sni.examples])) == 11
     assert sum(len(e.response.split()) >= 11 for e in sni.examples) == 1183
-    some = sets.evaluation(load([*words, "data.eval.sni.sample=300"]))["sni"]
+    some = sets.evaluation(load(["model=smollm2", "eval.sets=[sni]"]))["sni"]
     assert len(some.examples) == 300 and (some.counted, some.papers) == (300, 1694)
 
 

@@ -38,6 +38,50 @@ def test_whitening_is_over_the_whole_rollout():
     assert np.corrcoef(raw, every)[0, 1] == pytest.approx(1)
 
 
+def published(student, teacher, longest, discount=0.95, scale=0.5):
+    """Advantages of a step's texts as the published code has them, by another way: dense [texts, longest], loops."""
+    rewards = np.zeros((len(student), longest))
+    for i, (q, p) in enumerate(zip(student, teacher, strict=True)):
+        rewards[i, : len(q)] = (np.log(p) - np.log(q)) / scale
+    advantages = np.zeros_like(rewards)
+    for i, q in enumerate(student):
+        for t in range(len(q)):
+            later = sum(discount ** (k - t) * rewards[i, k] for k in range(t, len(q)))
+            advantages[i, t] = later / (len(q) - t)
+    whole = (advantages - advantages.mean()) / advantages.std()
+    return [whole[i, : len(q)] for i, q in enumerate(student)]
+
+
+def test_published_advantages():
+    """Own reward in, discounted, over the tokens left, whitened over a step's batch with its padding."""
+    rng = np.random.default_rng(3)
+    sizes, longest = (4, 1, 7, 5), 12
+    student, teacher = ([rng.uniform(0.05, 0.9, n) for n in sizes] for _ in range(2))
+    d = build("minillm", own_reward=True, discount=0.95, whitened_over="step", weighted_kl=False)
+    data = d.rollout_data([drawn(q, p, q) for q, p in zip(student, teacher, strict=True)])
+    step = d.step_data(data, longest)
+    for tokens, expected in zip(step, published(student, teacher, longest), strict=True):
+        assert tokens[:, 2].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        assert tokens[:, :2].tolist() == data[[len(x) for x in data].index(len(tokens))][:, :2].tolist()
+    plain = build("minillm")
+    assert all(a is b for a, b in zip(plain.step_data(data, longest), data, strict=True))
+    with pytest.raises(ValueError, match="discount=0 must be larger than 0"):
+        build("minillm", discount=0)
+
+
+def test_the_closed_form_without_the_weight():
+    """Published code leaves w out of the closed-form KL alone."""
+    rng = np.random.default_rng(5)
+    student, teacher = (torch.tensor(rng.normal(size=(6, 9))) for _ in range(2))
+    targets = torch.tensor(rng.integers(9, size=6))
+    data = torch.tensor(np.stack([rng.uniform(-3, -1, 6), rng.uniform(0.5, 2, 6), rng.normal(size=6)], 1))
+    weighted, plain = (
+        build("minillm", weighted_kl=w).with_rollout_data(data)(student, teacher, targets) for w in (True, False)
+    )
+    kl = build("rkl")(student, teacher)
+    torch.testing.assert_close(weighted - plain, (data[:, 1] - 1) * kl)
+
+
 def reference(logits, teacher, token, mixed, weight, advantage, clip):
     """One token in float64, its gradient by central differences."""
 

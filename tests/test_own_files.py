@@ -189,7 +189,8 @@ def test_cfg_and_errors_of_the_commands(tmp_path):
         (["plugins=[no_such]"], "plugins=no_such does not import (ModuleNotFoundError: No module named 'no_such'); a"),
     ]:
         done = command("run", "loss=fkl", *words, cwd=tmp_path)
-        assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+        told = [line for line in done.stderr.splitlines() if "still running" not in line]  # said on a slow machine
+        assert done.returncode == 2 and "Traceback" not in done.stderr and len(told) == 1
         assert message in done.stderr
     listed = command("list", "losses", "models", "tables", "--config-dir", "own", cwd=tmp_path)
     assert "Twice the reverse KL." in listed.stdout and "pythia, a pair of one's own." in listed.stdout
@@ -219,7 +220,7 @@ def test_a_table_of_the_folder(own):
 def test_the_page_on_ones_own_files(tmp_path, own):
     """Its pair, loss, sampler, template and table work as printed."""
     text = (ROOT / "docs" / "own_configs.md").read_text()
-    pair, renyi, careful, template, table = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
+    pair, renyi, careful, template, table, recipe = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
     loss, sampler = (block.split("```")[0] for block in text.split("```python\n")[1:])
     for name, content in {
         "model/qwen.yaml": pair, "template/chat.yaml": template, "other.py": loss + sampler,
@@ -235,6 +236,10 @@ def test_the_page_on_ones_own_files(tmp_path, own):
     assert run_label(config) == "renyi(order=0.7) careful(scrg.corrections=2)"
     _, labels = requested(["--config-dir", str(own), "own/page", "debug=smoke"])
     assert labels == ["Teacher", "SFT", "FKLD", "Renyi 0.3", "Renyi 0.5", "Renyi 0.7"]
+    page = table.replace("my_losses", "other").replace("  FKLD: {overrides: [loss=fkl]}\n", recipe)
+    (own / "experiments/own/page.yaml").write_text(page)
+    made, _ = requested(["--config-dir", str(own), "own/page", "debug=smoke", "model=gpt2", "preset=reference"])
+    assert (made.rows["FKLD"][0].config.loss.w_ce, made.rows["FKLD"][0].config.train.start.epochs) == (0.5, 0)
 
 
 def test_names_of_the_projects_own_are_refused(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from distill.samplers.base import StudentText
 from distill.teacher.signal import LiveTeacher, NewTextTeacher
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
-from distill.training.objective import objective_terms
+from distill.training.objective import CorpusLoss, objective_terms
 from distill.training.sampling import Sampling
 from distill.training.trainer import DistillTrainer
 from distill.training.writer import StudentWriter
@@ -57,6 +57,9 @@ class FakeWriter:
     def with_rollout_data(self, samples):
         drawn = {ROLLOUT: torch.arange(9.0).view(3, 3), SPANS: [(0, 2)]}
         return [replace(sample, row=replace(sample.row, extras=drawn)) for sample in samples]
+
+    def for_step(self, samples):
+        return list(samples)
 
     def gather(self, samples):
         return list(samples)
@@ -356,16 +359,16 @@ class Tokenizer:
         return type("Encoding", (), {"input_ids": [1 + ord(c) % (VOCAB - 1) for c in text]})
 
 
-def first_step(tmp_path, rows, sampler=None, corpus=None, micro=4, mean="tokens", **objective):
+def first_step(tmp_path, rows, sampler=None, corpus=None, term=None, micro=4, mean="tokens", **objective):
     """Gradients and loss of the first step over all rows, and what was sampled."""
-    terms = objective_terms(**{"divergence": build("ab"), "w_ce": 0.0, "w_kd": 1.0, **objective})
+    terms = objective_terms(**{"divergence": build("ab"), "w_ce": 0.0, "w_kd": 1.0, "corpus": term, **objective})
     student, teacher = tiny_gpt2(), LiveTeacher(tiny_gpt2(hidden=24, seed=9))
     model = Distiller(student, NewTextTeacher(teacher, None, True), terms, mean)
     seen, sampled = {}, []
 
     class Stop(DistillTrainer):
-        def _sampled(self, batches, sampling):
-            cut = super()._sampled(batches, sampling)
+        def _micro_batches(self, drawn):
+            cut = super()._micro_batches(drawn)
             sampled.extend(cut)
             return cut
 
@@ -436,8 +439,11 @@ def test_cross_entropy_leaves_out_what_the_student_wrote(tmp_path):
     torch.testing.assert_close(mixed["ce_sum"], parts[1]["ce_sum"])
 
 
-@pytest.mark.parametrize(("mean", "micro"), [("tokens", 4), ("tokens", 12), ("micro_batches", 4)])
-def test_plain_text_joins_the_loss(tmp_path, mean, micro):
+@pytest.mark.parametrize(
+    ("mean", "micro", "share"),
+    [("tokens", 4, 0.0), ("tokens", 12, 0.0), ("micro_batches", 4, 0.0), ("tokens", 4, 0.5), ("micro_batches", 4, 1.0)],
+)
+def test_plain_text_joins_the_loss(tmp_path, mean, micro, share):
     texts = ["the quick brown fox", "jumps over the lazy dog " * 3]
     corpus = Corpus(texts, Tokenizer(), 6)
     assert len(corpus) == (len("".join(texts)) + 2) // 6
@@ -446,15 +452,20 @@ def test_plain_text_joins_the_loss(tmp_path, mean, micro):
     rounds = [corpus.blocks(Step(n, 9, 1, len(corpus)), len(corpus)) for n in range(2)]
     assert not torch.equal(*rounds) and sorted(rounds[0].tolist()) == sorted(rounds[1].tolist())
     without, _, _ = first_step(tmp_path, ROWS, micro=micro, mean=mean)
-    joined, _, _ = first_step(tmp_path, ROWS, corpus=corpus, w_lm=0.5, micro=micro, mean=mean)
-    student = tiny_gpt2()
+    student, teacher = tiny_gpt2(), tiny_gpt2(hidden=24, seed=9)
+    term = CorpusLoss(0.5, share, LiveTeacher(teacher))
+    joined, _, _ = first_step(tmp_path, ROWS, corpus=corpus, term=term, micro=micro, mean=mean)
     chosen = corpus.blocks(Step(0, 1, 7, len(ROWS)), len(ROWS))
     logits = student(chosen[:, :-1]).logits
     ce = torch.nn.functional.cross_entropy(logits.flatten(0, 1), chosen[:, 1:].flatten())
-    (0.5 * ce).backward()
+    p = teacher(chosen[:, :-1]).logits.softmax(-1)
+    kl = (p * (p.log() - logits.log_softmax(-1))).sum(-1).mean()
+    (0.5 * ((1 - share) * ce + share * kl)).backward()
     for name, p in student.named_parameters():
         key = f"student.{name}"
         torch.testing.assert_close(joined[key] - without[key], p.grad, rtol=1e-3, atol=2e-6)
+    with pytest.raises(ValueError, match="needs a teacher"):
+        CorpusLoss(1.0, 0.5)
     with pytest.raises(UserError, match="less than one block"):
         Corpus(["short"], Tokenizer(), 60)
 
@@ -488,7 +499,10 @@ def test_methods_come_apart_on_the_command_line():
     assert reference.switches == {"labels": "shifted", "eos": "kept", "draw": "fresh"}
     assert {k: reference.parameters[k] for k in reference.switches} == {"labels": "late", "eos": "erased",
                                                                         "draw": "buffer"}  # fmt: skip
-    assert load(["model=gpt2", "method=distillm", "preset=reference"]).sampler.parameters["watched"] == "ce"
+    assert (
+        load(["model=gpt2", "method=distillm", "preset=reference", "data.pretrain=off"]).sampler.parameters["watched"]
+        == "ce"
+    )
 
 
 def test_the_page_tells_a_sampler_of_ones_own():

@@ -84,7 +84,7 @@ def test_every_method_trains_on_every_architecture(smoke, model):
     for method in METHODS:
         more = ["sampler.threshold=0.9", "sampler.capacity=8"] if method == "distillm" else []
         config = smoke(f"model={model}", f"method={method}", *more)
-        twice = config.train.model_copy(update={"student": config.train.student.model_copy(update={"epochs": 2})})
+        twice = config.train.model_copy(update={config.stage: config.schedule.model_copy(update={"epochs": 2})})
         plan = Plan(config.model_copy(update={"train": twice, "eval": config.eval}))
         weights = weights_of_model(student(plan))
         curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
@@ -109,7 +109,9 @@ def test_published_quirks_bf16_and_plain_text_go_together(smoke, tmp_path, metho
         plan = Plan(smoke(*words))
         student(plan)
         curves[bool(corpus)] = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")["loss"].dropna()
-    assert (curves[True] - curves[False]).between(4, 8).all()  # log 400 = 6.0 nats for a random model
+    # log 400 = 6.0 nats for a random model; MiniLLM's term is half forward KL, which is small between random models
+    low, high = (4, 8) if method == "imitkd" else (2, 4)
+    assert (curves[True] - curves[False]).between(low, high).all()
     if method == "imitkd":
         assert plan.config.sampler.parameters["draw"] == "buffer" and plan.config.sampler.switches["draw"] == "fresh"
 
@@ -401,7 +403,7 @@ def test_an_adapter_lies_over_what_its_training_started_from(smoke, tmp_path):
     plan = Plan(smoke("model=llama2", "loss=sft"))
     base = made(plan, plan.base("student")).base
     own = load(["model=llama2", "loss=sft", "data=micro", "data.generator.train=21", "data.generator.valid=6",
-                "data.generator.eval=4", f"model.student.path={base}", "train.student.epochs=1",
+                "data.generator.eval=4", f"model.student.path={base}", "train.sft.epochs=1",
                 "eval.max_new_tokens=8", f"paths.store={tmp_path}/own"])  # fmt: skip
     trained = student(Plan(own))
     assert trained.base == base and trained.adapter is not None
@@ -700,5 +702,6 @@ def test_two_processes_train_as_one(tmp_path, row):
         "two", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"
     )
     for column in ("loss", "grad_norm", "eval_loss"):
-        np.testing.assert_allclose(two_curve[column], one_curve[column], rtol=1e-5)
+        # A rollout's loss is a difference of sums that nearly cancel, hence the absolute part
+        np.testing.assert_allclose(two_curve[column], one_curve[column], rtol=1e-5, atol=1e-6)
     assert len(two_values) == len(one_values) and two_values["run"].tolist() == one_values["run"].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 
 import numpy as np
@@ -27,8 +28,9 @@ from distill.results.manifest import Manifest, RowRuns, notes_of
 from distill.results.metrics import Finished
 from distill.results.rendering import write_table
 from distill.results.runs import LONG_COLUMNS, Fact, Measured, RunFolder, unique_labels, write_runs_file
+from distill.results.separation import separations
 from distill.results.statistics import Cell, Column, cell, compare, printed_p
-from distill.results.table import cells_table, columns_of, curves, rows_of, transposed
+from distill.results.table import RowData, cells_table, columns_of, curves, rows_of, transposed
 from distill.results.terminal import show
 
 DOLLY = Column("Dolly Eval", (("dolly", "rouge_l"),))
@@ -113,7 +115,7 @@ def test_a_p_at_the_resamples_floor_is_said_to_be_below_it():
 
 CONFIG = {
     "model": {"name": "gpt2", "source": "hub", "teacher": {"path": None}, "student": {"path": None}},
-    "train": {"teacher": {"epochs": 1}, "student": {"epochs": 3}, "precision": "bf16"},
+    "train": {"teacher": {"epochs": 1}, "start": {"epochs": 2}, "student": {"epochs": 3}, "precision": "bf16"},
     "data": {"name": "dolly_dev"},
     "preset": {"name": "clean"},
     "debug": {"smoke": False},
@@ -315,7 +317,7 @@ def test_the_header_says_the_scale(tmp_path):
                             "papers": 1694}  # fmt: skip
     text = "\n".join(header.header(rows_of(manifest, tmp_path), found, manifest))
     for part in ("134.52M -> 80.00M", "300 training and 100 validation", "train 300 of 1000, sni 1500 of 1702",
-                 "not the paper's scale", "preset clean", "teacher 1 epoch, student 3 epochs", "Texts: d, by e.",
+                 "not the paper's scale", "preset clean", "Epochs: FKLD 3.", "Texts: d, by e.",
                  "Other numbers of rows than the papers' (in brackets): sni 1702 (1694)."):  # fmt: skip
         assert part in text, part
 
@@ -636,7 +638,7 @@ def test_kept_tables_are_written_again_from_kept_facts(tmp_path):
     """Byte for byte, from the manifests and runs in git, without a config or a model."""
     kept = experiment.PAPER.parent
     manifests = sorted(kept.glob("*/*/*.manifest.json"))
-    assert len(manifests) >= 10
+    assert len(manifests) >= 7
     for path in manifests:
         manifest = Manifest.read(path)
         for row in manifest.rows:
@@ -659,3 +661,50 @@ def test_run_files_have_no_machine_paths(tmp_path):
     told = shareable(config.model_dump(mode="json"), tmp_path)
     assert (told["paths"]["store"], told["paths"]["results"], told["data"]["root"]) == ("store", "results", "data")
     assert str(tmp_path) not in json.dumps(told) and "seed" not in told and "sets" not in told["eval"]
+
+
+def row_data(label, by_training, group="paper"):
+    """A row whose trainings have one ROUGE-L value each."""
+    lines = [{"dataset": "dolly", "metric": "rouge_l", "train_seed": seed, "seed": "10", "value": value}
+             for seed, value in enumerate(by_training, 1)]  # fmt: skip
+    return RowData(RowRuns(label, group, "student", "gpt2", []), pd.DataFrame(lines), [], [])
+
+
+def test_columns_that_tell_little_are_named():
+    column = [Column("Dolly Eval", (("dolly", "rouge_l"),))]
+    context = [row_data("Teacher", [30.0], "context"), row_data("SFT", [20.0, 22.0, 24.0], "context")]
+    clear = separations([*context, row_data("A", [10.0, 11.0, 12.0]), row_data("B", [20.0, 21.0, 22.0])], column)[0]
+    assert (clear.lead, clear.between_trainings) == (8.0, 1.0) and clear.fails == []
+    assert clear.between_rows == pytest.approx(10 / math.sqrt(2)) and clear.ratio == clear.between_rows
+    weak = separations([row_data("Teacher", [23.0], "context"), context[1], row_data("A", [10.0, 12.0]),
+                        row_data("B", [11.0, 13.0])], column)[0]  # fmt: skip
+    assert weak.fails == ["the teacher leads SFT by 1.0", "rows spread 0.5 times as far as trainings"]
+    (single,) = separations([*context, row_data("A", [10.0]), row_data("B", [20.0])], column)
+    assert single.ratio is None and single.lead == clear.lead  # single trainings
+    assert separations([row_data("A", [10.0]), row_data("B", [20.0])], column) == []
+    assert separations([row_data("A", [1.0, 2.0]), row_data("B", [1.0, 2.0])], column)[0].lead is None
+
+
+def test_the_header_says_the_epochs_of_every_row():
+    def of(label, role="student", start=True, **run):
+        stages = {f"train/gpt2-{name}-x": {} for name in ("teacher", "start") if name == "teacher" or start}
+        return RowData(RowRuns(label, "paper", role, "gpt2", []), pd.DataFrame(), [],
+                       [described(label, label, role=role, stages=stages, **run)])  # fmt: skip
+
+    train = CONFIG["train"] | {"sft": {"epochs": 20}}
+    rows = [of("Teacher", "teacher"), of("SFT", start=False, schedule="sft", config=CONFIG | {"train": train}),
+            of("FKLD"), of("AKL")]  # fmt: skip
+    assert list(header.epochs_lines(rows)) == ["Epochs: Teacher 1; SFT 20; FKLD, AKL 2 + 3."]
+
+
+def test_the_header_names_rows_that_lack_their_corpus():
+    def of(label, pretrain, w_lm):
+        config = CONFIG | {"data": {"name": "dolly", "pretrain": pretrain}, "loss": {"w_lm": w_lm}}
+        return RowData(
+            RowRuns(label, "paper", "student", "gpt2", []), pd.DataFrame(), [], [described("r", config=config)]
+        )
+
+    rows = [of("FKLD", "off", 0.0), of("AKL", "off", 1.0), of("ABKD", "off", 1.0), of("RKLD", {"file": "c"}, 1.0)]
+    assert list(header.missing_corpus_lines(rows)) == [
+        "No corpus (data.pretrain=off): AKL, ABKD trained without the corpus term of their recipe."
+    ]

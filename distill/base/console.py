@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,35 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     console: Console
+
+
+SILENCE = 8.0  # seconds after which `keep_alive` prints a line
+_last_output = time.monotonic()
+
+
+def _note_output() -> None:
+    """Remember when something was last printed."""
+    global _last_output
+    _last_output = time.monotonic()
+
+
+def keep_alive() -> None:
+    """From now on print a line on stderr whenever nothing was printed for a while, so that a person sees that it runs.
+
+    Some steps print nothing for long: the first import of torch, loading weights, a long forward pass.
+    """
+
+    def watch() -> None:
+        started = _last_output
+        while True:
+            time.sleep(0.5)
+            if time.monotonic() - _last_output >= SILENCE:
+                print(f"  still running, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+                _note_output()
+
+    if is_main_process():
+        _note_output()
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @cache
@@ -35,10 +66,11 @@ def say(text: str) -> None:
     if is_main_process():
         tqdm.write(text)
         sys.stdout.flush()
+        _note_output()
 
 
 def bar(total: int, description: str, unit: str) -> Any:
-    """A tqdm progress bar of the main process; when stderr is a file, it is updated only every 20 seconds.
+    """A tqdm progress bar of the main process; when stderr is a file, it is updated only every few seconds.
 
     Args:
         total: number of steps.
@@ -47,12 +79,18 @@ def bar(total: int, description: str, unit: str) -> Any:
     """
     from tqdm import tqdm
 
-    return tqdm(
+    class Bar(tqdm):
+        def display(self, *args: Any, **kwargs: Any) -> bool | None:
+            _note_output()
+            shown: bool | None = super().display(*args, **kwargs)
+            return shown
+
+    return Bar(
         total=total,
         desc=description,
         unit=unit,
         dynamic_ncols=sys.stderr.isatty(),
-        mininterval=0.2 if sys.stderr.isatty() else 20,
+        mininterval=0.2 if sys.stderr.isatty() else SILENCE - 1,
         disable=not is_main_process(),
         leave=False,
     )

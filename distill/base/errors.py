@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+from distill.base.console import keep_alive
 from distill.base.processes import abandon, leave_processes, world_size
 
 
@@ -59,6 +60,7 @@ def command(main: Callable[[list[str]], int]) -> int:
 
     A UserError is printed as its messages and gives 2; an interrupt from the keyboard gives 130.
     """
+    keep_alive()
     try:
         code = main(sys.argv[1:])
         if code == 0:  # leaving waits for the other processes, so a process that failed alone must not do it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, get_args, get_origin
 
 from hydra import compose as hydra_compose
@@ -20,7 +21,9 @@ from distill.base.errors import UserError, nearest
 from distill.base.locations import CONF, config_dirs
 from distill.base.registry import LOSSES, SAMPLERS
 from distill.config import composer
+from distill.config.data import REMOVED
 from distill.config.plugins import import_plugins
+from distill.config.reference import ReferenceConfig, applied, of_pair, overrides_of
 from distill.config.schema import Config, Section
 from distill.config.smoke import apply_smoke
 
@@ -33,33 +36,62 @@ def jobs(overrides: list[str]) -> list[list[str]]:
     return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 
-def load(overrides: list[str]) -> Config:
+def load(overrides: list[str], of_method: bool = True, alone: bool = False) -> Config:
     """The config of one job, composed from `overrides` and checked.
+
+    Args:
+        of_method: whether `preset=reference` adds the method's reference recipe, too, and not only the pair's.
+        alone: whether the overrides are for this job alone; then a schedule that it does not follow is a mistake.
 
     Raises:
         UserError: with every problem found.
     """
-    return checked(overrides)[1]
+    return checked(overrides, of_method, alone)[1]
 
 
-def checked(overrides: list[str]) -> tuple[DictConfig, Config]:
+def checked(overrides: list[str], of_method: bool = True, alone: bool = False) -> tuple[DictConfig, Config]:
     """One job's merged config as Hydra composes it, and the same config checked and typed.
+
+    Args:
+        of_method: see `load`.
+        alone: see `load`.
 
     Raises:
         UserError: with every problem found.
     """
     problems: list[str] = []
     parsed = _check_groups(_parse(overrides, problems), problems)
-    composed = _compose(_check_keys(parsed, problems), problems)
+    composed = _compose(_check_keys([*_recipe(parsed, of_method), *parsed], problems), problems)
     if composed is None:
         raise UserError(problems)
     try:
         config = resolve(composed)
     except UserError as error:
         raise UserError(problems + error.problems) from None
+    problems += _without_effect(parsed, config, alone)
     if problems:
         raise UserError(problems)
     return composed, config
+
+
+def _without_effect(parsed: list[Override], config: Config, alone: bool) -> list[str]:
+    """A message for each override of a schedule of the student other than the one that it is trained by.
+
+    Args:
+        alone: whether schedules of other kinds of rows count, and not only `train.student`.
+    """
+    keys = {override.key_or_group for override in parsed}
+    schedules = {"train.student", "train.sft", "train.rollout"} if alone else {"train.student"}
+    problems = []
+    for override in parsed:
+        section, _, key = override.key_or_group.rpartition(".")
+        own = f"train.{config.stage}"
+        if section in schedules and own != section and not keys & {own, f"{own}.{key}"}:
+            problems.append(
+                f"{override.input_line}: with loss={config.loss.name} and sampler={config.sampler.name} the student is"
+                f" trained as {own} of model={config.model.name} says; set {own}.{key} (too)"
+            )
+    return problems
 
 
 def for_hydra(overrides: list[str]) -> list[str]:
@@ -94,7 +126,7 @@ def resolve(composed: DictConfig) -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        raise UserError([_describe(e) for e in error.errors()]) from None
+        raise UserError([_describe(e) for e in _of_one_kind(error.errors())]) from None
     return apply_smoke(config) if config.debug.smoke else config
 
 
@@ -106,6 +138,25 @@ def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
         except HydraException as error:
             problems.append(f"{text}: not an override ({_first_line(error)}); write key=value or group=option")
     return parsed
+
+
+def _recipe(parsed: list[Override], of_method: bool) -> list[Override]:
+    """The overrides of the reference recipes of the pair and of the method, if the preset is `reference`.
+
+    Those that the command line replaces are left out (`applied`). With `loss=sft` nothing is left of a method.
+    """
+    choices = [override.input_line or "" for override in parsed if composer.is_choice(override)]
+    try:
+        base = composer.merged(choices)
+    except (HydraException, OmegaConfBaseException):  # composing the whole config will fail and report why
+        return []
+    of_method = of_method and "loss=sft" not in choices
+    entries = [entry for group in ("model", *["method"] * of_method) for entry in base[group].get("reference") or []]
+    if base["preset"]["name"] != "reference" or not entries:
+        return []
+    references = of_pair([ReferenceConfig.model_validate(entry) for entry in entries], base["model"]["name"])
+    keys = {override.key_or_group for override in parsed}
+    return [composer.parse(text) for text in overrides_of(applied(references, keys))]
 
 
 def _groups() -> list[str]:
@@ -154,7 +205,7 @@ def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
             lines.append(line)
             continue
         registered = _registered_keys(key, base, parsed)
-        if _in_schema(key) or key in registered:
+        if _in_schema(key) or key in registered or key.rpartition(".")[2] in REMOVED:
             lines.append(f"++{line}")
         else:
             known = dict.fromkeys([*composed, *_schema_keys(Config), *registered])
@@ -228,9 +279,22 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
+def _of_one_kind(errors: Sequence[Any]) -> list[Any]:
+    """The errors without those that a section is not a word, where it may be either and is meant as a section."""
+    words = [e for e in errors if e["type"] == "literal_error" and isinstance(e["input"], dict)]
+    return [e for e in errors if e not in words] or words
+
+
 def _describe(error: Any) -> str:
     """A one-line message for a schema error: the key, what was found, what is allowed."""
-    path = ".".join(str(part) for part in error["loc"])
+    # A key that may be a section or a word has the kind that was tried in its place
+    path = ".".join(str(part) for part in error["loc"] if not re.match(r"function-|literal\[|\w+Config$", str(part)))
+    if error["type"] == "missing" and path.startswith(("train.sft.", "train.rollout.")):
+        own = path.rpartition(".")[0]
+        return (
+            f"{path}: needed too, since this pair has no {own}; or leave {own} out, and the row is trained as"
+            " train.student says"
+        )
     if error["type"] == "extra_forbidden":
         section: Any = Config
         for part in error["loc"][:-1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from distill.base import locations
 from distill.config.section import Count, Natural, Section, Seed
 from distill.config.template import TemplateConfig, fields
+
+REMOVED = {"min_words"}  # keys of earlier versions; a validator says what takes their place
 
 
 class SplitConfig(Section):
@@ -91,13 +93,20 @@ class GeneratorConfig(Section):
         seed: determines the generated facts and questions.
         train: examples of the training set.
         valid: examples of the validation set.
-        eval: examples of each evaluation set; a set with few possible questions has fewer.
+        eval: examples of each evaluation set.
+        people: people about whom facts are asked.
+        towns: towns about which facts are asked.
+        names: names of people in texts, with a third as many of towns. A quarter as many of both, at least 12 and 4,
+            are never in the training set.
     """
 
     seed: Seed
     train: Count
     valid: Count
     eval: Count
+    people: Count = 40
+    towns: Count = 12
+    names: Annotated[int, Field(ge=16)] = 120
 
 
 class DataConfig(Section):
@@ -112,7 +121,8 @@ class DataConfig(Section):
         train: the training set.
         valid: the validation set.
         eval: the evaluation sets by name.
-        pretrain: a plain-text corpus for an additional cross-entropy term; None is none.
+        pretrain: a plain-text corpus for an additional cross-entropy term; None is none. With `off` a loss whose recipe
+            has such a term (`loss.w_lm`) trains without it.
         other_counts: whether a table of a paper's own pair may be measured on sets with other numbers of rows than the
             papers'.
     """
@@ -125,13 +135,27 @@ class DataConfig(Section):
     train: SplitConfig
     valid: SplitConfig
     eval: dict[str, SplitConfig]
-    pretrain: PretrainConfig | None = None
+    pretrain: PretrainConfig | Literal["off"] | None = None
     other_counts: bool = False
 
     @field_validator("template", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return fields(value) if isinstance(value, str) else value
+
+    @field_validator("pretrain", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        if value is False:  # as YAML reads the word
+            return "off"
+        if isinstance(value, str) and value != "off":
+            raise ValueError(f"{value} is no corpus; set data.pretrain.file=FILE, or off")
+        return value
+
+    @property
+    def corpus(self) -> PretrainConfig | None:
+        """The plain-text corpus, if there is one."""
+        return self.pretrain if isinstance(self.pretrain, PretrainConfig) else None
 
     @model_validator(mode="after")
     def _root_is_used(self) -> DataConfig:

@@ -72,6 +72,7 @@ class EvalConfig(Section):
         top_k: number of the most probable tokens that are sampled from; 0 is off.
         no_repeat_ngram_size: length of n-grams that may not occur twice in prompt and response; 0 is off.
         num_beams: beams of a beam search; 1 is off.
+        bos: whether prompts begin with the tokenizer's BOS, if it adds one.
         overlong_prompt: what is done with prompts that are too long (`drop`, `cut`, `cut_right`).
         batch_tokens: token budget of a batch in generation; bounds its memory.
         engine: the library that generates.
@@ -88,6 +89,7 @@ class EvalConfig(Section):
     top_k: Natural
     no_repeat_ngram_size: Natural = 0
     num_beams: Count = 1
+    bos: Literal["added", "none"] = "added"
     overlong_prompt: Overlong
     batch_tokens: Count
     engine: Literal["transformers", "vllm"] = "transformers"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from distill.base.errors import nearest
+from distill.config.reference import ReferenceConfig
 from distill.config.section import Count, Positive, Section
 
 OWN_ARCHITECTURES = ("gpt2", "opt", "llama")  # checked without importing transformers, which takes seconds
@@ -70,6 +71,7 @@ class ModelConfig(Section):
         teacher: the teacher's weights.
         student: the student's weights.
         vocab_size: vocabulary size of models from scratch.
+        reference: what published code ran for every row of the pair; `preset=reference` adds these overrides.
     """
 
     name: str
@@ -80,6 +82,7 @@ class ModelConfig(Section):
     teacher: WeightsConfig
     student: WeightsConfig
     vocab_size: Count | None = None
+    reference: list[ReferenceConfig] = Field(default_factory=list)
 
     @field_validator("architecture")
     @classmethod

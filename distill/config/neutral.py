@@ -19,13 +19,16 @@ NEUTRAL: dict[str, dict[str, Any]] = {
         "layers": None, "hidden": None, "heads": None, "keep_layers": None,
     },
     "LoraConfig": {},
-    "StageTrainConfig": {"schedule": None, "warmup_steps": None},
-    "TrainConfig": {},
-    "EvalConfig": {"no_repeat_ngram_size": 0, "num_beams": 1},
-    "LossConfig": {"w_lm": 1.0, "optimizer": {"lr": None, "weight_decay": None, "max_grad_norm": None}},
+    "StageTrainConfig": {
+        "schedule": None, "warmup_steps": None, "weight_decay": None, "betas": None, "micro_batch_size": None,
+    },
+    "TrainConfig": {"sft": None, "rollout": None},
+    "EvalConfig": {"no_repeat_ngram_size": 0, "num_beams": 1, "bos": "added"},
+    "LossConfig": {"w_lm": 1.0, "w_lm_kd": 0.0, "optimizer": {"lr": None, "weight_decay": None, "max_grad_norm": None}},
 }  # fmt: skip
-# Keys ("Class.field") whose schema default differs from the neutral value on purpose; the hash then has the default.
-DELIBERATE: frozenset[str] = frozenset()
+# Keys ("Class.field") whose schema default differs from the neutral value on purpose; the hash then has the default, or
+# what the default means (`LossConfig.determining`).
+DELIBERATE: frozenset[str] = frozenset({"LossConfig.w_lm"})
 
 
 def determining(section: Section, include: set[str] | None = None, exclude: set[str] | None = None) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from distill.base.registry import LOSSES, SAMPLERS, Registry
 from distill.config import neutral
-from distill.config.section import Natural, NotNegative, Overlong, Positive, Section
+from distill.config.reference import ReferenceConfig
+from distill.config.section import Count, Natural, NotNegative, Overlong, Positive, Section
 
 
 class RegisteredConfig(Section):
@@ -66,7 +67,10 @@ class LossConfig(RegisteredConfig):
         w_ce: weight of the cross-entropy on the data set's responses.
         w_kd: weight of the divergence.
         temperature: divides the logits of teacher and student in the divergence.
-        w_lm: weight of the cross-entropy on `data.pretrain`, if that is given.
+        w_lm: weight of the cross-entropy on the corpus `data.pretrain`, which must be given if the weight is. None is 1
+            if there is a corpus.
+        w_lm_kd: weight, within that term, of the forward KL to the teacher on the corpus; the cross-entropy has the
+            rest.
         optimizer: how the divergence's own parameters are trained.
     """
 
@@ -75,7 +79,8 @@ class LossConfig(RegisteredConfig):
     w_ce: NotNegative
     w_kd: NotNegative
     temperature: Positive
-    w_lm: NotNegative = 1.0
+    w_lm: NotNegative | None = None
+    w_lm_kd: Annotated[float, Field(ge=0, le=1)] = 0.0
     optimizer: LossOptimizerConfig = AS_STUDENT
 
     @property
@@ -89,9 +94,15 @@ class LossConfig(RegisteredConfig):
         return {} if self.name == "sft" else super().chosen
 
     @property
+    def corpus_weight(self) -> float:
+        """The weight of the corpus term where there is a corpus."""
+        return 1.0 if self.w_lm is None else self.w_lm
+
+    @property
     def determining(self) -> dict[str, Any]:
         """All values that a result depends on, for hashing."""
-        return {**neutral.determining(self), **self.chosen}
+        values = self if self.w_lm is not None else self.model_copy(update={"w_lm": self.corpus_weight})
+        return {**neutral.determining(values), **self.chosen}
 
     @model_validator(mode="after")
     def _known(self) -> LossConfig:
@@ -144,9 +155,12 @@ class MethodConfig(Section):
 
     Attributes:
         name: the bundle's name; None if loss and sampler were chosen separately.
+        reference: what published code ran for it by pair; `preset=reference` adds these overrides to `distill.run`, and
+            to a table's row that has no reference recipe of its own.
     """
 
     name: str | None
+    reference: list[ReferenceConfig] = Field(default_factory=list)
 
 
 class PresetConfig(Section):
@@ -162,12 +176,21 @@ class PresetConfig(Section):
         jsd_teacher_weight: the teacher's weight in the Jensen-Shannon divergence.
         no_repeat_ngram_size: length of n-grams that may not occur twice in the evaluation; 0 is off.
         loss_mean: whether the loss is a mean over all tokens of the global batch, or a mean of micro-batch means.
-        train_bos: whether training and validation rows begin with the tokenizer's BOS; evaluation prompts always do.
+        micro_batch_size: rows of a pass, see `TrainConfig`; with `loss_mean=micro_batches` it changes the result.
+        micro_batches: whether the rows of a global batch are put into micro-batches by length, or as they were drawn.
+        train_bos: whether training and validation rows begin with the tokenizer's BOS; for evaluation prompts see
+            `EvalConfig.bos`.
         train_overlong: what is done with over-long prompts of training rows: see `TrainConfig.overlong_prompt`.
         eval_overlong: what is done with over-long prompts of evaluation sets: see `EvalConfig.overlong_prompt`.
         student_labels: whether labels of text that the student writes in training are shifted, or one position late.
         student_eos: whether EOS is kept in that text, or erased where it is also the pad token.
         student_draw: whether `on_policy` and `mixed` train on text that was just written or on draws from a buffer.
+        minillm_own_reward: whether a token's advantage has its own reward, and not only those after it.
+        minillm_discount: the factor of a reward for each token that it lies ahead.
+        minillm_whitened: whether advantages are whitened over the tokens of a rollout, or over those of each step with
+            the padding behind its texts.
+        minillm_weighted_kl: whether the closed-form KL has the importance weight.
+        minillm_corpus_kd: the share of the forward KL to the teacher in MiniLLM's corpus term.
         adaptive_watched: the validation loss that `adaptive` watches: the objective, or cross-entropy.
     """
 
@@ -179,11 +202,18 @@ class PresetConfig(Section):
     fkl_entropy: bool
     jsd_teacher_weight: float
     no_repeat_ngram_size: Natural
+    micro_batch_size: Count
     loss_mean: Literal["tokens", "micro_batches"]
+    micro_batches: Literal["by_length", "random"]
     train_bos: Literal["added", "none"]
     train_overlong: Overlong
     eval_overlong: Overlong
     student_labels: Literal["shifted", "late"]
     student_eos: Literal["kept", "erased"]
     student_draw: Literal["fresh", "buffer"]
+    minillm_own_reward: bool
+    minillm_discount: float
+    minillm_whitened: Literal["rollout", "step"]
+    minillm_weighted_kl: bool
+    minillm_corpus_kd: float
     adaptive_watched: Literal["objective", "ce"]

@@ -12,7 +12,7 @@ from distill.config.evaluation import EvalConfig
 from distill.config.model import ModelConfig
 from distill.config.objective import LossConfig, MethodConfig, PresetConfig, SamplerConfig
 from distill.config.section import Section, Seed
-from distill.config.train import TrainConfig
+from distill.config.train import StageTrainConfig, TrainConfig
 
 
 class TrackerConfig(Section):
@@ -84,6 +84,33 @@ class Config(Section):
     seed: Annotated[list[Seed], Field(min_length=1)]
     plugins: list[str] = Field(default_factory=list)
 
+    @property
+    def stage(self) -> Literal["student", "sft", "rollout"]:
+        """The section of `train` that says how the student is trained: `sft` or `rollout` for such a row, if given."""
+        if not self.loss.w_kd and not self.sampler.kind.asks_teacher and self.train.sft is not None:
+            return "sft"
+        return "rollout" if self.sampler.name == "rollout" and self.train.rollout is not None else "student"
+
+    @property
+    def schedule(self) -> StageTrainConfig:
+        """How the student is trained."""
+        schedule: StageTrainConfig = getattr(self.train, self.stage)
+        return schedule
+
+    @property
+    def missing_corpus(self) -> list[str]:
+        """A message if the loss has a corpus term and there is no corpus; otherwise empty.
+
+        It is no part of the check of a config, so that the recipe of a row can be shown without a corpus.
+        """
+        if not self.loss.w_lm or self.data.pretrain is not None:
+            return []
+        return [
+            f"loss.w_lm={self.loss.w_lm} adds the cross-entropy of a plain-text corpus, and data.pretrain names none;"
+            " set data.pretrain.file=FILE (JSONL, parquet or .txt), or data.pretrain.hub=ID and"
+            " data.pretrain.hub_file=PATH, or data.pretrain=off to train without this term"
+        ]
+
     @field_validator("seed", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
@@ -109,17 +136,33 @@ class Config(Section):
                 f"loss.w_ce={loss.w_ce}: cross-entropy is computed on the data set's responses only, and"
                 f" sampler={sampler} trains on none of them; set it to 0"
             )
-        batch, rollouts = self.train.student.global_batch_size, self.sampler.parameters.get("rollouts", 0)
+        batch, rollouts = self.schedule.global_batch_size, self.sampler.parameters.get("rollouts", 0)
         if rollouts % batch and not self.debug.smoke:
             near = rollouts // batch * batch
             raise ValueError(
-                f"sampler.rollouts={rollouts} is no multiple of train.student.global_batch_size={batch}; take"
+                f"sampler.rollouts={rollouts} is no multiple of the global batch size {batch}; take"
                 f" {near + batch}{f' or {near}' if near else ''}"
             )
         if rewarded and loss.temperature != 1:
             raise ValueError(
                 f"loss.temperature={loss.temperature}: {loss.name}'s probability ratios are those of plain samples,"
                 " drawn at temperature 1; set it to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _corpus_term(self) -> Config:
+        loss, kind = self.loss, self.sampler.kind
+        if loss.w_lm and not loss.w_kd and not kind.asks_teacher:
+            raise ValueError(
+                f"loss.w_lm={loss.w_lm}: the corpus term goes with distillation, and loss={loss.name} has no teacher;"
+                " leave it out"
+            )
+        reads_corpus = kind.writes or self.train.teacher_signal == "live"
+        if loss.w_lm_kd and loss.corpus_weight and self.data.corpus is not None and not (loss.w_kd and reads_corpus):
+            raise ValueError(
+                f"loss.w_lm_kd={loss.w_lm_kd}: forward KL on the corpus needs a divergence from a teacher that runs"
+                " during training; set train.teacher_signal=live, or loss.w_lm_kd=0"
             )
         return self
 

@@ -29,7 +29,7 @@ def apply_smoke(config: Config) -> Config:
         train=SplitConfig(),
         valid=SplitConfig(),
         eval={name: SplitConfig(title=config.data.eval[name].title) for name in sets},
-        pretrain=config.data.pretrain if config.data.pretrain and config.data.pretrain.file else None,
+        pretrain=config.data.pretrain if config.data.corpus and config.data.corpus.file else "off",
     )
     pruned = config.model.student.keep_layers is not None
     model = config.model.model_copy(
@@ -46,6 +46,11 @@ def apply_smoke(config: Config) -> Config:
             "teacher": config.train.teacher.model_copy(update=stage),
             "start": config.train.start.model_copy(update={**stage, "epochs": min(1, config.train.start.epochs)}),
             "student": config.train.student.model_copy(update=stage),
+            **{
+                name: other.model_copy(update=stage)
+                for name in ("sft", "rollout")
+                if (other := getattr(config.train, name))
+            },
             "micro_batch_size": 4,
             "warmup_steps": 0,
             "max_length": 512,

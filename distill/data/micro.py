@@ -1,12 +1,14 @@
 """`data=micro`: an instruction data set generated from a seed, with five evaluation sets that stand for the papers'.
 
-| set | stands for | what it asks |
+| set | stands for | how far it is from the training set |
 |---|---|---|
-| dolly | Dolly test | the training kinds and wordings, prompts that are held out from training |
-| self_inst | Self-Instruct | the training kinds in wordings never trained on |
-| vicuna | Vicuna | long free answers, in wordings never trained on |
-| sni | Super-Natural | kinds of task never trained on, over the same facts |
-| unni | Unnatural | new combinations: two questions at once, choices among given words |
+| dolly | Dolly test | its phrasings, names and lengths, in prompts that training never has |
+| self_inst | Self-Instruct | instructions combine words that training never has together |
+| vicuna | Vicuna | longer answers, as one in ten of training |
+| sni | Super-Natural | texts about people and towns whose names training never has |
+| unni | Unnatural | all of these at once, in half of the questions a longer answer |
+
+Every set has Dolly's eight topics but sni, which has the four whose texts name people and towns.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from distill.base.errors import UserError
 from distill.config.data import GeneratorConfig
 from distill.data import tasks
 from distill.data.examples import Example, make_examples
+from distill.data.tasks import Grade
 from distill.data.world import World, build_world
 
 HELD_OUT = 5  # one of this many prompts is never trained on
@@ -30,26 +33,22 @@ class Recipe(NamedTuple):
     """How a set is drawn.
 
     Attributes:
-        kinds: the kinds of task, each with its relative share.
-        unseen_wording: whether instructions use the wordings that training never uses.
-        held_out: True: only prompts that are held out from training; False: only the others; None: any.
-        at_most: maximum number of examples, for kinds with few possible prompts.
+        tasks: its tasks, each with its relative share.
+        grade: how far its questions are from those of the training set.
     """
 
-    kinds: dict[tasks.Task, float]
-    unseen_wording: bool
-    held_out: bool | None
-    at_most: int | None = None
+    tasks: dict[tasks.Task, float]
+    grade: Grade
 
 
 SETS = {
-    "train": Recipe(tasks.SEEN, False, False),
-    "valid": Recipe(tasks.SEEN, False, True),
-    "dolly": Recipe(tasks.SEEN, False, True),
-    "vicuna": Recipe(tasks.LONG, True, None, at_most=60),  # drawn early: there are few such prompts
-    "self_inst": Recipe(tasks.SEEN, True, None),
-    "sni": Recipe(tasks.RELATED, False, None),
-    "unni": Recipe(tasks.UNSEEN, False, None),
+    "train": Recipe(tasks.TASKS, Grade()),
+    "valid": Recipe(tasks.TASKS, Grade()),
+    "dolly": Recipe(tasks.TASKS, Grade()),
+    "self_inst": Recipe(tasks.TASKS, Grade(unseen_phrasing=True)),
+    "vicuna": Recipe(tasks.TASKS, Grade(longer=1.0)),
+    "sni": Recipe(tasks.WITH_NAMES, Grade(unseen_names=True)),
+    "unni": Recipe(tasks.TASKS, Grade(unseen_phrasing=True, unseen_names=True, longer=0.5)),
 }
 
 
@@ -62,11 +61,11 @@ def generate(sizes: GeneratorConfig) -> dict[str, list[Example]]:
     Raises:
         UserError: a set is larger than the number of different questions that were found for it.
     """
-    world = build_world(sizes.seed)
+    world = build_world(sizes.seed, sizes.people, sizes.towns, sizes.names)
     sets: dict[str, list[Example]] = {}
     taken: set[tuple[str, str]] = set()
     for number, (name, recipe) in enumerate(SETS.items(), 1):
-        size = min(getattr(sizes, name, sizes.eval), recipe.at_most or sizes.eval + sizes.train + sizes.valid)
+        size = getattr(sizes, name, sizes.eval)
         rng = np.random.default_rng([sizes.seed, number])
         if name == "train":
             sets[name] = _draw(rng, world, recipe, size, None)
@@ -86,16 +85,17 @@ def _draw(
 
     Args:
         taken: prompts of other sets, which are not drawn again; the new prompts are added. The examples have all
-            references. With None prompts may repeat, and the examples have the first reference only.
+            references. With None the set is the training set: prompts may repeat, and the examples have the first
+            reference only.
     """
-    kinds, shares = list(recipe.kinds), np.array(list(recipe.kinds.values()), dtype=float)
+    choices, shares = list(recipe.tasks), np.array(list(recipe.tasks.values()), dtype=float)
     rows: list[tuple[str, str, list[str], str]] = []
     for _ in range(200 * size):
         if len(rows) == size:
             break
-        task = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
-        instruction, text, answers = task(rng, world, recipe.unseen_wording)
-        if recipe.held_out is not None and _held_out(instruction, text) != recipe.held_out:
+        task = choices[int(rng.choice(len(choices), p=shares / shares.sum()))]
+        instruction, text, answers = task(rng, world, recipe.grade)
+        if _held_out(instruction, text) != (taken is not None):
             continue
         if taken is None:
             rows.append((instruction, text, answers[:1], task.__name__))

@@ -79,7 +79,7 @@ def pretraining(data: DataConfig) -> list[str]:
     Raises:
         UserError: the file does not exist, has no text, or a line of it has none.
     """
-    corpus = data.pretrain
+    corpus = data.corpus
     if corpus is None:
         return []
     if corpus.file is None:

@@ -7,30 +7,32 @@ from functools import lru_cache
 
 import numpy as np
 
+from distill.base.errors import UserError
+
 HEADS = "ba be do fi ga ha jo ka lu ma ne ol pa ri sa ta ul va wi ze".split()
-TAILS = "bin dra fer gan lek mon nor pia ros sel tas ven".split()
+TAILS = "bin dra fer gan hal jun lek mon nor pia ros sel tas tol ven wes".split()
 JOBS = "baker,smith,nurse,teacher,farmer,pilot,painter,tailor,fisher,judge,potter,guard".split(",")
 COLOURS = "red,blue,green,yellow,white,black,brown,grey".split(",")
 REGIONS = "north,south,east,west".split(",")
 PRODUCTS = "silk,salt,glass,cheese,ships,paper,wool,bells,honey,knives".split(",")
 WEATHER = "rainy,sunny,windy,foggy,snowy".split(",")
 FOODS = {
-    "apple": ("fruit", "sweet"),
-    "plum": ("fruit", "sweet"),
-    "lemon": ("fruit", "sour"),
-    "pear": ("fruit", "sweet"),
-    "onion": ("vegetable", "sharp"),
-    "carrot": ("vegetable", "sweet"),
-    "radish": ("vegetable", "sharp"),
-    "cabbage": ("vegetable", "mild"),
-    "bread": ("grain", "mild"),
-    "rice": ("grain", "mild"),
-    "oats": ("grain", "mild"),
-    "cake": ("dessert", "sweet"),
-    "pudding": ("dessert", "sweet"),
-    "soup": ("dish", "salty"),
-    "stew": ("dish", "salty"),
-    "pickle": ("dish", "sour"),
+    "apple": "fruit",
+    "plum": "fruit",
+    "lemon": "fruit",
+    "pear": "fruit",
+    "onion": "vegetable",
+    "carrot": "vegetable",
+    "radish": "vegetable",
+    "cabbage": "vegetable",
+    "bread": "grain",
+    "rice": "grain",
+    "oats": "grain",
+    "cake": "dessert",
+    "pudding": "dessert",
+    "soup": "dish",
+    "stew": "dish",
+    "pickle": "dish",
 }
 ANIMALS = {  # class, home, what it eats, sound
     "cat": ("mammal", "house", "fish", "meows"),
@@ -87,7 +89,6 @@ class Person:
         pet: the animal that they keep.
         food: their favourite food.
         colour: the colour of their clothes.
-        age: in years.
     """
 
     name: str
@@ -96,7 +97,6 @@ class Person:
     pet: str
     food: str
     colour: str
-    age: int
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,14 @@ class World:
     Attributes:
         towns: the towns by name.
         people: the people by name.
+        strangers: names of people and of towns without facts, for the texts of all sets.
+        unseen: the same, for texts that no training set has.
     """
 
     towns: dict[str, Town]
     people: dict[str, Person]
+    strangers: tuple[list[str], list[str]]
+    unseen: tuple[list[str], list[str]]
 
 
 def _names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
@@ -119,11 +123,16 @@ def _names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
         if name not in taken:
             taken.add(name)
             names.append(name)
+        elif len(taken) == len(HEADS) * len(TAILS):
+            raise UserError(
+                f"data.generator: people, towns and names need more than the {len(taken)} names that there are; make"
+                " one of them smaller"
+            )
     return names
 
 
 @lru_cache
-def build_world(seed: int, people: int = 40, towns: int = 12) -> World:
+def build_world(seed: int, people: int, towns: int, names: int) -> World:
     """The world that a seed determines; all sets of the seed share its facts."""
     rng = np.random.default_rng([seed, 0])
     taken: set[str] = set()
@@ -145,8 +154,9 @@ def build_world(seed: int, people: int = 40, towns: int = 12) -> World:
             pick(pets),
             pick(list(FOODS)),
             pick(COLOURS),
-            int(rng.integers(20, 80)),
         )
         for name in _names(rng, people, taken)
     ]
-    return World({t.name: t for t in places}, {p.name: p for p in folk})
+    sizes = names, max(12, names // 4)
+    strangers, unseen = ((_names(rng, size, taken), _names(rng, size // 3, taken)) for size in sizes)
+    return World({t.name: t for t in places}, {p.name: p for p in folk}, strangers, unseen)

@@ -145,9 +145,10 @@ class AlphaBeta(Divergence):
 class AlphaNet(Divergence):
     """The larger of two alpha-divergences ab(a, 1 - a), per token or per batch.
 
-    The published script has a = 0.5 twice, which is a single divergence; the default values are this project's choice.
-    Per batch, the divergence with the larger sum over the tokens of the global batch is used for all of them. This
-    needs additional passes without gradient before each batch (the published script sums over micro-batches).
+    The published script for OpenLLaMA2 has a = 0.5 twice, which is a single divergence; the one for GPT-2 sweeps 0.1 to
+    0.3 and 0.7 to 0.9. The default values are this project's choice. Per batch, the divergence with the larger sum over
+    the tokens of the global batch is used for all of them. This needs additional passes without gradient before each
+    batch (the published script sums over micro-batches).
 
     Attributes:
         alphas: a of the two divergences, the exponent of the teacher.
@@ -157,7 +158,9 @@ class AlphaNet(Divergence):
     source = "Wang et al. 2021 (AlphaNet); AlphaNet rows of ABKD"
     formula = "max of ab(a, 1 - a) over two a"
     limits = "ab(a, 1 - a) where both a are one"
-    elsewhere = "0.5 twice, per batch; AlphaNet's own paper has -1 and 1, clipped, per sample"
+    elsewhere = (
+        "0.5 twice (OpenLLaMA2) or a sweep (GPT-2), per batch; AlphaNet's own paper has -1 and 1, clipped, per sample"
+    )
     alphas: tuple[float, ...] = (0.2, 0.8)
     per: str = "token"
 

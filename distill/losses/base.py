@@ -88,6 +88,15 @@ class Divergence:
         """
         raise TypeError(f"{type(self).__name__} reads nothing of a token but its id")
 
+    def step_data(self, data: Sequence[Tensor], longest: int) -> list[Tensor]:
+        """The rollout data of the texts of one step's global batch, as the step trains on them: usually unchanged.
+
+        Args:
+            data: what `rollout_data` returned for these texts.
+            longest: the most tokens of a text.
+        """
+        return list(data)
+
     def with_rollout_data(self, data: Tensor) -> Divergence:
         """The divergence for N tokens that were sampled in a rollout.
 

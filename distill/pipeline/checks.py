@@ -22,7 +22,7 @@ def needs_hub(config: Config) -> bool:
     encoder = config.eval.bertscore.encoder
     paths += [encoder] if encoder not in (None, WHEEL) else []
     path_on_hub = any(not Path(path).expanduser().is_dir() for path in paths)
-    corpus_on_hub = data.pretrain is not None and data.pretrain.file is None
+    corpus_on_hub = data.corpus is not None and data.corpus.file is None
     return model.source == "hub" or path_on_hub or corpus_on_hub or (data.root is None and data.generator is None)
 
 
@@ -37,7 +37,7 @@ def check_data(plan: Plan, texts: bool = True) -> None:
     """
     if needs_hub(plan.config):
         hub.prepare()
-    problems: list[str] = []
+    problems = plan.config.missing_corpus
     for name in ("data", "sets", "pretraining"):
         try:
             getattr(plan, name)

@@ -14,7 +14,7 @@ from distill.pipeline.store import digest
 VERSIONS = {
     "base": 1,
     "signal": 2,
-    "train": 2,
+    "train": 3,
     "evaluate": 2,
     "answers": 1,
     "agree": 1,
@@ -28,6 +28,8 @@ NOT_DETERMINING = {
     "teacher",
     "start",
     "student",
+    "sft",
+    "rollout",
     "micro_batch_size",
     "save_steps",
     "seed",

@@ -70,8 +70,8 @@ class Plan:
 
     @cached_property
     def pretraining(self) -> list[str]:
-        """The texts of the plain-text corpus; an empty list if the config has no corpus."""
-        return inputs.pretraining(self.config)
+        """The texts of the plain-text corpus; an empty list if the config has no corpus or does not train on it."""
+        return inputs.pretraining(self.config) if self.config.loss.corpus_weight else []
 
     # --- models and trainings ---
 
@@ -170,8 +170,9 @@ class Plan:
         """The distilled (or, with loss=sft, fine-tuned) student."""
         loss, sampler = self.config.loss, self.config.sampler
         label = f"student-{loss.name}" + ("" if sampler.name == "fixed" else f"-{sampler.name}")
-        schedule = self.config.train.student
-        return self._training("student", label, self.start, loss, schedule, sampler, "student", self.distils)
+        return self._training(
+            "student", label, self.start, loss, self.config.schedule, sampler, "student", self.distils
+        )
 
     def _training(
         self,
@@ -188,15 +189,22 @@ class Plan:
         train, valid = self.data
         teacher = self.teacher if distils else None
         objective = loss.determining
-        if config.data.pretrain is None:
+        has_corpus = distils and config.data.corpus is not None and config.loss.corpus_weight > 0
+        if not has_corpus:
             objective.pop("w_lm", None)
+            objective.pop("w_lm_kd", None)
         extra: dict[str, Any] = {"answers": self.answers.key} if sampler.kind.asks_teacher else {}
-        if config.data.pretrain is not None and distils:
+        if has_corpus:
             extra["pretrain"] = digest(self.pretraining)
         # If the loss is a mean of micro-batch means, the result depends on how the global batch is split.
-        by_split = config.preset.loss_mean == "micro_batches"
-        not_hashed = NOT_DETERMINING - {"micro_batch_size"} if by_split else NOT_DETERMINING
-        split = {"loss_mean": config.preset.loss_mean, "processes": world_size()} if by_split else {}
+        split: dict[str, Any] = {}
+        if config.preset.loss_mean == "micro_batches":
+            split = {
+                "loss_mean": config.preset.loss_mean,
+                "micro_batches": config.preset.micro_batches,
+                "micro_batch_size": config.train.rows_per_pass(schedule),
+                "processes": world_size(),
+            }
         if distils and self._could_store and not self.stores_signal:
             # A live teacher gives the same student as stored hidden states, but the training has another cost. Costs
             # are facts of the artifact, so it needs another key.
@@ -207,8 +215,8 @@ class Plan:
             "loss": objective,
             "sampler": sampler.determining if teacher else None,
             "preset": config.preset.name,
-            "schedule": determining(schedule),
-            "train": determining(config.train, exclude=not_hashed),
+            "schedule": determining(schedule, exclude={"micro_batch_size"}),
+            "train": determining(config.train, exclude=NOT_DETERMINING),
             "seed": self.seed(seed),
             "lora": determining(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},

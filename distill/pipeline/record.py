@@ -151,6 +151,7 @@ def description(row: Row, texts: bool, artifacts: Sequence[str], seconds: float)
         "role": row.role,
         "stage": model.label if isinstance(model, Node) else "",
         "preset": config.preset.name,
+        "schedule": config.stage,
         "train_seed": plan.seed(row.role),
         "shared_seed": config.train.shared_seed,
         "decode": decode_name(config.eval),

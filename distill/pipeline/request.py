@@ -8,9 +8,11 @@ from typing import Any
 
 from distill.base.errors import UserError
 from distill.base.locations import take_config_dir
+from distill.config.reference import overrides_of
 from distill.pipeline.tables import Table, chosen_rows
 from distill.results import experiment as experiments
 from distill.results.experiment import Experiment
+from distill.results.recipes import row_recipe
 
 SEEDS = "seed=[10,20,30,40,50]"
 
@@ -83,6 +85,9 @@ def _refuse_row_settings(experiment: Experiment, overrides: Sequence[str], train
     row_keys = {
         _key(word) for row in experiment.rows.values() for word in [*row.overrides, *row.pairs.get(str(model), [])]
     }
+    if "preset=reference" in overrides:
+        recipes = [reference for label in experiment.rows for reference in row_recipe(experiment, label, str(model))]
+        row_keys |= {_key(word) for word in overrides_of(recipes)}
     problems = [
         f"{o}: each row of a table has its own value of this key; python -m distill.run takes any value"
         for o, key in keys.items()

@@ -13,6 +13,7 @@ from distill.base.files import lock_beside
 from distill.base.processes import is_main_process
 from distill.config.compose import load
 from distill.config.data import evaluation_set_names
+from distill.config.reference import ReferenceConfig, overrides_of
 from distill.config.schema import Config
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.evaluation.bertscore import WHEEL, metric_name
@@ -25,6 +26,7 @@ from distill.results.figures import check_figure, write_figure
 from distill.results.folders import check_folders
 from distill.results.manifest import WITHOUT_MODEL, Manifest, RowRuns, notes_of, set_descriptions
 from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, names
+from distill.results.recipes import row_recipe
 from distill.results.rendering import Rendered, write_table
 
 
@@ -37,6 +39,7 @@ class RowDefinition:
         group: `context` (Teacher and SFT, above the rows of the paper) or `paper`.
         role: the model that is evaluated, `student` or `teacher`.
         overrides: the overrides that distinguish it from other rows.
+        reference: what the paper's code ran for it; empty unless the preset is `reference`.
         model: the pair of this row; None if it is the table's pair.
     """
 
@@ -44,6 +47,7 @@ class RowDefinition:
     group: str
     role: Role
     overrides: list[str]
+    reference: list[ReferenceConfig]
     model: str | None = None
 
 
@@ -87,6 +91,7 @@ class Table:
             self.train_seeds = self._measured_train_seeds()
         self.rows: dict[str, list[Row]] = {}
         self.row_definitions = {row.label: row for row in self._row_definitions()}
+        self._without_corpus = self._rows_without_corpus()
         check_folders(self.common)
         for label, row in self.row_definitions.items():
             self.rows[label] = [Row(label, config, row.role) for config in self._configs(row)]
@@ -133,7 +138,7 @@ class Table:
         experiment = self.experiment
         roles: tuple[Role, Role] = ("teacher", "student")
         context = dict(zip(CONTEXT, roles, strict=True)) if experiment.context else {}
-        rows = [RowDefinition(label, "context", role, ["loss=sft"]) for label, role in context.items()]
+        rows = [RowDefinition(label, "context", role, ["loss=sft"], []) for label, role in context.items()]
         for label, row in experiment.rows.items():
             of_paper = self.model == experiment.model
             if row.model is not None and not of_paper and self.model not in row.pairs:
@@ -143,13 +148,17 @@ class Table:
                 )
                 continue
             words = [*row.overrides, *row.pairs.get(str(self.model), [])]
-            rows.append(RowDefinition(label, "paper", row.role, words, row.model if of_paper else None))
+            own_pair = row.model if of_paper else None
+            recipe = experiment.recipe(label, own_pair or str(self.model)) if self._is_reference else []
+            rows.append(RowDefinition(label, "paper", row.role, words, recipe, own_pair))
         return rows
 
     def _measured_train_seeds(self) -> list[int] | None:
         """The training seeds of the table's manifest if it has several, so that a table is not replaced by a smaller
         one by leaving out `train_seeds`; otherwise None."""
-        path = Manifest.path_of(self.common.paths.results, str(self.model or WITHOUT_MODEL), self.name)
+        path = Manifest.path_of(
+            self.common.paths.results, str(self.model or WITHOUT_MODEL), self.name, self.common.preset.name
+        )
         seeds = Manifest.read(path).train_seeds if path.is_file() else []
         if len(seeds) < 2:
             return None
@@ -162,8 +171,28 @@ class Table:
         if row.role != "teacher" and self.train_seeds:
             trainings = [[f"train.seed={seed}"] for seed in self.train_seeds]
         last = [] if row.model is None else [f"model={row.model}"]
-        words = [*self.experiment.overrides, *self._sets(), *row.overrides, *self.overrides, *last]
-        return [load([*words, *training]) for training in trainings]
+        recipe = overrides_of(row.reference)
+        if row.label in self._without_corpus:
+            recipe = ["loss.w_lm=0.0"]
+        words = [*self.experiment.overrides, *self._sets(), *row.overrides, *recipe, *self.overrides, *last]
+        return [load([*words, *training], of_method=not row.reference) for training in trainings]
+
+    def _rows_without_corpus(self) -> list[str]:
+        """Under `preset=reference` the rows for which no recipe was read, if others of the table have one.
+
+        A corpus that is given is for the recipes that have its term, and no reason to add it to other rows.
+        """
+        recipes = {
+            row.label: row_recipe(self.experiment, row.label, row.model or str(self.model))
+            for row in self.row_definitions.values()
+            if self._is_reference and row.group == "paper" and row.role == "student"
+        }
+        return [label for label, recipe in recipes.items() if not recipe] if any(recipes.values()) else []
+
+    @property
+    def _is_reference(self) -> bool:
+        """Whether the rows take the recipes of published code."""
+        return self.common.preset.name == "reference"
 
     def _sets(self) -> list[str]:
         """An override that selects the sets of the columns that the data has; none if `eval.sets` is set already."""
@@ -230,6 +259,7 @@ class Table:
             columns={title: None if column is None else list(column) for title, column in self.columns.items()},
             sets=set_descriptions(sets) if self.measurements.texts else {},
             rows=rows,
+            preset=self.common.preset.name,
         )
 
     def measure(self, chosen: Sequence[str]) -> list[UserError]:
@@ -242,9 +272,11 @@ class Table:
             The errors of rows that could not be measured; the other rows are measured nevertheless.
 
         Raises:
-            UserError: an evaluation set of the paper's own pair has another number of rows than the paper's.
+            UserError: a row trains on a corpus and none is given, or an evaluation set of the paper's own pair has
+                another number of rows than the paper's.
         """
         check(self.measurements.benchmarks, self.config.eval.benchmarks)
+        self._check_corpus(chosen)
         self._check_counts()
         failures: list[UserError] = []
         for label in chosen:
@@ -260,6 +292,15 @@ class Table:
                 if was_incomplete and is_main_process():
                     self.write()
         return failures
+
+    def _check_corpus(self, chosen: Sequence[str]) -> None:
+        """Refuse rows whose loss has a corpus term if there is no corpus, before the first of all rows is measured."""
+        labels: dict[str, list[str]] = {}  # by message
+        for label in chosen:
+            for problem in self.rows[label][0].config.missing_corpus:
+                labels.setdefault(problem, []).append(label)
+        if labels:
+            raise UserError([f"{', '.join(rows)}: {problem}" for problem, rows in labels.items()])
 
     def _check_counts(self) -> None:
         """Refuse `data=dolly` with other sets than the paper's if the pair is the paper's own: the cells would stand

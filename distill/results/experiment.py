@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from distill.base import locations
 from distill.base.errors import UserError
+from distill.config.reference import ReferenceConfig, of_pair
 from distill.config.section import Section
 
 EXPERIMENTS, PAPER = locations.EXPERIMENTS, locations.PAPER
@@ -31,6 +32,8 @@ class RowConfig(Section):
         role: the model that is measured.
         model: the row's pair, if it differs from the experiment's. A table for another pair than the experiment's has
             the row only if `pairs` has an entry for that pair.
+        reference: what the paper's public code ran for the row, where it differs; `preset=reference` adds these
+            overrides. For a pair without any the row's method may have some (`MethodConfig.reference`).
         sweep: one config key and its values. The row becomes one row for each value, and `{value}` in its label and in
             `paper` is replaced by the value.
     """
@@ -40,6 +43,7 @@ class RowConfig(Section):
     paper: list[str] = Field(default_factory=list)
     role: Literal["student", "teacher"] = "student"
     model: str | None = None
+    reference: list[ReferenceConfig] = Field(default_factory=list)
     sweep: dict[str, list[float | int | str]] | None = None
 
 
@@ -81,6 +85,7 @@ class Experiment(Section):
         transposed: whether the paper prints the columns as rows.
         context: whether the table begins with the rows Teacher and SFT.
         overrides: config overrides of all rows.
+        reference: the reference recipe of the rows that have none of their own for a pair; see `RowConfig.reference`.
         columns: the columns by title.
         rows: the rows by label.
     """
@@ -95,6 +100,7 @@ class Experiment(Section):
     transposed: bool = False
     context: bool = True
     overrides: list[str] = Field(default_factory=list)
+    reference: list[ReferenceConfig] = Field(default_factory=list)
     columns: dict[str, ColumnConfig] = Field(default_factory=dict)
     rows: dict[str, RowConfig] = Field(default_factory=dict)
 
@@ -126,6 +132,10 @@ class Experiment(Section):
                     f" {', '.join(self.columns)}"
                 )
         return self
+
+    def recipe(self, label: str, pair: str) -> list[ReferenceConfig]:
+        """The reference recipe of a row for a pair: the row's own, or else the table's; empty if there is neither."""
+        return of_pair(self.rows[label].reference, pair) or of_pair(self.reference, pair)
 
     @property
     def needs_texts(self) -> bool:
@@ -191,7 +201,10 @@ def parse(path: Path, file_name: str) -> Experiment:
     except (ValidationError, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(f"{file_name}: {error}") from None
     pairs = set(locations.options("model"))
-    if unknown := sorted({pair for row in experiment.rows.values() for pair in row.pairs} - pairs):
+    rows = experiment.rows.values()
+    references = [*experiment.reference, *(reference for row in rows for reference in row.reference)]
+    named = {pair for row in rows for pair in row.pairs} | {p for r in references for p in r.pairs or ()}
+    if unknown := sorted(named - pairs):
         raise UserError(f"{file_name}: pairs names {', '.join(unknown)}; the pairs are {', '.join(sorted(pairs))}")
     return experiment
 
@@ -240,13 +253,14 @@ def paper_numbers(experiment: Experiment, model: str) -> tuple[dict[tuple[str, s
     row_field, column_field = ("column", "row") if experiment.transposed else ("row", "column")
     for source in experiment.sources:
         frame = pd.read_csv(PAPER / f"{source}.csv", dtype=str, keep_default_na=False)
+        cells = frame.drop_duplicates([row_field, column_field]).set_index([row_field, column_field])[["mean", "std"]]
+        printed = {position: PaperNumber(*numbers) for position, *numbers in cells.itertuples()}
         for label, row in rows.items():
             for column, config in experiment.columns.items():
                 name = config.paper.get(model) or config.paper.get(experiment.model or "") or column
-                cells = frame[frame[row_field].isin([label, *row.paper]) & (frame[column_field] == name)]
-                if cells.empty:
+                number = next((printed[p] for p in printed if p[1] == name and p[0] in (label, *row.paper)), None)
+                if number is None:
                     continue
-                number = PaperNumber(str(cells.iloc[0]["mean"]), str(cells.iloc[0]["std"]))
                 first_number, first_source = first.setdefault((label, column), (number, source))
                 if first_number != number:
                     differences.append(f"{label}, {column}: {first_number} in {first_source}, {number} in {source}")

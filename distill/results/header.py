@@ -8,7 +8,8 @@ from typing import Any
 from distill.results import metrics
 from distill.results.experiment import Experiment
 from distill.results.manifest import Manifest
-from distill.results.table import RowData, absent_columns
+from distill.results.separation import separations
+from distill.results.table import RowData, absent_columns, columns_of
 
 RunDescription = Mapping[str, Any]  # the content of a run's `run.json`
 
@@ -25,34 +26,56 @@ def header(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) 
         runs_by_teacher = {"": last}
     return [
         *dict.fromkeys(line for run in runs_by_teacher.values() for line in pair_lines(run)),
+        *epochs_lines(rows),
         *(decoding_lines(rows) if experiment.needs_texts else []),
         *data_set_lines(manifest, last),
         *absent_column_lines(experiment, manifest),
         *(scale_warnings(last, experiment, manifest) if last is not None else []),
         *missing_seed_lines(rows, manifest),
         *stage_copy_lines(rows),
+        *missing_corpus_lines(rows),
+        *separation_lines(rows, experiment, manifest),
         *(machine_lines(rows) if has_costs else []),
         *manifest.notes,
     ]
 
 
 def pair_lines(run: RunDescription) -> Iterator[str]:
-    """The pair with its sizes, its data and its training, from the description of one of its runs."""
+    """The pair with its sizes and its data, from the description of one of its runs."""
     sizes = {}
     for name, stage in run["stages"].items():
         if name.startswith("base/") and "parameters" in stage:
             sizes["teacher" if "-teacher-" in name else "student"] = f"{stage['parameters'] / 1e6:.2f}M"
     config, data = run["config"], run["data"]
-    model, train = config["model"], config["train"]
+    model = config["model"]
     parameters = f" ({sizes.get('teacher', '?')} -> {sizes.get('student', '?')} parameters)" if sizes else ""
-    teacher, student = model["teacher"]["path"], model["student"]["path"]
-    training = f"teacher {'supplied (' + teacher + ')' if teacher else _epochs(train['teacher']['epochs'])}, student"
-    training += f" {_epochs(train['student']['epochs'])}" + (f" from {student}" if student else "")
+    supplied = [f", {role} {path}" for role in ("teacher", "student") if (path := model[role]["path"])]
     yield (
         f"Pair `{model['name']}`{parameters}, weights from {model['source']}, data `{config['data']['name']}`:"
         f" {data.get('train', {}).get('rows', '?')} training and {data.get('valid', {}).get('rows', '?')} validation"
-        f" rows, {training}, {train['precision']}, preset {config['preset']['name']}."
+        f" rows{''.join(supplied)}, {config['train']['precision']}, preset {config['preset']['name']}."
     )
+
+
+def epochs_lines(rows: Sequence[RowData]) -> Iterator[str]:
+    """The epochs that each row's model was trained for. Those of a student's start come first: `3 + 20`."""
+    labels: dict[str, dict[str, None]] = {}  # row labels by epochs, in the table's order
+    for row in rows:
+        for run in row.descriptions:
+            labels.setdefault(_epochs(run), {})[row.label] = None
+    if labels:
+        groups = (f"{', '.join(row_labels)} {epochs}" for epochs, row_labels in labels.items())
+        yield f"Epochs: {'; '.join(groups)}."
+
+
+def _epochs(run: RunDescription) -> str:
+    """The epochs of the trainings behind a run's model, such as `3 + 20`; `none` for a supplied checkpoint."""
+    train, role = run["config"]["train"], run["role"]
+    if role == "teacher":
+        return str(train["teacher"]["epochs"]) if _teacher(run) else "none"
+    has_start = any(name.startswith("train/") and "-start-" in name for name in run["stages"])
+    stage = run.get("schedule", "student")  # earlier versions did not record it and had one for all students
+    return f"{train['start']['epochs']} + " * has_start + str(train[stage]["epochs"])
 
 
 def teacher_artifacts(rows: Sequence[RowData]) -> list[str]:
@@ -63,10 +86,6 @@ def teacher_artifacts(rows: Sequence[RowData]) -> list[str]:
 def _teacher(run: RunDescription) -> str:
     """The artifact name of a run's teacher; "" if the run has no teacher."""
     return next((name for name in run["stages"] if name.startswith("train/") and "-teacher-" in name), "")
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch" + ("s" if count > 1 else "")
 
 
 def decoding_lines(rows: Sequence[RowData]) -> list[str]:
@@ -131,6 +150,25 @@ def missing_seed_lines(rows: Sequence[RowData], manifest: Manifest) -> Iterator[
             if expected - measured:
                 listed = ", ".join(map(str, sorted(measured)))
                 yield f"{row.label} is over {kind} seed{'s' * (len(measured) > 1)} {listed} only."
+
+
+def missing_corpus_lines(rows: Sequence[RowData]) -> Iterator[str]:
+    """The rows whose recipe has a corpus term and that were trained without it (`data.pretrain=off`)."""
+    labels = [
+        row.label
+        for row in rows
+        for run in row.descriptions[:1]
+        if run["config"]["data"].get("pretrain") == "off" and run["config"]["loss"].get("w_lm")
+    ]
+    if labels:
+        yield f"No corpus (data.pretrain=off): {', '.join(labels)} trained without the corpus term of their recipe."
+
+
+def separation_lines(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) -> Iterator[str]:
+    """The columns that hardly tell rows apart: see `distill.results.separation`."""
+    of_columns = separations(rows, columns_of(experiment, manifest))
+    if failing := [f"{s.column} ({', '.join(s.fails)})" for s in of_columns if s.fails]:
+        yield f"Columns where noise may hide the differences: {'; '.join(failing)}."
 
 
 def stage_copy_lines(rows: Sequence[RowData]) -> Iterator[str]:

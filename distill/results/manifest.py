@@ -50,6 +50,7 @@ class Manifest:
         sets: the data sets' descriptions by name (`set_descriptions`).
         rows: all rows, measured or not.
         notes: header lines that the user added with `note=`.
+        preset: the preset of the rows. The files of a table under `reference` stand beside those under `clean`.
     """
 
     table: str
@@ -60,6 +61,7 @@ class Manifest:
     sets: dict[str, dict[str, Any]]
     rows: list[RowRuns]
     notes: list[str] = field(default_factory=list)
+    preset: str = "clean"
 
     @property
     def paper(self) -> str:
@@ -68,22 +70,21 @@ class Manifest:
 
     @property
     def name(self) -> str:
-        """The last part of the table's name."""
-        return self.table.split("/")[1]
+        """The name of the table's files: the last part of its own, with `_reference` for that preset."""
+        return _file_name(self.table, self.preset)
 
     def folder(self, results: str | Path) -> Path:
         """The folder of the table's files."""
         return table_folder(results, self.model, self.paper)
 
     @staticmethod
-    def path_of(results: str | Path, model: str, table: str) -> Path:
+    def path_of(results: str | Path, model: str, table: str, preset: str = "clean") -> Path:
         """The file of a table's manifest."""
-        paper, name = table.split("/")
-        return table_folder(results, model, paper) / f"{name}.manifest.json"
+        return table_folder(results, model, table.split("/")[0]) / f"{_file_name(table, preset)}.manifest.json"
 
     def path(self, results: str | Path) -> Path:
         """The path of the manifest's file."""
-        return self.path_of(results, self.model, self.table)
+        return self.path_of(results, self.model, self.table, self.preset)
 
     def write(self, results: str | Path) -> None:
         """Write the manifest's file, whole or not at all."""
@@ -101,6 +102,10 @@ class Manifest:
             return Manifest(**{**raw, "rows": [RowRuns(**row) for row in raw["rows"]]})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: not a table's manifest ({error}); restore it from git, or remove it") from None
+
+
+def _file_name(table: str, preset: str) -> str:
+    return table.split("/")[1] + ("" if preset == "clean" else f"_{preset}")
 
 
 def notes_of(path: Path, new: Sequence[str]) -> list[str]:

@@ -13,7 +13,9 @@ from distill.results import metrics
 from distill.results.experiment import Experiment, PaperNumber, paper_numbers
 from distill.results.header import header, is_smoke, seeds_line
 from distill.results.manifest import Manifest
-from distill.results.statistics import Cell, Column, Comparison, cell, compare, printed_p
+from distill.results.recipes import pair_recipe, row_recipe
+from distill.results.separation import separations
+from distill.results.statistics import Cell, Column, Comparison, compare, printed_p
 from distill.results.table import (
     MISSING,
     RowData,
@@ -53,6 +55,7 @@ def write_table(manifest: Manifest, experiment: Experiment, results: str | Path)
     frame = cells_table(rows, columns, absent_columns(experiment, manifest))
     frame = transposed(frame) if experiment.transposed else frame
     sections = [markdown_table(frame), "", *_sections(rows, columns, experiment, manifest)]
+    sections += [*separation_section(rows, columns), *recipe_section(experiment, manifest)]
     text = ["# " + experiment.title, "", *lines, "", seeds_line(manifest, rows), "", *sections]
     write_long(manifest, results, rows)
     path = folder / f"{manifest.name}.csv"
@@ -71,7 +74,7 @@ def _sections(
     text: list[str] = []
     any_tested = any_printed = False
     for column in columns:
-        if all(cell(row.lines, column) is None for row in rows):
+        if all(row.cell(column) is None for row in rows):
             continue
         section, tested = _section(rows, column, baseline, experiment, paper, is_papers_pair)
         any_tested, any_printed = any_tested or tested, any_printed or bool(section["p from printed"].any())
@@ -111,9 +114,9 @@ def _section(
     lines, tested = [], False
     per_prompt = not column.is_average and metrics.find(column.dataset, column.metric).per_prompt
     baseline_number = paper.get((experiment.against or "", column.title))
-    baseline_value = cell(baseline.lines, column) if baseline is not None else None
+    baseline_value = baseline.cell(column) if baseline is not None else None
     for row in rows:
-        value, number = cell(row.lines, column), paper.get((row.label, column.title))
+        value, number = row.cell(column), paper.get((row.label, column.title))
         test = None
         if per_prompt and baseline is not None and row is not baseline:
             row_means, baseline_means = (r.prompt_means(column.dataset, column.metric) for r in (row, baseline))
@@ -146,8 +149,7 @@ def _line(
         p = f"{printed_p(number.numbers, baseline_number.numbers):.2g}"
     is_rouge_l = column.metric == "rouge_l" and not column.is_average
     length, eos_rate = (
-        cell(row.lines, Column("", ((column.dataset, name),))) if is_rouge_l else None
-        for name in ("length", "eos_rate")
+        row.cell(Column("", ((column.dataset, name),))) if is_rouge_l else None for name in ("length", "eos_rate")
     )
     return {
         "row": row.label,
@@ -195,6 +197,58 @@ def _papers_own_tests(experiment: Experiment, model: str, paper: Mapping[tuple[s
         "",
         f"Of {label} over {experiment.against}, beside those of a pooled t-test on the means and standard deviations"
         " that it prints, taken as over five generation seeds.",
+        "",
+        markdown_table(pd.DataFrame(lines)),
+        "",
+    ]
+
+
+def separation_section(rows: Sequence[RowData], columns: Sequence[Column]) -> list[str]:
+    """How far rows spread beside trainings, column by column; empty for a table of single trainings."""
+    of_columns = [s for s in separations(rows, columns) if s.ratio is not None]
+    if not of_columns:
+        return []
+    lines = [
+        {
+            "column": s.column,
+            "teacher over SFT": "" if s.lead is None else f"{s.lead:+.2f}",
+            "std of rows": f"{s.between_rows:.2f}",
+            "std of trainings": f"{s.between_trainings:.2f}",
+            "ratio": f"{s.ratio:.1f}",
+        }
+        for s in of_columns
+    ]
+    return [
+        "",
+        "## Differences between rows and between trainings",
+        "",
+        "The standard deviation of the rows' means, beside that of a row's trainings (root mean square over rows).",
+        "",
+        markdown_table(pd.DataFrame(lines)),
+    ]
+
+
+def recipe_section(experiment: Experiment, manifest: Manifest) -> list[str]:
+    """Under `preset=reference` a table of what published code ran for each row, with the files that say so."""
+    if manifest.preset != "reference":
+        return []
+    lines = []
+    rows = [row for row in manifest.rows if row.group == "paper"]
+    recipes = {f"all rows of `{pair}`": pair_recipe(pair) for pair in dict.fromkeys(row.model for row in rows)}
+    recipes |= {row.label: row_recipe(experiment, row.label, row.model) for row in rows}
+    for label, recipe in recipes.items():
+        for reference in recipe:
+            overrides = f"`{' '.join(reference.overrides)}`" if reference.overrides else "nothing else"
+            lines.append({"row": label, "overrides": overrides, "source": reference.link, "note": reference.note})
+        if not recipe:
+            source = "none was read for this pair; as under `preset=clean`, without a corpus"
+            lines.append({"row": label, "overrides": "", "source": source, "note": ""})
+    return [
+        "",
+        "## What published code ran",
+        "",
+        "The rows have these settings beside the preset's quirks (docs/fidelity.md). The header says which rows had no"
+        " corpus.",
         "",
         markdown_table(pd.DataFrame(lines)),
         "",

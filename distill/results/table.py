@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from distill.results import metrics
 from distill.results.experiment import Experiment
 from distill.results.manifest import Manifest, RowRuns
 from distill.results.runs import LONG_COLUMNS, RunFolder, long_lines
-from distill.results.statistics import Column, cell, prompt_means
+from distill.results.statistics import Cell, Column, cell, prompt_means
 
 MISSING = "missing"  # the text of a cell that was not measured
 
@@ -39,11 +40,23 @@ class RowData:
     lines: pd.DataFrame
     scores: list[pd.DataFrame]
     descriptions: list[dict[str, Any]]
+    _cells: dict[Column, Cell | None] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """The row's label."""
         return self.row.label
+
+    def cell(self, column: Column) -> Cell | None:
+        """The row's cell in a column; None if the row has no value there. A page asks for it several times."""
+        if column not in self._cells:
+            measured = self._measured.issuperset(column.parts)
+            self._cells[column] = cell(self.lines, column) if measured else None
+        return self._cells[column]
+
+    @cached_property
+    def _measured(self) -> frozenset[tuple[str, str]]:
+        return frozenset(zip(self.lines["dataset"], self.lines["metric"], strict=True))
 
     def prompt_means(self, dataset: str, metric: str) -> pd.Series:
         """Each prompt's mean score in a metric, by example id."""
@@ -108,7 +121,7 @@ def cells_table(rows: Sequence[RowData], columns: Sequence[Column], absent: Sequ
     """
     data = []
     for row in rows:
-        cells = {column.title: cell(row.lines, column) for column in columns}
+        cells = {column.title: row.cell(column) for column in columns}
         empty = {title: "" if title in absent else MISSING for title in cells}
         texts = {title: empty[title] if value is None else str(value) for title, value in cells.items()}
         data.append({"row": row.label, "group": row.row.group, **texts})

@@ -99,6 +99,14 @@ class Writer(Protocol):
         """
         ...
 
+    def for_step(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with the rollout data that the divergence reads in this step (`Divergence.step_data`).
+
+        Args:
+            samples: the samples of a step's global batch, those of all processes.
+        """
+        ...
+
     def gather(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples of all processes, in an order that does not depend on the number of processes."""
         ...

@@ -70,7 +70,7 @@ class Rollout(Sampler):
         number, place = divmod(step_in_cycle, steps_per_pass)
         order = step.rng(f"pass {number}", cycle).permutation(len(self.texts))
         chosen = order[place * self.batch : (place + 1) * self.batch][: step.rows]
-        return [self.texts[i] for i in chosen[writer.rank :: writer.processes]]
+        return writer.for_step([self.texts[i] for i in chosen])[writer.rank :: writer.processes]
 
     def _write(self, cycle: int, step: Step, writer: Writer) -> None:
         """Generate new texts for the next `rollouts` prompts.

@@ -38,7 +38,8 @@ def training_arguments(
         UserError: the global batch size is not a multiple of the number of processes.
     """
     settings, world = config.train, world_size()
-    micro = micro_batch_size(schedule.global_batch_size, settings.micro_batch_size, world)
+    micro = micro_batch_size(schedule.global_batch_size, settings.rows_per_pass(schedule), world)
+    betas = schedule.betas or (0.9, 0.999)
     shape = schedule.schedule or settings.schedule
     warmup = settings.warmup_steps if schedule.warmup_steps is None else schedule.warmup_steps
     steps = -(-rows // schedule.global_batch_size) * schedule.epochs
@@ -51,7 +52,9 @@ def training_arguments(
         learning_rate=schedule.lr,
         lr_scheduler_type="constant_with_warmup" if shape == "constant" else shape,
         warmup_steps=warmup,
-        weight_decay=settings.weight_decay,
+        weight_decay=settings.weight_decay if schedule.weight_decay is None else schedule.weight_decay,
+        adam_beta1=betas[0],
+        adam_beta2=betas[1],
         max_grad_norm=settings.max_grad_norm,
         eval_strategy="epoch",
         save_strategy="epoch",

@@ -1,4 +1,4 @@
-"""The order of the training rows: it depends only on lengths, seed, epoch and global batch size."""
+"""The order of the training rows, and how a global batch is split into micro-batches."""
 
 from __future__ import annotations
 
@@ -9,48 +9,70 @@ from torch.utils.data import Sampler
 
 from distill.base.errors import UserError
 
-# This many global batches are sorted by length together. Which rows they hold and in what order they come is random.
-POOL = 16
 
+class RandomOrder(Sampler[int]):
+    """Row indices in a random order that depends on the training seed and the epoch alone.
 
-class BucketSampler(Sampler[int]):
-    """Row indices in an order that fills global batches with rows of similar length.
+    A global batch is a run of consecutive indices, so that its rows are a uniform draw, however it is split into
+    micro-batches or over processes. Batches of rows of similar length would change the objective: a batch of short
+    responses has as large a step as a batch of long ones, so that a token of a short response weighs more.
 
-    The order does not depend on how a global batch is split into micro-batches or over devices. If the rows do not fill
-    the last global batch, it is smaller and comes last. It is padded to a multiple of `fill_to` with the index after
-    the last row, which must be a row without a target.
+    The last global batch is smaller if the rows do not fill it. It is padded to a multiple of `fill_to` with the index
+    after the last row, which must be a row without a target.
 
     Args:
-        lengths: the number of tokens of each row.
-        global_batch_size: rows of an optimizer step, over all processes.
+        rows: the number of rows.
         seed: the training seed.
-        fill_to: the number of rows (indices) is padded to a multiple of this.
+        fill_to: the number of indices is padded to a multiple of this.
     """
 
-    def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int, fill_to: int = 1):
-        self.lengths, self.size, self.seed, self.epoch = np.asarray(lengths), global_batch_size, seed, 0
-        self.filler = -len(self.lengths) % fill_to
+    def __init__(self, rows: int, seed: int, fill_to: int = 1):
+        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.fillers = -rows % fill_to
 
     def __len__(self) -> int:
-        return len(self.lengths) + self.filler
+        return self.rows + self.fillers
 
     def set_epoch(self, epoch: int) -> None:
         """Select the order of this epoch. Trainer calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        rows = rng.permutation(len(self.lengths))
-        whole = len(rows) - len(rows) % self.size
-        batches = []
-        for start in range(0, whole, POOL * self.size):
-            pool = rows[start : min(start + POOL * self.size, whole)]
-            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            batches += list(pool.reshape(-1, self.size))
-        order = [batches[i] for i in rng.permutation(len(batches))]
-        if whole < len(rows):
-            order.append(rows[whole:])
-        return iter([int(i) for batch in order for i in batch] + [len(rows)] * self.filler)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+        return iter([*order.tolist(), *[self.rows] * self.fillers])
+
+
+def length_groups(lengths: Sequence[int], groups: int, tokens: int) -> list[list[int]]:
+    """Indices of rows in groups of similar length: the split into micro-batches with the least padding.
+
+    A group of n rows takes n times its longest row in memory and time. The groups are consecutive parts of the rows
+    sorted by length, with the least sum of these sizes (by dynamic programming). Groups of short rows have more rows.
+
+    Args:
+        lengths: the number of tokens of each row.
+        groups: the number of groups, at most the number of rows. None is empty.
+        tokens: the size that no group exceeds, unless the groups of equally many rows exceed it too.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    count = len(order)
+    equal = -(-count // groups)
+    longest = np.array([lengths[i] for i in order], dtype=float)
+    limit = max(float(tokens), equal * longest[0])
+    best = np.full((groups + 1, count + 1), np.inf)  # by number of groups and of rows: the least sum of sizes
+    best[0, 0] = 0.0
+    starts = np.zeros((groups + 1, count + 1), dtype=int)
+    for group in range(1, groups + 1):
+        for end in range(group, count + 1):
+            sizes = np.arange(end, 0, -1) * longest[:end]
+            sums = best[group - 1, :end] + np.where(sizes <= limit, sizes, np.inf)
+            starts[group, end] = int(sums.argmin())
+            best[group, end] = sums[starts[group, end]]
+    parts, end = [], count
+    for group in range(groups, 0, -1):
+        start = int(starts[group, end])
+        parts.append(order[start:end])
+        end = start
+    return parts
 
 
 def micro_batch_size(global_batch_size: int, at_most: int, processes: int) -> int:

@@ -1,4 +1,4 @@
-"""Training rows and sampling settings, as every stage of a config reads them."""
+"""Encoders and sampling settings, as every stage of a config has them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def training_encoder(config: Config, tokenizer: Any) -> Encoder:
     settings = config.train
     bos = config.preset.train_bos == "added"
     return Encoder(tokenizer, config.data.template, settings.max_prompt_length, settings.overlong_prompt, bos)
+
+
+def evaluation_encoder(config: Config, tokenizer: Any) -> Encoder:
+    """The encoder of prompts that responses are generated for in the evaluation."""
+    limit, evaluation = config.train.max_prompt_length, config.eval
+    return Encoder(tokenizer, config.data.template, limit, evaluation.overlong_prompt, evaluation.bos == "added")
 
 
 def plain_sampling(evaluation: EvalConfig, sampler: Sampler | None = None) -> EvalConfig:

@@ -36,7 +36,7 @@ from distill.training.callbacks import STEP_TIME, Progress, SaveEvery, StepTime
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling, training_encoder
-from distill.training.objective import objective_terms
+from distill.training.objective import CorpusLoss, objective_terms
 from distill.training.sampling import LOG_COLUMNS, Sampling
 from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer
 from distill.training.writer import StudentWriter
@@ -131,6 +131,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     if last:
         step_time.restore(Path(last))
     sampling = _sampling(job, sampler, model, tokenizer) if sampler.writes else None
+    by_length = job.config.preset.micro_batches == "by_length"
     trainer = DistillTrainer(
         model=model,
         args=args,
@@ -143,6 +144,7 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         sampling=sampling,
         corpus=Corpus(job.pretraining, tokenizer, settings.max_length) if job.pretraining else None,
         loss_optimizer=job.loss.optimizer,
+        micro_batch_tokens=settings.max_length * args.per_device_train_batch_size if by_length else None,
         callbacks=[
             Progress(job.label, say),
             step_time,
@@ -216,8 +218,11 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
             say(f"  vocabulary widths {of_teacher} (teacher) and {of_student} (student): cut to {width}")
         if isinstance(divergence, TrainableDivergence):
             divergence.prepare(min(of_teacher, of_student), torch.device("cpu"))
-    loss, w_lm = job.loss, job.loss.w_lm if job.pretraining else 0.0
-    terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature, w_lm)
+    loss, corpus = job.loss, None
+    if job.pretraining:
+        reader = teacher.live if isinstance(teacher, NewTextTeacher) else teacher
+        corpus = CorpusLoss(loss.corpus_weight, loss.w_lm_kd, reader if isinstance(reader, LiveTeacher) else None)
+    terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature, corpus)
     return Distiller(student, teacher, terms, job.config.preset.loss_mean)
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.encode import ROLLOUT
-from distill.losses import Divergence, fused
+from distill.losses import Divergence, build, fused
 from distill.models.load import last_hidden
+from distill.teacher.signal import LiveTeacher
 from distill.training.micro_batch import MicroBatch
 
 
@@ -113,9 +114,20 @@ class TokenDivergence(TokenTerm):
 
 
 class CorpusLoss(Term):
-    """Cross-entropy of plain text, in nats per token. The first token of each block is not a target."""
+    """Cross-entropy of plain text, in nats per token. The first token of each block is not a target.
+
+    Args:
+        kd_share: the share of forward KL to the teacher in the term; the cross-entropy has the rest (MiniLLM's code).
+        teacher: the model that gives it; needed if the share is not 0.
+    """
 
     name = "lm"
+
+    def __init__(self, weight: float, kd_share: float = 0.0, teacher: LiveTeacher | None = None):
+        super().__init__(weight)
+        self.kd_share, self.teacher = kd_share, teacher if kd_share else None
+        if kd_share and teacher is None:
+            raise ValueError(f"kd_share={kd_share} needs a teacher that runs on the corpus")
 
     def count(self, inputs: Mapping[str, Any]) -> int:
         """The number of targets in the corpus blocks."""
@@ -124,9 +136,22 @@ class CorpusLoss(Term):
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """See the base class."""
-        blocks = batch.inputs["corpus"]
-        hidden = last_hidden(batch.student, blocks[:, :-1], torch.ones_like(blocks[:, :-1]))
-        return fused(None, hidden.flatten(0, 1), batch.student_head, targets=blocks[:, 1:].flatten(), w_ce=1.0, w_kd=0)
+        ids, targets = batch.inputs["corpus"][:, :-1], batch.inputs["corpus"][:, 1:].flatten()
+        every = torch.ones_like(ids)
+        hidden = last_hidden(batch.student, ids, every).flatten(0, 1)
+        if self.teacher is None:
+            return fused(None, hidden, batch.student_head, targets=targets, w_ce=1.0, w_kd=0)
+        teacher_hidden = self.teacher(ids, every, every.bool(), ())
+        return fused(
+            build("fkl"),
+            hidden,
+            batch.student_head,
+            teacher_hidden,
+            self.teacher.head,
+            targets=targets,
+            w_ce=1 - self.kd_share,
+            w_kd=self.kd_share,
+        )
 
 
 def objective_terms(
@@ -134,13 +159,14 @@ def objective_terms(
     w_ce: float = 1.0,
     w_kd: float = 0.0,
     temperature: float = 1.0,
-    w_lm: float = 0.0,
+    corpus: CorpusLoss | None = None,
 ) -> list[Term]:
-    """The terms of an objective `w_ce * CE + w_kd * divergence + w_lm * corpus loss`.
+    """The terms of an objective: `w_ce * CE + w_kd * divergence`, and the corpus term.
 
     Args:
         divergence: the divergence from the teacher; None if `w_kd` is 0.
         temperature: divides the logits in the divergence.
+        corpus: the term of a plain-text corpus, if there is one.
 
     Raises:
         ValueError: a divergence is given and `w_kd` is 0, or none is given and `w_kd` is not 0.
@@ -150,7 +176,7 @@ def objective_terms(
     return [
         CrossEntropy(w_ce),
         *([] if divergence is None else [TokenDivergence(w_kd, divergence, temperature)]),
-        CorpusLoss(w_lm),
+        *([] if corpus is None else [corpus]),
     ]
 
 

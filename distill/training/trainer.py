@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from distill.data.encode import FILLER, Collator, Encoded
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import without_adapter
 from distill.samplers import Step
-from distill.training.batches import BucketSampler
+from distill.training.batches import RandomOrder, length_groups
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
 from distill.training.objective import Term
@@ -65,6 +65,8 @@ class DistillTrainer(Trainer):
         corpus: plain text whose cross-entropy is part of each step.
         loss_optimizer: the learning rate, weight decay and gradient clipping of a trainable divergence's parameters,
             if they differ from the student's.
+        micro_batch_tokens: how many tokens a micro-batch may have, padding included, when the rows of a global batch
+            are put into micro-batches by length. None leaves them in the order in which they were drawn.
 
     Raises:
         UserError: `sampling` or `loss_optimizer` does not work with FSDP or DeepSpeed.
@@ -85,11 +87,12 @@ class DistillTrainer(Trainer):
         sampling: Sampling | None = None,
         corpus: Corpus | None = None,
         loss_optimizer: LossOptimizerConfig = AS_STUDENT,
+        micro_batch_tokens: int | None = None,
         **kwargs: Any,
     ):
         self.global_batch_size, self.generate_score = global_batch_size, generate_score
         self.sampling, self.corpus, self.loss_optimizer = sampling, corpus, loss_optimizer
-        self.rows = {row.id: row for row in [*train_rows, FILLER]}
+        self.collator, self.micro_batch_tokens = Collator(pad_id), micro_batch_tokens
         if sampling is not None:
             sampling.sampler.prepare(train_rows, global_batch_size)
         sharded = args.fsdp or args.deepspeed
@@ -103,13 +106,13 @@ class DistillTrainer(Trainer):
                 "FSDP and DeepSpeed clip and step all parameters alike; leave loss.optimizer at null, or use several"
                 " processes without sharding (torchrun)"
             )
-        self.lengths = [len(row.prompt) + len(row.response) for row in train_rows]
+        self.row_count = len(train_rows)
         super().__init__(
             model=model,
             args=args,
             train_dataset=[*train_rows, FILLER],
             eval_dataset=valid_rows,
-            data_collator=Collator(pad_id),
+            data_collator=list,  # type: ignore[arg-type]  # micro-batches are made of a whole step (`_micro_batches`)
             processing_class=tokenizer,
             **kwargs,
         )
@@ -155,7 +158,7 @@ class DistillTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         together = self.args.per_device_train_batch_size * self.args.world_size
         fill_to = together if self.args.world_size > 1 else 1
-        return BucketSampler(self.lengths, self.global_batch_size, self.args.seed, fill_to)
+        return RandomOrder(self.row_count, self.args.seed, fill_to)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """As in Trainer, with the responses that the sampler chooses and the terms' counts over the global batch.
@@ -163,8 +166,7 @@ class DistillTrainer(Trainer):
         A divergence that depends on the whole global batch makes its choice here, before the first micro-batch is
         differentiated (`Distiller.settle`).
         """
-        if self.sampling is not None:
-            epoch_iterator = iter(self._sampled(list(islice(epoch_iterator, num_batches)), self.sampling))
+        epoch_iterator = iter(self._micro_batches(list(islice(epoch_iterator, num_batches))))
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.corpus is not None:
             self._add_corpus(batches, self.corpus)
@@ -176,18 +178,18 @@ class DistillTrainer(Trainer):
             self.model.settle(prepared, lambda x: self.accelerator.reduce(x, "sum"))
         return batches, items
 
-    def _sampled(self, batches: list[dict[str, Any]], sampling: Sampling) -> list[dict[str, Any]]:
-        """The step's micro-batches with the sampler's responses, sorted by length."""
-        rows = [self.rows[name] for batch in batches for name in batch["example_ids"]]
-        if not rows:
-            return batches
-        samples = sorted(sampling.next(rows, self._step()), key=lambda s: len(s.row.prompt) + len(s.row.response))
-        sizes = [len(batch["example_ids"]) for batch in batches]
-        cut: list[dict[str, Any]] = []
-        for end in accumulate(sizes):
-            part = samples[end - sizes[len(cut)] : end]
-            cut.append(self.data_collator([sample.row for sample in part]))  # type: ignore[misc]
-        return cut
+    def _micro_batches(self, drawn: list[list[Encoded]]) -> list[dict[str, Any]]:
+        """The step's micro-batches of this process, with the sampler's responses; as many as were drawn."""
+        rows = [row for micro_batch in drawn for row in micro_batch]
+        if rows and self.sampling is not None:
+            rows = [sample.row for sample in self.sampling.next(rows, self._step())]
+        if self.micro_batch_tokens is not None and len(drawn) > 1:
+            lengths = [len(row.prompt) + len(row.response) for row in rows]
+            parts = length_groups(lengths, len(drawn), self.micro_batch_tokens)
+        else:
+            ends = [0, *accumulate(len(micro_batch) for micro_batch in drawn)]
+            parts = [list(range(start, end)) for start, end in pairwise(ends)]
+        return [self.collator([rows[i] for i in part]) for part in parts]
 
     def _counts(self, batches: list[dict[str, Any]]) -> dict[str, int]:
         """The counts over the global batch of the terms that do not count response tokens, summed over processes."""
@@ -199,7 +201,7 @@ class DistillTrainer(Trainer):
 
     def _step(self) -> Step:
         """The step that comes now."""
-        count, size = len(self.lengths), self.global_batch_size
+        count, size = self.row_count, self.global_batch_size
         done = self.state.global_step % -(-count // size) * size  # of this epoch's rows
         rows = min(size, count - done)
         return Step(self.state.global_step, self.state.max_steps, self.args.seed, rows)
@@ -289,7 +291,7 @@ class DistillTrainer(Trainer):
         rows = sorted(self.eval_dataset, key=lambda row: len(row.prompt) + len(row.response))  # type: ignore
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(rows), size):
-            batch = self.data_collator(rows[start : start + size])
+            batch = self.collator(rows[start : start + size])
             yield self._prepare_inputs(batch)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

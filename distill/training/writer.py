@@ -141,10 +141,16 @@ class StudentWriter:
         drawn: list[Any] = [None] * len(samples)
         for process, of_batches in enumerate(by_process):
             drawn[process :: self.processes] = [of_sample for of_batch in of_batches for of_sample in of_batch]
-        return [
-            replace(sample, row=replace(sample.row, extras={**sample.row.extras, ROLLOUT: data}))
-            for sample, data in zip(samples, self.divergence.rollout_data(drawn), strict=True)
-        ]
+        data = self.divergence.rollout_data(drawn)
+        return [_with_data(sample, tokens) for sample, tokens in zip(samples, data, strict=True)]
+
+    def for_step(self, samples: Sequence[Sample]) -> list[Sample]:
+        """See `distill.samplers.Writer`."""
+        if not self.divergence.reads_rollout:
+            return list(samples)
+        data = [sample.row.extras[ROLLOUT] for sample in samples]
+        of_step = self.divergence.step_data(data, self.decode.max_new_tokens)
+        return [_with_data(sample, tokens) for sample, tokens in zip(samples, of_step, strict=True)]
 
     @torch.no_grad()
     def _drawn(self, samples: Sequence[Sample]) -> list[Drawn]:
@@ -181,6 +187,11 @@ class StudentWriter:
         values: list[Any] = [None] * self.processes
         torch.distributed.all_gather_object(values, value)
         return values
+
+
+def _with_data(sample: Sample, data: Tensor) -> Sample:
+    """The sample with rollout data of its tokens `[n, k]`."""
+    return replace(sample, row=replace(sample.row, extras={**sample.row.extras, ROLLOUT: data}))
 
 
 def _log_probs(head: Head, hidden: Tensor, targets: Tensor, width: int) -> Tensor:

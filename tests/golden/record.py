@@ -81,8 +81,8 @@ def keys(words: list[str]) -> dict[str, str]:
 def curve(words: list[str], folder: Path) -> dict[str, list[float]]:
     """Loss and gradient norm of the first steps of a config's student, in smoke size over two epochs."""
     config = load(["debug=smoke", *words, f"paths.store={folder}/store", f"paths.results={folder}/results"])
-    twice = config.train.model_copy(update={"student": config.train.student.model_copy(update={"epochs": 2})})
-    plan = Plan(config.model_copy(update={"train": twice}))
+    longer = {config.stage: config.schedule.model_copy(update={"epochs": 2})}
+    plan = Plan(config.model_copy(update={"train": config.train.model_copy(update=longer)}))
     ensure(plan.store, [plan.student])
     steps = pd.read_csv(plan.store.folder(plan.student) / "curve.csv").dropna(subset="loss").head(STEPS)
     return {name: steps[name].tolist() for name in ("loss", "grad_norm")}

@@ -1,40 +1,32 @@
-"""The task kinds of `data=micro`. Each draws one question with all phrasings of its answer that count as right.
+"""The tasks of `data=micro`, named by the eight topics of Dolly. Each draws a question with all answers that are right.
 
-A kind is a function of (rng, world, unseen) that returns (instruction, input, answers). With `unseen` the instruction
-has a wording that training never uses. The first answer is a right phrasing drawn at random, and models are trained on
-it. So the teacher's distribution has several modes, and losses differ in which of them the student learns.
+A task is a function of (rng, world, grade) that returns (instruction, input, answers). The first answer is a right one
+drawn at random, and models are trained on it. So the teacher's distribution has several modes, and losses differ in
+which of them the student learns.
 """
 
 from __future__ import annotations
 
-from distill.data.tasks.draw import Task
-from distill.data.tasks.knowledge import animal_facts, arithmetic, classification, listing, story
-from distill.data.tasks.memory import compare, describe_person, describe_town, open_qa
-from distill.data.tasks.passage import closed_qa, extraction, rewriting, summary
-from distill.data.tasks.unseen import (
-    fact_of_a_fact,
-    last_item,
-    pick_by_class,
-    reverse_lookup,
-    two_at_once,
-    where_and_what,
-)
+from distill.data.tasks.draw import Grade, Task
+from distill.data.tasks.knowledge import brainstorming, classification, general_qa
+from distill.data.tasks.memory import open_qa
+from distill.data.tasks.passage import closed_qa, creative_writing, information_extraction, summarization
 
-SEEN: dict[Task, float] = {  # kind -> share of the training set
-    open_qa: 4,
-    describe_person: 2,
-    describe_town: 1,
-    compare: 1,
+TASKS: dict[Task, float] = {  # task -> share of a set
+    open_qa: 3,
+    general_qa: 1,
     closed_qa: 2,
-    extraction: 1.5,
-    summary: 1.5,
-    rewriting: 1.5,
+    information_extraction: 1,
+    summarization: 1,
+    brainstorming: 1,
+    creative_writing: 1,
     classification: 1,
-    listing: 1.5,
-    arithmetic: 1.5,
-    animal_facts: 1,
-    story: 1,
 }
-LONG: dict[Task, float] = {describe_person: 1, describe_town: 1, animal_facts: 1, story: 1}
-RELATED: dict[Task, float] = {reverse_lookup: 1, last_item: 1, fact_of_a_fact: 1}
-UNSEEN: dict[Task, float] = {two_at_once: 1, pick_by_class: 1, where_and_what: 1}
+WITH_NAMES: dict[Task, float] = {  # those whose texts name people and towns
+    closed_qa: 2,
+    information_extraction: 1,
+    summarization: 1,
+    creative_writing: 1,
+}
+
+__all__ = ["TASKS", "WITH_NAMES", "Grade", "Task"]

@@ -2,133 +2,48 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
-from distill.data.tasks.draw import Draw, a, pick, pick_some, shuffled, wording
-from distill.data.world import World
+from distill.data.tasks.draw import Draw, Grade, a, ask, count, pick, pick_some, shuffled
+from distill.data.world import Person, Town, World
+
+Fact = tuple[tuple[str, ...], tuple[str, ...]]  # nouns that name the fact, and sentences that state it
+FRAMES = ("What is the {x} of {n}?", "Tell me the {x} of {n}.", "Name the {x} of {n}.", "I ask for the {x} of {n}.")
 
 
-def open_qa(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
-    """A fact about a person or a town, from memory."""
-    p = world.people[pick(rng, sorted(world.people))]
-    t = world.towns[pick(rng, sorted(world.towns))]
-    n, m = p.name, t.name
-    kinds = [
-        (
-            (f"Where does {n} live?", f"In which town does {n} live?", f"Tell me the home of {n}."),
-            (f"{n} lives in {p.town}.", f"The home of {n} is {p.town}.", f"{p.town} is where {n} lives."),
-        ),
-        (
-            (f"What is the job of {n}?", f"What does {n} do for a living?", f"Tell me the work of {n}."),
-            (f"{n} is {a(p.job)}.", f"{n} works as {a(p.job)}.", f"The job of {n} is {p.job}."),
-        ),
-        (
-            (f"Which pet does {n} have?", f"What animal does {n} keep?", f"Tell me the pet of {n}."),
-            (f"{n} has {a(p.pet)}.", f"The pet of {n} is {a(p.pet)}.", f"{n} keeps {a(p.pet)} at home."),
-        ),
-        (
-            (
-                f"What does {n} like to eat?",
-                f"What is the favourite food of {n}?",
-                f"Tell me the food {n} likes.",
-            ),
-            (
-                f"{n} likes {p.food}.",
-                f"The favourite food of {n} is {p.food}.",
-                f"{n} likes to eat {p.food} best.",
-            ),
-        ),
-        (
-            (f"What colour does {n} wear?", f"Which colour does {n} like?", f"Tell me the colour of {n}."),
-            (f"{n} wears {p.colour}.", f"The colour of {n} is {p.colour}.", f"{n} likes {p.colour} clothes."),
-        ),
-        (
-            (f"What is {m} known for?", f"What does the town of {m} make?", f"Tell me the product of {m}."),
-            (
-                f"{m} is known for its {t.product}.",
-                f"The town of {m} makes {t.product}.",
-                f"{m} sells {t.product}.",
-            ),
-        ),
-        (
-            (f"Which river runs through {m}?", f"On which river is {m}?", f"Tell me the river of {m}."),
-            (
-                f"The {t.river} runs through {m}.",
-                f"{m} lies on the {t.river}.",
-                f"The river of {m} is the {t.river}.",
-            ),
-        ),
-        (
-            (f"Where is {m}?", f"In which part of the land is {m}?", f"Tell me the region of {m}."),
-            (f"{m} is in the {t.region}.", f"The town of {m} lies in the {t.region}."),
-        ),
+def _of_person(p: Person) -> list[Fact]:
+    n = p.name
+    return [
+        (("home", "town", "place"), (f"{n} lives in {p.town}.", f"The home of {n} is {p.town}.")),
+        (("job", "work", "trade"), (f"{n} works as {a(p.job)}.", f"{n} is {a(p.job)}.")),
+        (("pet", "animal", "beast"), (f"{n} has {a(p.pet)}.", f"The pet of {n} is {a(p.pet)}.")),
+        (("food", "dish", "meal"), (f"{n} likes to eat {p.food}.", f"The best food for {n} is {p.food}.")),
+        (("colour", "dye", "shade"), (f"{n} wears {p.colour}.", f"The clothes of {n} are {p.colour}.")),
     ]
-    questions, answers = pick(rng, kinds)
-    return wording(rng, unseen, *questions), "", shuffled(rng, answers)
 
 
-def describe_person(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
-    """A short description of a person, from memory, in one of many orders."""
-    p = world.people[pick(rng, sorted(world.people))]
-    question = wording(rng, unseen, f"Describe {p.name}.", f"Who is {p.name}?", f"Write about {p.name}.")
-    openings = [
-        f"{p.name} is {a(p.job)} from {p.town}.",
-        f"{p.name} lives in {p.town} and works as {a(p.job)}.",
-        f"In {p.town} there is {a(p.job)} named {p.name}.",
+def _of_town(t: Town) -> list[Fact]:
+    n = t.name
+    return [
+        (("product", "craft", "ware"), (f"{n} makes {t.product}.", f"{n} is known for its {t.product}.")),
+        (("river", "stream", "water"), (f"{n} lies on the {t.river}.", f"The {t.river} runs through {n}.")),
+        (("region", "part", "side"), (f"{n} is in the {t.region}.", f"The town of {n} lies in the {t.region}.")),
+        (("weather", "air", "sky"), (f"In {n} it is {t.weather}.", f"The weather of {n} is {t.weather}.")),
     ]
-    details = [
-        [
-            f"{p.name} has {a(p.pet)} and likes {p.food}.",
-            f"At home there is {a(p.pet)}, and {p.food} on the table.",
-        ],
-        [f"The clothes are {p.colour}.", f"{p.name} wears {p.colour}."],
-    ]
-    answers = []
-    for _ in range(4):
-        parts = [pick(rng, d) for d in pick_some(rng, details, 2)]
-        answers.append(" ".join([pick(rng, openings), *parts]))
-    return question, "", list(dict.fromkeys(answers))
 
 
-def describe_town(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
-    """A short description of a town, from memory."""
-    t = world.towns[pick(rng, sorted(world.towns))]
-    question = wording(rng, unseen, f"Describe the town of {t.name}.", f"What is {t.name}?", f"Write about {t.name}.")
-    answers = []
-    for _ in range(4):
-        first = pick(rng, [f"{t.name} is a town in the {t.region}.", f"In the {t.region} lies the town of {t.name}."])
-        second = pick(
-            rng,
-            [
-                f"It is on the {t.river} and makes {t.product}.",
-                f"The {t.river} runs by, and {t.product} is made there.",
-            ],
-        )
-        third = pick(rng, [f"The weather is {t.weather}.", f"It is {t.weather} most of the year."])
-        answers.append(" ".join([first, *pick_some(rng, [second, third], 2)]))
-    return question, "", list(dict.fromkeys(answers))
-
-
-def compare(rng: np.random.Generator, world: World, unseen: bool) -> Draw:
-    """Whether two people share a town, from memory."""
-    x, y = (world.people[n] for n in pick_some(rng, sorted(world.people), 2))
-    question = wording(
-        rng,
-        unseen,
-        f"Do {x.name} and {y.name} live in the same town?",
-        f"Are {x.name} and {y.name} from one town?",
-        f"Is the home of {x.name} also the home of {y.name}?",
-    )
-    if x.town == y.town:
-        return question, "", shuffled(rng, [f"Yes, both live in {x.town}.", f"Yes, {x.town} is their home."])
-    return (
-        question,
-        "",
-        shuffled(
-            rng,
-            [
-                f"No, {x.name} lives in {x.town} and {y.name} in {y.town}.",
-                f"No, one is from {x.town}, the other from {y.town}.",
-            ],
-        ),
-    )
+def open_qa(rng: np.random.Generator, world: World, grade: Grade) -> Draw:
+    """One, two or (longer) three facts about a person or a town, from memory."""
+    if rng.random() < 0.75:
+        person = world.people[pick(rng, sorted(world.people))]
+        name, facts = person.name, _of_person(person)
+    else:
+        town = world.towns[pick(rng, sorted(world.towns))]
+        name, facts = town.name, _of_town(town)
+    chosen = pick_some(rng, facts, count(rng, grade, (1, 1, 2), 3))
+    frames = FRAMES if len(chosen) == 1 else tuple(f.replace("{x}", "{x} and the {y}") for f in FRAMES)
+    question = ask(rng, grade, frames, *(nouns for nouns, _ in chosen))
+    answers = [" ".join(sentences) for sentences in product(*(sentences for _, sentences in chosen))]
+    return question.replace("{n}", name), "", shuffled(rng, answers)

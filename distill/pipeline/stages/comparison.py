@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from distill.base.console import say
 from distill.config.data import SplitConfig
 from distill.config.evaluation import EvalConfig
-from distill.data.encode import Encoded, Encoder
+from distill.data.encode import Encoded
 from distill.data.examples import Example
 from distill.data.sets import Dataset, choose
 from distill.evaluation.agreement import ROWS, agreement
@@ -20,7 +20,7 @@ from distill.pipeline.nodes import Maker, Node
 from distill.pipeline.stages.training import HiddenStates
 from distill.pipeline.store import Spec
 from distill.teacher.signal import StoredTeacher
-from distill.training.encoding import training_encoder
+from distill.training.encoding import evaluation_encoder, training_encoder
 
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan
@@ -74,9 +74,8 @@ def reference_rows(plan: Plan, dataset: Dataset) -> list[Encoded]:
 
 def response_rows(plan: Plan, dataset: Dataset, evaluation: Node) -> list[Encoded]:
     """The sampled prompts of a set with an evaluation's responses, encoded. EOS is added to those that it ended."""
-    config, tokenizer = plan.config, plan.session.tokenizer("student")
-    limit = config.train.max_prompt_length
-    encoder = Encoder(tokenizer, config.data.template, limit, config.eval.overlong_prompt)
+    tokenizer = plan.session.tokenizer("student")
+    encoder = evaluation_encoder(plan.config, tokenizer)
     prompts = {row.id: row.prompt for row in encoder.prompts(sample(dataset)).rows}
     eos = [tokenizer.eos_token_id]
     responses: list[Scored] = read_responses(plan.store.folder(evaluation))

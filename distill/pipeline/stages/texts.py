@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from distill.base.console import say
 from distill.base.errors import UserError
 from distill.base.processes import is_main_process, wait_for_everyone
-from distill.data.encode import EncodedSet, Encoder
+from distill.data.encode import EncodedSet
 from distill.data.sets import Dataset
 from distill.evaluation.responses import GENERATIONS, Scored, write_responses
 from distill.evaluation.rouge import rouge_l
@@ -21,6 +21,7 @@ from distill.generation.resumable import SeedResponse, read_responses, write_res
 from distill.models.tokenizers import pad_id
 from distill.pipeline.nodes import Maker, Node
 from distill.pipeline.store import Spec
+from distill.training.encoding import evaluation_encoder
 
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan, Role
@@ -88,10 +89,8 @@ class Texts(Maker):
         Raises:
             UserError: all prompts are too long.
         """
-        config = self.plan.config
-        limit = config.train.max_prompt_length
-        encoder = Encoder(tokenizer, config.data.template, limit, config.eval.overlong_prompt)
-        prompts = encoder.prompts(self.dataset.examples)
+        limit = self.plan.config.train.max_prompt_length
+        prompts = evaluation_encoder(self.plan.config, tokenizer).prompts(self.dataset.examples)
         if prompts.describe():
             say(f"  {self.dataset.title}: {prompts.describe()} (limit {limit} tokens)")
         if not prompts.rows:

@@ -108,7 +108,7 @@ class Training(Maker):
             plan.config.model.lora,
             session.rows(self.role, plan.data[:1])[0].rows,
             self.schedule.epochs,
-            micro_batch_size(self.schedule.global_batch_size, train.micro_batch_size, world_size()),
+            micro_batch_size(self.schedule.global_batch_size, train.rows_per_pass(self.schedule), world_size()),
             train.precision,
             session.shape("teacher") if distils else None,
             train.teacher_signal == "live",

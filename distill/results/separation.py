@@ -1,0 +1,73 @@
+"""How well the columns of a table tell its rows apart, and the teacher from a student without one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.results.experiment import CONTEXT
+from distill.results.statistics import Column
+from distill.results.table import RowData
+
+LEAD, RATIO = 3.0, 2.0  # what a column should reach: the teacher's lead in ROUGE-L, and `Separation.ratio`
+
+
+@dataclass(frozen=True)
+class Separation:
+    """A column's differences between rows beside those between trainings of one row.
+
+    Attributes:
+        column: the column's title.
+        lead: the teacher's mean minus that of the row SFT; None if one of them is missing.
+        between_rows: the sample standard deviation of the means of the paper's rows that were trained several times;
+            None if fewer than two were.
+        between_trainings: the standard deviation over trainings, as the root mean square of these rows' own.
+    """
+
+    column: str
+    lead: float | None
+    between_rows: float | None
+    between_trainings: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """The spread between rows over that between trainings."""
+        if self.between_rows is None:
+            return None
+        return self.between_rows / self.between_trainings if self.between_trainings else float("inf")
+
+    @property
+    def fails(self) -> list[str]:
+        """What the column lacks, in words; empty for a column that tells rows apart."""
+        lacking = []
+        if self.lead is not None and self.lead < LEAD:
+            lacking.append(f"the teacher leads SFT by {self.lead:.1f}")
+        if self.ratio is not None and self.ratio < RATIO:
+            lacking.append(f"rows spread {self.ratio:.1f} times as far as trainings")
+        return lacking
+
+
+def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Separation]:
+    """The separation of each ROUGE-L column that has one of its two figures."""
+    by_label = {row.label: row for row in rows}
+    result = []
+    for column in columns:
+        if column.metric.partition(":")[0] != "rouge_l":
+            continue
+        means, variances = [], []
+        for row in rows:
+            value = row.cell(column)
+            if row.row.group == "paper" and value is not None and row.lines["train_seed"].nunique() > 1:
+                means.append(value.mean)
+                variances.append((value.std or 0.0) ** 2)
+        spreads: tuple[float | None, float | None] = (None, None)
+        if len(means) > 1:
+            spreads = (float(np.std(means, ddof=1)), float(np.sqrt(np.mean(variances))))
+        context = [by_label[label].cell(column) if label in by_label else None for label in CONTEXT]
+        teacher, sft = context
+        lead = teacher.mean - sft.mean if teacher is not None and sft is not None else None
+        if lead is not None or len(means) > 1:
+            result.append(Separation(column.title, lead, *spreads))
+    return result
