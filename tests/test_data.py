@@ -351,7 +351,7 @@ def test_a_world_larger_than_its_names_is_refused():
 
 
 def test_a_set_larger_than_its_questions_is_refused():
-    recipe = micro.Recipe({micro.tasks.brainstorming: 1.0}, micro.Grade(longer=1.0))
+    recipe = micro.Recipe({micro.tasks.brainstorming: 1.0}, micro.Grade(unseen_names=True, longer=1.0))
     with pytest.raises(UserError, match="make it smaller"):
         micro._draw(np.random.default_rng(0), WORLD, recipe, 500, set())
 
