@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_gpt2
 from reference import softmax
 
+from distill.data.encode import IGNORE, SPANS, STUDENT_TEXT, Collator, Encoded
 from distill.losses import build, fused, names, span_relation
 from distill.losses.fused import _chunks
 from distill.losses.span import pair_weights
+from distill.teacher.signal import LiveTeacher
+from distill.training.distiller import Distiller
+from distill.training.objective import SpanRelation, objective_terms
 
 P = ((0.7, 0.2, 0.1), (0.5, 0.3, 0.2), (0.1, 0.8, 0.1), (0.3, 0.3, 0.4))
 Q = ((0.5, 0.3, 0.2), (0.6, 0.2, 0.2), (0.2, 0.5, 0.3), (0.25, 0.5, 0.25))
 V = 29
-SPANS = [(0, 3), (2, 9), (9, 10), (11, 18), (12, 14)]  # they overlap, and one has a single token
+PHRASES = [(0, 3), (2, 9), (9, 10), (11, 18), (12, 14)]  # they overlap, and one has a single token
 
 
 def draw(*shape, seed=0):
@@ -46,13 +51,13 @@ def test_worked_values(spans, value):
 @pytest.mark.parametrize("per", ["tokens", "pairs"])
 def test_it_is_a_plain_loop_and_its_gradient(per):
     student, teacher = draw(20, V, seed=1).requires_grad_(), draw(20, V, seed=2)
-    assert span_relation(student, teacher, SPANS, per).item() == pytest.approx(plain(student, teacher, SPANS, per))
-    assert torch.autograd.gradcheck(lambda s: span_relation(s, teacher, SPANS, per), student)
+    assert span_relation(student, teacher, PHRASES, per).item() == pytest.approx(plain(student, teacher, PHRASES, per))
+    assert torch.autograd.gradcheck(lambda s: span_relation(s, teacher, PHRASES, per), student)
 
 
 def test_equal_models_have_no_gradient():
     student = draw(20, V, seed=1).requires_grad_()
-    (gradient,) = torch.autograd.grad(span_relation(student, student.detach() + 3, SPANS), student)
+    (gradient,) = torch.autograd.grad(span_relation(student, student.detach() + 3, PHRASES), student)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-9, rtol=0)
 
 
@@ -66,7 +71,7 @@ def test_a_span_outside_of_the_text_is_refused(spans):
 @pytest.mark.parametrize("extra", [0, 3])
 def test_chunks_change_nothing(chunk, extra):
     """Two texts, the span loss beside cross-entropy and a divergence; wider student heads are cut."""
-    lengths, spans = (20, 9), (SPANS, [(0, 9)])
+    lengths, spans = (20, 9), (PHRASES, [(0, 9)])
     pairs = torch.tensor([w / 2 for s, n in zip(spans, lengths, strict=True) for w in pair_weights(s, n)])
     hidden, weight = draw(29, 6, seed=3).requires_grad_(), draw(V + extra, 6, seed=4).requires_grad_()
     theirs, their_weight = draw(29, 5, seed=5), draw(V, 5, seed=6)
@@ -85,7 +90,7 @@ def test_chunks_change_nothing(chunk, extra):
 
 
 def test_no_chunk_ends_inside_a_span():
-    pairs = torch.tensor(pair_weights(SPANS, 20))
+    pairs = torch.tensor(pair_weights(PHRASES, 20))
     for most in range(1, 25):
         chunks = _chunks(20, most, pairs)
         assert [i for c in chunks for i in range(c.start, c.stop)] == list(range(20))
@@ -103,7 +108,7 @@ def test_pairs_need_a_teacher():
 def test_every_divergence_goes_with_it():
     """Its own sums are what they are without pairs."""
     hidden, weight, theirs, their_weight = (draw(20, 6), draw(V, 6, seed=1), draw(20, 5, seed=2), draw(V, 5, seed=3))
-    pairs, targets = torch.tensor(pair_weights(SPANS, 20)), torch.arange(20)
+    pairs, targets = torch.tensor(pair_weights(PHRASES, 20)), torch.arange(20)
     for name in names():
         torch.manual_seed(0)
         divergence = build(name)
@@ -113,3 +118,56 @@ def test_every_divergence_goes_with_it():
             fused(divergence, hidden, weight, theirs, their_weight, 7, targets, 0.0, 1.0, 1.0, parts, pairs=given)
         torch.testing.assert_close(with_pairs["kd_sum"], without["kd_sum"])
         assert "span_sum" not in without
+
+
+def objective(batches, w_span=0.5, per="tokens", **more):
+    """Loss, gradient of the student's head, and sums over the micro-batches of one global batch."""
+    student = tiny_gpt2()
+    terms = objective_terms(build("rkl"), 0.2, 0.7, span=SpanRelation(w_span, per))
+    model = Distiller(student, LiveTeacher(tiny_gpt2(hidden=24, seed=9)), terms, **more).eval()
+    collated = [Collator(0)(rows) for rows in batches]
+    items = sum(int((b["labels"] != IGNORE).sum()) for b in collated)
+    counts = model.objective.counts(collated)
+    results = [model(**b, num_items_in_batch=items, counts=counts) for b in collated]
+    loss = sum(r["loss"] for r in results)
+    loss.backward()
+    sums = {k: sum(float(r.get(k, 0)) for r in results) for k in ("span_sum", "span_count", "kd_sum", "kd_count")}
+    return loss.detach(), student.lm_head.weight.grad, sums
+
+
+ROWS = [
+    Encoded("a", [1, 2], [3, 4, 5, 6, 0], {SPANS: [(0, 2), (1, 5)]}),
+    Encoded("b", [1, 2, 3], [7, 8, 0], {SPANS: [(0, 3)], STUDENT_TEXT: True}),
+    Encoded("c", [4], [9, 0], {}),
+    Encoded("d", [5, 6], [9, 3, 3, 2, 8, 0], {SPANS: [(2, 6), (4, 5)]}),
+]
+
+
+@pytest.mark.parametrize("per", ["tokens", "pairs"])
+def test_the_objective_has_the_mean_over_texts(per):
+    """However the global batch is split, and where the student wrote some of its texts."""
+    student, teacher = tiny_gpt2(), tiny_gpt2(hidden=24, seed=9)
+    values = []
+    for row in ROWS:
+        if row.extras.get(SPANS):
+            ids = torch.tensor([[*row.prompt, *row.response]])
+            at = slice(len(row.prompt) - 1, -1)
+            logits = [model(ids).logits[0, at] for model in (student, teacher)]
+            values.append(span_relation(*logits, row.extras[SPANS], per))
+    span = torch.stack(values).mean()
+    whole, gradient, sums = objective([ROWS], per=per)
+    without, plain_gradient, _ = objective([ROWS], 0.0, per)
+    torch.testing.assert_close(whole - without, 0.5 * span.detach(), rtol=1e-4, atol=1e-7)
+    assert sums["span_sum"] / sums["span_count"] == pytest.approx(float(span), rel=1e-5) and sums["span_count"] == 3
+    (wanted,) = torch.autograd.grad(0.5 * span, student.lm_head.weight)
+    torch.testing.assert_close(gradient - plain_gradient, wanted, rtol=1e-3, atol=1e-7)
+    for split in ([ROWS[:1], ROWS[1:]], [ROWS[:3], ROWS[3:]], [[row] for row in ROWS]):
+        again, other, parts = objective(split, per=per)
+        torch.testing.assert_close(again, whole)
+        torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-7)
+        assert parts == pytest.approx(sums, rel=1e-4)
+
+
+def test_texts_without_spans_have_no_span_loss():
+    loss, _, sums = objective([[ROWS[2]]])
+    assert loss == objective([[ROWS[2]]], 0.0)[0] and sums["span_count"] == 0

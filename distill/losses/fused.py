@@ -125,6 +125,7 @@ def fused(
     parts: dict[str, Tensor] | None = None,
     rollout_data: Tensor | None = None,
     pairs: Tensor | None = None,
+    w_span: float = 1.0,
 ) -> Tensor:
     """`w_ce` cross-entropy + `w_kd` divergence, summed over tokens: a scalar that can be differentiated once.
 
@@ -143,10 +144,11 @@ def fused(
         w_kd: weight of the divergence.
         temperature: divides the logits of student and teacher in the divergence.
         parts: a dictionary that receives the sums, detached: `ce_sum` (if there are targets) and `kd_sum` (if there is
-            a divergence) without weight, in nats, and `span_sum` (if there are pairs) with the weights of `pairs`.
+            a divergence), in nats, and `span_sum` (if there are pairs), all without the weights `w_`.
         rollout_data: how each token was sampled, `[N, k]`, for a divergence that reads it (`Divergence.rollout_data`).
         pairs: `[N]`, at each token the weight in the span loss of its pair with the next one
             (`distill.losses.span.pair_weights`); at most places 0, and at the last. No chunk ends inside a span.
+        w_span: weight of the span loss.
 
     Raises:
         ValueError: arguments that belong together were not given together, or differ in length.
@@ -175,7 +177,7 @@ def fused(
                     temperature,
                 )
             )
-    job = _Job(divergence, teacher, chunk_tokens, w_ce, w_kd, temperature, torch.is_grad_enabled())
+    job = _Job(divergence, teacher, chunk_tokens, w_ce, w_kd, w_span, temperature, torch.is_grad_enabled())
     total: Tensor
     tokens = None if targets is None else _Tokens(targets, rollout_data)
     given = (teacher_hidden, tokens, None if pairs is None else pairs.to(student_hidden.device))
@@ -243,6 +245,7 @@ class _Job:
     chunk_tokens: int | None
     w_ce: float
     w_kd: float
+    w_span: float
     temperature: float
     differentiated: bool  # whether any gradient is needed
 
@@ -329,7 +332,7 @@ class _Job:
             )
             ce, kd = ce + sums[0], kd + sums[1]
             if spans is not None:
-                span = span + spans.add_gradient()
+                span = span + spans.add_gradient(self.w_span)
         return ce, kd, span
 
     def _gradient(self, student: Tensor, teacher: Tensor | None, tokens: _Tokens | None) -> tuple[Tensor, Tensor]:
@@ -410,7 +413,7 @@ class _Fused(torch.autograd.Function):
         like = (hidden, weight, bias, *own)
         ctx.dtypes = [None if x is None else x.dtype for x in like]
         ctx.mark_non_differentiable(ce, kd, span)
-        return job.w_ce * ce + job.w_kd * kd + span, ce, kd, span
+        return job.w_ce * ce + job.w_kd * kd + job.w_span * span, ce, kd, span
 
     @staticmethod
     @once_differentiable

@@ -101,12 +101,13 @@ class SpanPass:
         self.kept = (q[-1:].clone(), p[-1:].clone())
         self.first, self.q, self.p, self.rows = first, q, p, self.pairs[first : block.stop - 1]
 
-    def add_gradient(self) -> Tensor:
-        """Add the gradient of the pairs that end in the block that was read last; their weighted sum."""
+    def add_gradient(self, weight: float) -> Tensor:
+        """Add the gradient of the pairs that end in the block that was read last, times `weight`; their sum."""
         if self.rows is None or not len(self.rows):
             return self.student.new_zeros(())
         total, gradient = pair_gradient(self.q, self.p, self.rows.to(self.q.dtype))
-        self.student[self.first : self.first + len(self.q), : gradient.shape[1]] += gradient
+        rows = self.student[self.first : self.first + len(self.q), : gradient.shape[1]]
+        rows.add_(gradient, alpha=weight)
         return total
 
 

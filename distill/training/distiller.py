@@ -128,12 +128,14 @@ class Distiller(nn.Module):
         batch = MicroBatch(inputs, valid, self.student, student_hidden, teacher_hidden, teacher_head, self.training)
         loss: Tensor | None = None
         sums_and_counts: dict[str, Any] = {}
-        for part in self.objective(batch):
+        texts = (counts or {}).get("span")
+        per_text = None if not texts or num_items_in_batch is None else float(num_items_in_batch) / texts
+        for part in self.objective(batch, per_text):
             whole = num_items_in_batch if part.counted is None else (counts or {}).get(part.counted)
             share = part.total / _at_least_one(part.count if whole is None else whole)
             loss = share if loss is None else loss + share
             for name, value in part.sums.items():
-                sums_and_counts |= {f"{name}_sum": value, f"{name}_count": part.count}
+                sums_and_counts |= {f"{name}_sum": value, f"{name}_count": part.other_counts.get(name, part.count)}
         if loss is None:  # no term had anything to count; backward still needs a graph
             loss = student_hidden.sum() * 0.0
         return {"loss": loss, "tokens": valid.sum(), **sums_and_counts}

@@ -6,14 +6,15 @@ To add a term: a subclass of `Term` here, and a line in `objective_terms`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.data.encode import ROLLOUT
+from distill.data.encode import ROLLOUT, SPANS
 from distill.losses import Divergence, build, fused
+from distill.losses.span import pair_weights
 from distill.models.load import last_hidden
 from distill.teacher.signal import LiveTeacher
 from distill.training.micro_batch import MicroBatch
@@ -28,12 +29,14 @@ class Part:
         sums: each term's sum by its name, without weight, detached.
         count: the number of things that the sums are over.
         counted: the name of the term that counted them; None if they are the response tokens.
+        other_counts: the counts of those sums, by name, that are over other things.
     """
 
     total: Tensor
     sums: dict[str, Tensor]
     count: Tensor | int
     counted: str | None = None
+    other_counts: dict[str, int] = field(default_factory=dict)
 
 
 class Term(nn.Module):
@@ -113,6 +116,30 @@ class TokenDivergence(TokenTerm):
         return self.divergence.reads_rollout
 
 
+class SpanRelation(Term):
+    """MGSR's span loss (equation 10): a mean over texts. It shares the pass over the vocabulary with the token terms.
+
+    Args:
+        per: what a span's distances are divided by: its `tokens`, as printed, or its `pairs` of neighbours.
+    """
+
+    name = "span"
+
+    def __init__(self, weight: float, per: str = "tokens"):
+        super().__init__(weight)
+        self.per = per
+
+    def count(self, inputs: Mapping[str, Any]) -> int:
+        """The number of texts with a span."""
+        return sum(bool(spans) for spans in (inputs.get("extras") or {}).get(SPANS, ()))
+
+    def pairs(self, batch: MicroBatch) -> Tensor:
+        """The weights `[N]` of the pairs of neighbouring response tokens, over the batch's texts."""
+        lengths, spans = batch.valid.sum(1).tolist(), batch.extras.get(SPANS) or [()] * len(batch.valid)
+        weights = [w for own, n in zip(spans, lengths, strict=True) for w in pair_weights(own, n, self.per)]
+        return torch.tensor(weights, device=batch.valid.device)
+
+
 class CorpusLoss(Term):
     """Cross-entropy of plain text, in nats per token. The first token of each block is not a target.
 
@@ -160,13 +187,15 @@ def objective_terms(
     w_kd: float = 0.0,
     temperature: float = 1.0,
     corpus: CorpusLoss | None = None,
+    span: SpanRelation | None = None,
 ) -> list[Term]:
-    """The terms of an objective: `w_ce * CE + w_kd * divergence`, and the corpus term.
+    """The terms of an objective: `w_ce * CE + w_kd * divergence + w_span * span`, and the corpus term.
 
     Args:
         divergence: the divergence from the teacher; None if `w_kd` is 0.
         temperature: divides the logits in the divergence.
         corpus: the term of a plain-text corpus, if there is one.
+        span: the span loss, if there is one; it needs a divergence beside it, whose teacher it reads.
 
     Raises:
         ValueError: a divergence is given and `w_kd` is 0, or none is given and `w_kd` is not 0.
@@ -176,6 +205,7 @@ def objective_terms(
     return [
         CrossEntropy(w_ce),
         *([] if divergence is None else [TokenDivergence(w_kd, divergence, temperature)]),
+        *([] if span is None else [span]),
         *([] if corpus is None else [corpus]),
     ]
 
@@ -204,16 +234,28 @@ class Objective(nn.Module):
         """The divergence term, if there is one."""
         return next((term for term in self.terms if isinstance(term, TokenDivergence)), None)
 
+    @property
+    def span(self) -> SpanRelation | None:
+        """The span loss, if there is one."""
+        return next((term for term in self.terms if isinstance(term, SpanRelation)), None)
+
     def counts(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         """The counts over collated micro-batches of the terms that do not count response tokens, by term name."""
-        return {term.name: sum(term.count(batch) for batch in batches) for term in self._other_terms(training=True)}
+        terms = [*self._other_terms(training=True), *([] if self.span is None or not self.span.weight else [self.span])]
+        return {term.name: sum(term.count(batch) for batch in batches) for term in terms}
 
-    def forward(self, batch: MicroBatch) -> list[Part]:
-        """The terms' results for a micro-batch. A term whose count is 0 is left out."""
+    def forward(self, batch: MicroBatch, tokens_per_text: float | None = None) -> list[Part]:
+        """The terms' results for a micro-batch. A term whose count is 0 is left out.
+
+        Args:
+            batch: the micro-batch.
+            tokens_per_text: of the global batch, response tokens over texts with a span: the token part is divided by
+                the tokens, and the span loss is a mean over texts. None takes those of the micro-batch.
+        """
         parts = []
-        weights = [term.weight for term in (self.ce, self.kd) if term is not None]
+        weights = [term.weight for term in (self.ce, self.kd, self.span) if term is not None]
         if any(weights) or (weights and not batch.training):
-            parts.append(self._token_part(batch))
+            parts.append(self._token_part(batch, tokens_per_text))
         for term in self._other_terms(batch.training):
             if count := term.count(batch.inputs):
                 total = term(batch)
@@ -222,27 +264,47 @@ class Objective(nn.Module):
 
     def _other_terms(self, training: bool) -> list[Term]:
         """The terms that do not count response tokens; in training only those with a weight."""
-        return [t for t in self.terms if not isinstance(t, TokenTerm) and (t.weight or not training)]
+        own = (TokenTerm, SpanRelation)
+        return [t for t in self.terms if not isinstance(t, own) and (t.weight or not training)]
 
-    def _token_part(self, batch: MicroBatch) -> Part:
-        """Cross-entropy and divergence over all response positions."""
+    def _token_part(self, batch: MicroBatch, tokens_per_text: float | None) -> Part:
+        """Cross-entropy, divergence and span loss over all response positions."""
         # In validation cross-entropy is measured even if its weight is 0.
         ce = self.ce
         with_ce = ce is not None and (ce.weight != 0 or not batch.training)
         left_out, sums = batch.student_text if with_ce else None, dict[str, Tensor]()
+        span, pairs, texts = self.span, None, 0
+        if span is not None and (span.weight or not batch.training):
+            texts = span.count(batch.inputs)
+            pairs = span.pairs(batch) if texts else None
+        tokens = batch.valid.sum()
+        factor = 0.0  # of the pairs' weights: the part is divided by tokens, not by texts
+        if span is not None and texts:
+            factor = span.weight * (float(tokens) / texts if tokens_per_text is None else tokens_per_text)
         if left_out is None or bool(left_out.all()):
-            total = self._fused(batch, None, with_ce and left_out is None, sums)
+            total = self._fused(batch, None, with_ce and left_out is None, sums, pairs, factor)
         else:
-            total = self._fused(batch, left_out, False, sums) + self._fused(batch, ~left_out, with_ce, sums)
-        return Part(total, sums, batch.valid.sum())
+            total = self._fused(batch, left_out, False, sums, pairs, factor)
+            total = total + self._fused(batch, ~left_out, with_ce, sums, pairs, factor)
+        return Part(total, sums, tokens, other_counts={"span": texts} if texts else {})
 
-    def _fused(self, batch: MicroBatch, chosen: Tensor | None, with_ce: bool, sums: dict[str, Tensor]) -> Tensor:
+    def _fused(
+        self,
+        batch: MicroBatch,
+        chosen: Tensor | None,
+        with_ce: bool,
+        sums: dict[str, Tensor],
+        pairs: Tensor | None,
+        factor: float,
+    ) -> Tensor:
         """The weighted sum of the token terms over the chosen positions, a scalar with gradient.
 
         Args:
-            chosen: a mask of positions `[N]`; None chooses all of them.
+            chosen: a mask of positions `[N]` of whole rows; None chooses all of them.
             with_ce: whether cross-entropy is one of the terms.
             sums: each term's sum without weight is added to the entry of its name.
+            pairs: the weights of the span loss's pairs `[N]`; None without span loss.
+            factor: multiplies the span loss. With 0 it is measured.
         """
 
         def pick(values: Tensor | None) -> Tensor | None:
@@ -266,11 +328,12 @@ class Objective(nn.Module):
             temperature=1.0 if kd is None else kd.temperature,
             parts=detached_sums,
             rollout_data=pick(drawn),
+            pairs=pick(pairs),
+            w_span=factor,
         )
-        for term in (ce, kd):
-            if term is not None:
-                value = detached_sums[f"{term.name}_sum"]
-                sums[term.name] = sums[term.name] + value if term.name in sums else value
+        for name in ("ce", "kd", "span"):
+            if (value := detached_sums.get(f"{name}_sum")) is not None and (name != "ce" or ce is not None):
+                sums[name] = sums[name] + value if name in sums else value
         return total
 
     @torch.no_grad()
