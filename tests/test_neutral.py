@@ -14,12 +14,12 @@ from distill.config import load, neutral
 from distill.config.evaluation import EvalConfig
 from distill.config.model import LoraConfig, WeightsConfig
 from distill.config.neutral import determining
-from distill.config.objective import LossConfig
+from distill.config.objective import LossConfig, SpanConfig
 from distill.config.section import Section
 from distill.config.train import StageTrainConfig, TrainConfig
 from distill.pipeline.keys import NO_DECODING
 
-HASHED = [EvalConfig, LoraConfig, LossConfig, StageTrainConfig, TrainConfig, WeightsConfig]
+HASHED = [EvalConfig, LoraConfig, LossConfig, SpanConfig, StageTrainConfig, TrainConfig, WeightsConfig]
 
 
 @pytest.mark.parametrize("section", HASHED, ids=lambda c: c.__name__)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 from distill.base.errors import UserError
 from distill.config import load
 from distill.config.objective import LossOptimizerConfig
-from distill.data.encode import FILLER, IGNORE, LATE, ROLLOUT, SPANS, STUDENT_TEXT, Collator, Encoded
+from distill.data.encode import DEFAULTS, FILLER, IGNORE, LATE, ROLLOUT, STUDENT_TEXT, Collator, Encoded
 from distill.losses import build
 from distill.pipeline.plan import Plan
 from distill.teacher.signal import LiveTeacher
@@ -23,6 +23,9 @@ from distill.training.distiller import Distiller
 from distill.training.micro_batch import MicroBatch
 from distill.training.objective import Objective, Term, objective_terms
 from distill.training.trainer import DistillTrainer
+
+SPANS = "spans"  # an extra of these tests, per row
+DEFAULTS[SPANS] = ()
 
 
 def rows(count=8):

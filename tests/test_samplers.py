@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from distill.base.errors import UserError
 from distill.config import load
-from distill.data.encode import FILLER, IGNORE, LATE, ROLLOUT, SPANS, STUDENT_TEXT, Collator, Encoded, shift
+from distill.data.encode import FILLER, IGNORE, LATE, ROLLOUT, STUDENT_TEXT, Collator, Encoded, shift
 from distill.generation.engine import generate
 from distill.generation.reader import Mixture
 from distill.generation.requests import Decoding, Request
@@ -55,7 +55,7 @@ class FakeWriter:
         ]
 
     def with_rollout_data(self, samples):
-        drawn = {ROLLOUT: torch.arange(9.0).view(3, 3), SPANS: [(0, 2)]}
+        drawn = {ROLLOUT: torch.arange(9.0).view(3, 3), "mark": [(0, 2)]}
         return [replace(sample, row=replace(sample.row, extras=drawn)) for sample in samples]
 
     def for_step(self, samples):
@@ -180,7 +180,7 @@ def test_a_state_comes_back_to_the_bit(name):
             assert a == b and a.row.extras.keys() == b.row.extras.keys()
             if name == "rollout":
                 assert torch.equal(a.row.extras[ROLLOUT], b.row.extras[ROLLOUT])
-                assert a.row.extras[SPANS] == b.row.extras[SPANS] == [(0, 2)]
+                assert a.row.extras["mark"] == b.row.extras["mark"] == [(0, 2)]
         assert whole.log_values() == again.log_values()
 
 

@@ -8,13 +8,15 @@ import torch
 from conftest import tiny_gpt2
 from reference import softmax
 
-from distill.data.encode import IGNORE, SPANS, STUDENT_TEXT, Collator, Encoded
+from distill.config.objective import SpanConfig
+from distill.data.encode import FILLER, IGNORE, STUDENT_TEXT, Collator, Encoded
 from distill.losses import build, fused, names, span_relation
 from distill.losses.fused import _chunks
 from distill.losses.span import pair_weights
 from distill.teacher.signal import LiveTeacher
 from distill.training.distiller import Distiller
 from distill.training.objective import SpanRelation, objective_terms
+from distill.training.spans import RowSpans
 
 P = ((0.7, 0.2, 0.1), (0.5, 0.3, 0.2), (0.1, 0.8, 0.1), (0.3, 0.3, 0.4))
 Q = ((0.5, 0.3, 0.2), (0.6, 0.2, 0.2), (0.2, 0.5, 0.3), (0.25, 0.5, 0.25))
@@ -120,54 +122,88 @@ def test_every_divergence_goes_with_it():
         assert "span_sum" not in without
 
 
-def objective(batches, w_span=0.5, per="tokens", **more):
-    """Loss, gradient of the student's head, and sums over the micro-batches of one global batch."""
-    student = tiny_gpt2()
-    terms = objective_terms(build("rkl"), 0.2, 0.7, span=SpanRelation(w_span, per))
+SPANS = {"a": [(0, 2), (1, 5)], "b": [(0, 3)], "c": [], "d": [(2, 6), (4, 5)]}
+ROWS = [
+    Encoded("a", [1, 2], [3, 4, 5, 6, 0]),
+    Encoded("b", [1, 2, 3], [7, 8, 0], {STUDENT_TEXT: True}),
+    Encoded("c", [4], [9, 0]),
+    Encoded("d", [5, 6], [9, 3, 3, 2, 8, 0]),
+    FILLER,
+]
+
+
+def objective(batches, w_span=0.5, per="tokens", data=(), **more):
+    """Loss, gradient of the student's head, and sums over the micro-batches of one global batch.
+
+    Args:
+        data: rows of the data set beside the first micro-batch, for the cross-entropy.
+    """
+    student, spans = tiny_gpt2(), RowSpans(SpanConfig(per=per), "micro", SPANS, None)
+    terms = objective_terms(build("rkl"), 0.2, 0.7, span=SpanRelation(w_span, spans, per), ce_on_data=bool(data))
     model = Distiller(student, LiveTeacher(tiny_gpt2(hidden=24, seed=9)), terms, **more).eval()
     collated = [Collator(0)(rows) for rows in batches]
+    if data:
+        collated[0]["data_rows"] = Collator(0)(data)
     items = sum(int((b["labels"] != IGNORE).sum()) for b in collated)
     counts = model.objective.counts(collated)
     results = [model(**b, num_items_in_batch=items, counts=counts) for b in collated]
     loss = sum(r["loss"] for r in results)
     loss.backward()
-    sums = {k: sum(float(r.get(k, 0)) for r in results) for k in ("span_sum", "span_count", "kd_sum", "kd_count")}
+    names = [f"{term}_{what}" for term in ("span", "kd", "ce") for what in ("sum", "count")]
+    sums = {k: sum(float(r.get(k, 0)) for r in results) for k in names}
     return loss.detach(), student.lm_head.weight.grad, sums
-
-
-ROWS = [
-    Encoded("a", [1, 2], [3, 4, 5, 6, 0], {SPANS: [(0, 2), (1, 5)]}),
-    Encoded("b", [1, 2, 3], [7, 8, 0], {SPANS: [(0, 3)], STUDENT_TEXT: True}),
-    Encoded("c", [4], [9, 0], {}),
-    Encoded("d", [5, 6], [9, 3, 3, 2, 8, 0], {SPANS: [(2, 6), (4, 5)]}),
-]
 
 
 @pytest.mark.parametrize("per", ["tokens", "pairs"])
 def test_the_objective_has_the_mean_over_texts(per):
-    """However the global batch is split, and where the student wrote some of its texts."""
+    """However the global batch is split, and where the student wrote some of its texts; one has no span, and adds 0."""
     student, teacher = tiny_gpt2(), tiny_gpt2(hidden=24, seed=9)
     values = []
-    for row in ROWS:
-        if row.extras.get(SPANS):
-            ids = torch.tensor([[*row.prompt, *row.response]])
-            at = slice(len(row.prompt) - 1, -1)
-            logits = [model(ids).logits[0, at] for model in (student, teacher)]
-            values.append(span_relation(*logits, row.extras[SPANS], per))
+    for row in ROWS[:-1]:
+        ids = torch.tensor([[*row.prompt, *row.response]])
+        at = slice(len(row.prompt) - 1, -1)
+        logits = [model(ids).logits[0, at] for model in (student, teacher)]
+        values.append(span_relation(*logits, SPANS[row.id], per))
     span = torch.stack(values).mean()
     whole, gradient, sums = objective([ROWS], per=per)
     without, plain_gradient, _ = objective([ROWS], 0.0, per)
     torch.testing.assert_close(whole - without, 0.5 * span.detach(), rtol=1e-4, atol=1e-7)
-    assert sums["span_sum"] / sums["span_count"] == pytest.approx(float(span), rel=1e-5) and sums["span_count"] == 3
+    assert sums["span_sum"] / sums["span_count"] == pytest.approx(span.item(), rel=1e-5) and sums["span_count"] == 4
     (wanted,) = torch.autograd.grad(0.5 * span, student.lm_head.weight)
     torch.testing.assert_close(gradient - plain_gradient, wanted, rtol=1e-3, atol=1e-7)
     for split in ([ROWS[:1], ROWS[1:]], [ROWS[:3], ROWS[3:]], [[row] for row in ROWS]):
         again, other, parts = objective(split, per=per)
         torch.testing.assert_close(again, whole)
         torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-7)
-        assert parts == pytest.approx(sums, rel=1e-4)
+        assert [parts[k] for k in parts if k[:2] != "ce"] == pytest.approx(
+            [sums[k] for k in sums if k[:2] != "ce"], rel=1e-4
+        )
 
 
 def test_texts_without_spans_have_no_span_loss():
     loss, _, sums = objective([[ROWS[2]]])
-    assert loss == objective([[ROWS[2]]], 0.0)[0] and sums["span_count"] == 0
+    assert loss == objective([[ROWS[2]]], 0.0)[0] and sums["span_sum"] == 0 and sums["span_count"] == 1
+
+
+def test_cross_entropy_on_the_data_where_the_student_writes():
+    """Its mean is over the data's tokens, those of the other terms over the student's."""
+    written = [Encoded(f"{row.id}@s", row.prompt, row.response, {STUDENT_TEXT: True}) for row in ROWS[:2]]
+    given = [Encoded("x", [1, 2], [8, 7, 6, 5, 4, 3, 0]), Encoded("y", [1, 2, 3], [2, 2, 0])]
+    SPANS.update({f"{row.id}@s": SPANS[row.id] for row in ROWS[:2]})
+    student = tiny_gpt2()
+    losses = []
+    for row in given:
+        ids = torch.tensor([[*row.prompt, *row.response]])
+        logits = student(ids).logits[0, len(row.prompt) - 1 : -1]
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(row.response), reduction="sum"))
+    ce = sum(losses) / 10
+    whole, gradient, sums = objective([written], data=given)
+    without, plain_gradient, _ = objective([written])  # the student's own text has no cross-entropy
+    torch.testing.assert_close(whole - without, 0.2 * ce.detach(), rtol=1e-4, atol=1e-7)
+    (wanted,) = torch.autograd.grad(0.2 * ce, student.lm_head.weight)
+    torch.testing.assert_close(gradient - plain_gradient, wanted, rtol=1e-3, atol=1e-7)
+    assert sums["ce_sum"] == pytest.approx(sum(losses).item(), rel=1e-5)
+    assert sums["ce_count"] == 10 and sums["kd_count"] == 8
+    again, other, _ = objective([[written[0]], [written[1]]], data=given)
+    torch.testing.assert_close(again, whole)
+    torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-7)

@@ -123,6 +123,7 @@ class DataConfig(Section):
         eval: the evaluation sets by name.
         pretrain: a plain-text corpus for an additional cross-entropy term; None is none. With `off` a loss whose recipe
             has such a term (`loss.w_lm`) trains without it.
+        chunker: what finds the phrases of these texts, see `SpanConfig.chunker`.
         other_counts: whether a table of a paper's own pair may be measured on sets with other numbers of rows than the
             papers'.
     """
@@ -136,6 +137,7 @@ class DataConfig(Section):
     valid: SplitConfig
     eval: dict[str, SplitConfig]
     pretrain: PretrainConfig | Literal["off"] | None = None
+    chunker: str = "spacy"
     other_counts: bool = False
 
     @field_validator("template", mode="before")

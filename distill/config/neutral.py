@@ -13,6 +13,7 @@ from typing import Any
 
 from distill.config.section import Section
 
+SPAN: dict[str, Any] = {"kind": "chunker", "chunker": None, "pipeline": None, "per": "tokens", "processes": 2}
 NEUTRAL: dict[str, dict[str, Any]] = {
     "WeightsConfig": {
         "id": None, "revision": "main", "path": None,
@@ -24,7 +25,11 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     },
     "TrainConfig": {"sft": None, "rollout": None},
     "EvalConfig": {"no_repeat_ngram_size": 0, "num_beams": 1, "bos": "added"},
-    "LossConfig": {"w_lm": 1.0, "w_lm_kd": 0.0, "optimizer": {"lr": None, "weight_decay": None, "max_grad_norm": None}},
+    "LossConfig": {
+        "w_lm": 1.0, "w_lm_kd": 0.0, "optimizer": {"lr": None, "weight_decay": None, "max_grad_norm": None},
+        "ce_on": "text", "w_span": 0.0, "span": SPAN,
+    },
+    "SpanConfig": SPAN,
 }  # fmt: skip
 # Keys ("Class.field") whose schema default differs from the neutral value on purpose; the hash then has the default, or
 # what the default means (`LossConfig.determining`).

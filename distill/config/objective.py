@@ -60,12 +60,40 @@ class LossOptimizerConfig(Section):
 AS_STUDENT = LossOptimizerConfig()
 
 
+class SpanConfig(Section):
+    """MGSR's span loss: which tokens of a text belong together, and what the loss divides by.
+
+    Attributes:
+        kind: `chunker` for phrases of the text; `adjacent` for all neighbouring tokens, as if the text were one span;
+            `random` for chunks between random places, as many as the text has phrases; `none` for no span loss.
+        chunker: what finds phrases: `spacy`, `punkt`, `micro` (the phrases of `data=micro`), or a function of the
+            user's own as `module:function`, which takes a text and returns (first character, behind the last) of each
+            phrase. None is `data.chunker`.
+        pipeline: the spaCy pipeline, a package or a folder; None is an English one.
+        per: what the distances inside a span are divided by: its `tokens`, as printed, or its `pairs`, one fewer.
+        processes: the number of processes beside the training that find the spans of texts that the student writes.
+    """
+
+    kind: Literal["none", "adjacent", "random", "chunker"] = "chunker"
+    chunker: str | None = None
+    pipeline: str | None = None
+    per: Literal["tokens", "pairs"] = "tokens"
+    processes: Count = 2
+
+
+PHRASES = SpanConfig()
+
+
 class LossConfig(RegisteredConfig):
-    """Objective `w_ce * CE + w_kd * divergence`; further keys are the divergence's own parameters.
+    """Objective `w_ce * CE + w_kd * divergence + w_span * span`; further keys are the divergence's own parameters.
 
     Attributes:
         w_ce: weight of the cross-entropy on the data set's responses.
+        ce_on: what the cross-entropy is computed on where the student writes: `text` for the texts of the batch, of
+            which the student's own do not count; `data` for the data set's response to the same prompt.
         w_kd: weight of the divergence.
+        w_span: weight of the span loss.
+        span: the spans of the span loss.
         temperature: divides the logits of teacher and student in the divergence.
         w_lm: weight of the cross-entropy on the corpus `data.pretrain`, which must be given if the weight is. None is 1
             if there is a corpus.
@@ -79,6 +107,9 @@ class LossConfig(RegisteredConfig):
     w_ce: NotNegative
     w_kd: NotNegative
     temperature: Positive
+    ce_on: Literal["text", "data"] = "text"
+    w_span: NotNegative = 0.0
+    span: SpanConfig = PHRASES
     w_lm: NotNegative | None = None
     w_lm_kd: Annotated[float, Field(ge=0, le=1)] = 0.0
     optimizer: LossOptimizerConfig = AS_STUDENT
@@ -99,15 +130,28 @@ class LossConfig(RegisteredConfig):
         return 1.0 if self.w_lm is None else self.w_lm
 
     @property
+    def has_spans(self) -> bool:
+        """Whether the span loss is a term of the objective."""
+        return bool(self.w_span) and self.span.kind != "none"
+
+    @property
     def determining(self) -> dict[str, Any]:
-        """All values that a result depends on, for hashing."""
+        """All values that a result depends on, for hashing. The plan adds the chunker (`Plan.spans`)."""
         values = self if self.w_lm is not None else self.model_copy(update={"w_lm": self.corpus_weight})
-        return {**neutral.determining(values), **self.chosen}
+        kind_and_per = neutral.determining(self.span, exclude={"chunker", "pipeline", "processes"})
+        span = {"span": kind_and_per} if self.has_spans else {}
+        without = {"span"} if self.has_spans else {"span", "w_span"}
+        return {**neutral.determining(values, exclude=without), **span, **self.chosen}
 
     @model_validator(mode="after")
     def _known(self) -> LossConfig:
         if self.w_ce == 0 and self.w_kd == 0:
             raise ValueError("w_ce and w_kd are both 0; at least one must be positive")
+        if self.has_spans and self.w_kd == 0:
+            raise ValueError(
+                f"w_span={self.w_span}: the span loss compares the student with a teacher, beside a divergence; set"
+                " w_kd to more than 0, or w_span to 0"
+            )
         if self.name == "sft":
             if self.w_kd or self.parameters or self.optimizer != AS_STUDENT:
                 raise ValueError(

@@ -98,6 +98,13 @@ class Config(Section):
         return schedule
 
     @property
+    def chunker(self) -> str | None:
+        """What finds the phrases of the span loss; None if the loss needs none."""
+        if not self.loss.has_spans or self.loss.span.kind == "adjacent":
+            return None
+        return self.loss.span.chunker or self.data.chunker
+
+    @property
     def missing_corpus(self) -> list[str]:
         """A message if the loss has a corpus term and there is no corpus; otherwise empty.
 
@@ -131,10 +138,11 @@ class Config(Section):
                 f"loss={loss.name} reads the rewards of a rollout, which sampler={sampler} does not bring; choose"
                 " sampler=rollout"
             )
-        if self.sampler.kind.writes and not self.sampler.kind.reads_data and loss.w_ce:
+        if self.sampler.kind.writes and not self.sampler.kind.reads_data and loss.w_ce and loss.ce_on == "text":
             raise ValueError(
                 f"loss.w_ce={loss.w_ce}: cross-entropy is computed on the data set's responses only, and"
-                f" sampler={sampler} trains on none of them; set it to 0"
+                f" sampler={sampler} trains on none of them; set it to 0, or loss.ce_on=data for a pass over the data"
+                " set's own response to each prompt"
             )
         batch, rollouts = self.schedule.global_batch_size, self.sampler.parameters.get("rollouts", 0)
         if rollouts % batch and not self.debug.smoke:

@@ -26,6 +26,7 @@ def apply_smoke(config: Config) -> Config:
         root=None,
         template=config.data.template,
         generator=GeneratorConfig(seed=1, train=21, valid=6, eval=4),
+        chunker="micro",
         train=SplitConfig(),
         valid=SplitConfig(),
         eval={name: SplitConfig(title=config.data.eval[name].title) for name in sets},

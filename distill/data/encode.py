@@ -22,12 +22,11 @@ IGNORE = -100  # target of a position that does not count, as in PyTorch's cross
 LATE = "late_targets"  # bool: targets are not shifted, as published code has them for the student's own text
 STUDENT_TEXT = "student_text"  # bool: the student wrote the response, alone or with the teacher
 ROLLOUT = "rollout"  # tensor [n, k]: what a policy gradient reads of each token (`Divergence.rollout_data`)
-SPANS = "spans"  # pairs (start, stop) of positions in the response: tokens that belong together
 
 # The value of an extra in a row that lacks it, if other rows of the batch have it. For an extra per token: the k
 # numbers of each token. Those of a rollout are log m, w and A as `distill.losses.minillm` reads them; with these three
 # values the loss is the reverse KL, as on text that was not sampled in a rollout.
-DEFAULTS: dict[str, Any] = {LATE: False, STUDENT_TEXT: False, SPANS: (), ROLLOUT: (0.0, 1.0, 0.0)}
+DEFAULTS: dict[str, Any] = {LATE: False, STUDENT_TEXT: False, ROLLOUT: (0.0, 1.0, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,11 @@ class Encoded:
     prompt: list[int]
     response: list[int]
     extras: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def example_id(self) -> str:
+        """The id of the example whose prompt it has. A text that was generated in training has an id of its own."""
+        return self.id.partition("@")[0]
 
     def __post_init__(self) -> None:
         for name, value in self.extras.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.schema import Config
+from distill.data import chunkers
 from distill.evaluation.bertscore import WHEEL, check
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ def needs_hub(config: Config) -> bool:
 
 
 def check_data(plan: Plan, texts: bool = True) -> None:
-    """Load every data set and check that BERTScore's encoder is available, before the first artifact is made.
+    """Load every data set and check that chunker and encoder are there, before the first artifact is made.
 
     Args:
         texts: whether responses will be scored. Only then the encoder is checked.
 
     Raises:
-        UserError: a data set or the encoder is missing or wrong; it lists the problems of all of them.
+        UserError: a data set, the chunker or the encoder is missing or wrong; it lists the problems of all of them.
     """
     if needs_hub(plan.config):
         hub.prepare()
@@ -41,6 +42,11 @@ def check_data(plan: Plan, texts: bool = True) -> None:
     for name in ("data", "sets", "pretraining"):
         try:
             getattr(plan, name)
+        except UserError as error:
+            problems += error.problems
+    if plan.config.chunker is not None:
+        try:
+            chunkers.check(plan.config.chunker, plan.config.loss.span.pipeline)
         except UserError as error:
             problems += error.problems
     if texts and plan.config.eval.bertscore.encoder is not None:

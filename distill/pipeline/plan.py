@@ -17,6 +17,7 @@ from distill.config.neutral import determining
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.schema import Config
 from distill.config.train import StageTrainConfig
+from distill.data import chunkers
 from distill.data.sets import Dataset
 from distill.evaluation.benchmarks import Benchmark, suffix
 from distill.evaluation.bertscore import locate, metric_name
@@ -196,6 +197,11 @@ class Plan:
         extra: dict[str, Any] = {"answers": self.answers.key} if sampler.kind.asks_teacher else {}
         if has_corpus:
             extra["pretrain"] = digest(self.pretraining)
+        spans = self.spans if distils and config.chunker is not None else None
+        if spans is not None:
+            extra["spans"] = spans.key
+        if not sampler.kind.writes:
+            objective.pop("ce_on", None)
         # If the loss is a mean of micro-batch means, the result depends on how the global batch is split.
         split: dict[str, Any] = {}
         if config.preset.loss_mean == "micro_batches":
@@ -227,12 +233,12 @@ class Plan:
         }
         answers = self.answers if distils and sampler.kind.asks_teacher else None
         signal = self.signal if distils and self.stores_signal else None
-        sources = [source for source in (teacher, answers, signal, start) if source is not None]
+        sources = [source for source in (teacher, answers, signal, spans, start) if source is not None]
         maker = training.Training(
-            self, role, f"{config.model.name}-{label}", start, teacher, signal, answers, loss, schedule, sampler,
+            self, role, f"{config.model.name}-{label}", start, teacher, signal, answers, spans, loss, schedule, sampler,
             self.seed(seed),
         )  # fmt: skip
-        subject = Subject(TRAINING, shared=tuple(node for node in (answers, signal) if node is not None))
+        subject = Subject(TRAINING, shared=tuple(node for node in (answers, signal, spans) if node is not None))
         return self._node("train", f"{config.model.name}-{label}", settings, sources, maker, subject)
 
     @cached_property
@@ -263,6 +269,24 @@ class Plan:
         }
         label, maker = f"{self.config.model.name}-teacher", training.Signal(self, answers)
         return self._node("signal", label, settings, [self.teacher, *([answers] if answers else [])], maker)
+
+    @cached_property
+    def spans(self) -> Node:
+        """The phrases of the training rows (or of the teacher's own responses) and of the validation rows, as tokens."""
+        train, valid = self.data
+        chunker, base = self.config.chunker, self.base("student")
+        assert chunker is not None
+        answers = self.answers if self.config.sampler.kind.asks_teacher else None
+        settings = {
+            "tokenizer": base.key,
+            "data": [answers.key if answers else train.fingerprint, valid.fingerprint],
+            "text": self.encoding_hash(),
+            "train": self.lengths(),
+            "chunker": chunkers.identity(chunker, self.config.loss.span.pipeline),
+        }
+        sources = [base, *([answers] if answers else [])]
+        label = f"{self.config.model.name}-{chunker.rpartition(':')[2]}"
+        return self._node("spans", label, settings, sources, training.PhraseSpans(self, answers))
 
     # --- measurements ---
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill.base.registry import LOSSES
 from distill.config.evaluation import EvalConfig
 from distill.config.schema import Config
 from distill.pipeline.plan import Plan, Role
@@ -43,18 +44,29 @@ class Row:
         return RunFolder(self.config.paths.results, self.config.model.name, self.run)
 
 
+MANY = 4  # parameters of a loss that a run's name lists all
+
+
 def run_label(config: Config, role: Role = "student") -> str:
     """A run's name for people: loss and sampler, such as `akl(mu=0.5)` or `ab(alpha=0.2, beta=0.7) mixed`.
 
-    A teacher's is `teacher`. Switches to the behaviour of published code are included if they are on, and parameters of
-    a sampler if they are not at their default.
+    A teacher's is `teacher`. Switches to the behaviour of published code are included if they are on; parameters of a
+    sampler, and of a loss with more than `MANY`, if they are not at their default; `+span` for a span loss, with its
+    kind if it is not the phrases of a chunker.
     """
     if role == "teacher":
         return "teacher"
     sampler = config.sampler
     default_values = defaults(sampler.name) | {"max_new_tokens": config.eval.max_new_tokens}
     changed = {k: v for k, v in sampler.chosen.items() if default_values[k] != v}
-    loss = _with_parameters(config.loss.name, config.loss.chosen)
+    chosen = config.loss.chosen
+    if len(chosen) > MANY:
+        of_loss = LOSSES.defaults(config.loss.name)
+        chosen = {k: v for k, v in chosen.items() if of_loss[k] != (tuple(v) if isinstance(v, list) else v)}
+    loss = _with_parameters(config.loss.name, chosen)
+    if config.loss.has_spans:
+        kind = config.loss.span.kind
+        loss += "+span" if kind == "chunker" else f"+span({kind})"
     return loss if sampler.name == "fixed" else f"{loss} {_with_parameters(sampler.name, changed)}"
 
 

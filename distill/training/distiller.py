@@ -82,8 +82,9 @@ class Distiller(nn.Module):
         """
         training = self.training
         self.eval()
+        alone = [{name: value for name, value in batch.items() if name != "data_rows"} for batch in batches]
         self.objective.settle(
-            lambda: sum_over_processes(torch.stack([self(**batch)["kd_sum"] for batch in batches]).sum())
+            lambda: sum_over_processes(torch.stack([self(**batch)["kd_sum"] for batch in alone]).sum())
         )
         self.train(training)
 
@@ -95,6 +96,7 @@ class Distiller(nn.Module):
         example_ids: Sequence[str] = (),
         extras: Mapping[str, Any] | None = None,
         corpus: Tensor | None = None,
+        data_rows: Mapping[str, Any] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         counts: Mapping[str, int] | None = None,
         **_: Any,
@@ -108,6 +110,8 @@ class Distiller(nn.Module):
             example_ids: the ids of the rows, for a stored teacher.
             extras: further data of rows and tokens by name, as `distill.data.encode.Collator` gives it.
             corpus: blocks of plain text `[C, L]`.
+            data_rows: a collated micro-batch of the data set's own responses, for the cross-entropy of a batch that the
+                student wrote.
             num_items_in_batch: the number of response tokens of the whole global batch; by default that of this
                 micro-batch.
             counts: for each term that does not count response tokens, by its name: its count over the whole global
@@ -124,7 +128,9 @@ class Distiller(nn.Module):
         if self.teacher is not None:
             teacher_hidden = self.teacher(input_ids, attention_mask, valid, example_ids)
             teacher_head = self.teacher.head
-        inputs = {"labels": labels, "extras": extras, "corpus": corpus}
+        inputs = {"labels": labels, "example_ids": example_ids, "extras": extras, "corpus": corpus}
+        if data_rows is not None:
+            inputs["data_rows"] = data_rows
         batch = MicroBatch(inputs, valid, self.student, student_hidden, teacher_hidden, teacher_head, self.training)
         loss: Tensor | None = None
         sums_and_counts: dict[str, Any] = {}

@@ -36,8 +36,9 @@ from distill.training.callbacks import STEP_TIME, Progress, SaveEvery, StepTime
 from distill.training.corpus import Corpus
 from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling, training_encoder
-from distill.training.objective import CorpusLoss, objective_terms
+from distill.training.objective import CorpusLoss, SpanRelation, objective_terms
 from distill.training.sampling import CORRECTION_COLUMNS, LOG_COLUMNS, Sampling
+from distill.training.spans import RowSpans, read_spans
 from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer
 from distill.training.writer import StudentWriter
 
@@ -73,6 +74,7 @@ class TrainingJob:
         valid_examples: the validation set. At each validation the student answers its prompts, and ROUGE-L is computed.
         sampler: the sampler's name and parameters.
         pretraining: plain texts for the corpus loss.
+        spans: the folder of the stored spans of training and validation rows, for a span loss with a chunker.
     """
 
     label: str
@@ -88,6 +90,7 @@ class TrainingJob:
     valid_examples: Sequence[Example]
     sampler: SamplerConfig
     pretraining: Sequence[str] = ()
+    spans: Path | None = None
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -159,6 +162,8 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=last)
     finally:
         finish_tracker(job.config)
+        if model.objective.span is not None:
+            model.objective.span.spans.close()
     best = trainer.state.best_model_checkpoint
     assert best is not None
     if trainer.args.should_save:
@@ -184,6 +189,7 @@ def _manifest_entries(
         "micro_batch_size": trainer.args.per_device_train_batch_size,
         "processes": world_size(),
         "written": sampling.written if sampling else None,
+        **({"spans": span.spans.counts} if (span := trainer.model.objective.span) is not None else {}),
         "overlong": {"train": dict(job.train.counts), "valid": dict(job.valid.counts)},
         "tokens": {"eos": tokenizer.eos_token_id, "pad": pad_id(tokenizer), "bos": tokenizer.bos_token_id},
     }
@@ -222,8 +228,18 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
     if job.pretraining:
         reader = teacher.live if isinstance(teacher, NewTextTeacher) else teacher
         corpus = CorpusLoss(loss.corpus_weight, loss.w_lm_kd, reader if isinstance(reader, LiveTeacher) else None)
-    terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature, corpus)
+    span, on_data = _span_loss(job, tokenizer), loss.ce_on == "data" and job.sampler.kind.writes
+    terms = objective_terms(divergence, loss.w_ce, loss.w_kd, loss.temperature, corpus, span, on_data)
     return Distiller(student, teacher, terms, job.config.preset.loss_mean)
+
+
+def _span_loss(job: TrainingJob, tokenizer: Any) -> SpanRelation | None:
+    """The span loss with the spans of the training's rows, if it is a term of the objective."""
+    loss, chunker = job.loss, job.config.chunker
+    if not loss.has_spans:
+        return None
+    stored = read_spans(job.spans) if job.spans is not None else {}
+    return SpanRelation(loss.w_span, RowSpans(loss.span, chunker, stored, tokenizer), loss.span.per)
 
 
 def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: Any) -> Sampling:

@@ -20,8 +20,9 @@ class MicroBatch:
     """A micro-batch for the terms. N is the number of its response positions, row by row; B is the number of its rows.
 
     Attributes:
-        inputs: the collated micro-batch: `labels` `[B, T]`, `extras` as `distill.data.encode.Collator` gives them, and
-            if the objective has a corpus loss `corpus`, blocks of plain text `[C, L]`.
+        inputs: the collated micro-batch: `labels` `[B, T]`, `example_ids`, `extras` as `distill.data.encode.Collator`
+            gives them; if the objective has a corpus loss `corpus`, blocks of plain text `[C, L]`; and for a batch that
+            the student wrote maybe `data_rows`, the collated rows of the data set with the same prompts.
         valid: a mask `[B, T]` of the response positions.
         student: the model that is trained.
         student_hidden: the student's last hidden states `[N, d]`, with gradient.

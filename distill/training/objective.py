@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.data.encode import ROLLOUT, SPANS
+from distill.data.encode import IGNORE, ROLLOUT
 from distill.losses import Divergence, build, fused
 from distill.losses.span import pair_weights
 from distill.models.load import last_hidden
 from distill.teacher.signal import LiveTeacher
 from distill.training.micro_batch import MicroBatch
+from distill.training.spans import RowSpans
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +83,31 @@ class TokenTerm(Term):
 class CrossEntropy(TokenTerm):
     """Cross-entropy of the response tokens, in nats. Rows that the student wrote do not add to the sum.
 
-    Their tokens are counted nevertheless, so that in a mixed batch both token terms are divided by the same count.
+    Their tokens are counted nevertheless, so that in a mixed batch both token terms are divided by the same count. In
+    their place the data set's responses to the same prompts can be read, in a pass of their own (`forward`), with a
+    mean over the tokens of these responses.
+
+    Args:
+        on_data: whether they are; then batches that the student wrote have them (`MicroBatch.inputs`).
     """
 
     name = "ce"
+
+    def __init__(self, weight: float, on_data: bool = False):
+        super().__init__(weight)
+        self.on_data = on_data
+
+    def count(self, inputs: Mapping[str, Any]) -> int:
+        """The number of response tokens of the data set's own responses; 0 if the batch has none beside its rows."""
+        rows = inputs.get("data_rows")
+        return 0 if rows is None else int((rows["labels"] != IGNORE).sum())
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """The sum over the data set's own responses."""
+        rows = batch.inputs["data_rows"]
+        valid = rows["labels"] != IGNORE
+        hidden = last_hidden(batch.student, rows["input_ids"], rows["attention_mask"])[valid]
+        return fused(None, hidden, batch.student_head, targets=rows["labels"][valid], w_ce=1.0, w_kd=0)
 
 
 class TokenDivergence(TokenTerm):
@@ -119,24 +141,28 @@ class TokenDivergence(TokenTerm):
 class SpanRelation(Term):
     """MGSR's span loss (equation 10): a mean over texts. It shares the pass over the vocabulary with the token terms.
 
+    A text without spans adds 0 to the mean.
+
     Args:
+        spans: the spans of each row.
         per: what a span's distances are divided by: its `tokens`, as printed, or its `pairs` of neighbours.
     """
 
     name = "span"
 
-    def __init__(self, weight: float, per: str = "tokens"):
+    def __init__(self, weight: float, spans: RowSpans, per: str = "tokens"):
         super().__init__(weight)
-        self.per = per
+        self.spans, self.per = spans, per
 
     def count(self, inputs: Mapping[str, Any]) -> int:
-        """The number of texts with a span."""
-        return sum(bool(spans) for spans in (inputs.get("extras") or {}).get(SPANS, ()))
+        """The number of texts."""
+        return int((inputs["labels"] != IGNORE).any(1).sum())
 
     def pairs(self, batch: MicroBatch) -> Tensor:
         """The weights `[N]` of the pairs of neighbouring response tokens, over the batch's texts."""
-        lengths, spans = batch.valid.sum(1).tolist(), batch.extras.get(SPANS) or [()] * len(batch.valid)
-        weights = [w for own, n in zip(spans, lengths, strict=True) for w in pair_weights(own, n, self.per)]
+        lengths, ids = batch.valid.sum(1).tolist(), batch.inputs["example_ids"]
+        rows = [(row, n) for row, n in zip(ids, lengths, strict=True) if n]
+        weights = [w for row, n in rows for w in pair_weights(self.spans.of(row, n), n, self.per)]
         return torch.tensor(weights, device=batch.valid.device)
 
 
@@ -188,6 +214,7 @@ def objective_terms(
     temperature: float = 1.0,
     corpus: CorpusLoss | None = None,
     span: SpanRelation | None = None,
+    ce_on_data: bool = False,
 ) -> list[Term]:
     """The terms of an objective: `w_ce * CE + w_kd * divergence + w_span * span`, and the corpus term.
 
@@ -196,6 +223,7 @@ def objective_terms(
         temperature: divides the logits in the divergence.
         corpus: the term of a plain-text corpus, if there is one.
         span: the span loss, if there is one; it needs a divergence beside it, whose teacher it reads.
+        ce_on_data: whether cross-entropy is computed on the data set's response where the student writes.
 
     Raises:
         ValueError: a divergence is given and `w_kd` is 0, or none is given and `w_kd` is not 0.
@@ -203,7 +231,7 @@ def objective_terms(
     if (divergence is None) != (w_kd == 0):
         raise ValueError(f"w_kd={w_kd} and divergence={divergence}: a divergence and w_kd > 0 go together")
     return [
-        CrossEntropy(w_ce),
+        CrossEntropy(w_ce, ce_on_data),
         *([] if divergence is None else [TokenDivergence(w_kd, divergence, temperature)]),
         *([] if span is None else [span]),
         *([] if corpus is None else [corpus]),
@@ -239,9 +267,16 @@ class Objective(nn.Module):
         """The span loss, if there is one."""
         return next((term for term in self.terms if isinstance(term, SpanRelation)), None)
 
+    @property
+    def reads_data_rows(self) -> bool:
+        """Whether batches that the student wrote need the data set's own responses, for the cross-entropy."""
+        return self.ce is not None and self.ce.on_data and self.ce.weight != 0
+
     def counts(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         """The counts over collated micro-batches of the terms that do not count response tokens, by term name."""
-        terms = [*self._other_terms(training=True), *([] if self.span is None or not self.span.weight else [self.span])]
+        terms = self._other_terms(training=True)
+        terms += [self.span] if self.span is not None and self.span.weight else []
+        terms += [self.ce] if self.reads_data_rows and self.ce is not None else []
         return {term.name: sum(term.count(batch) for batch in batches) for term in terms}
 
     def forward(self, batch: MicroBatch, tokens_per_text: float | None = None) -> list[Part]:
@@ -249,8 +284,8 @@ class Objective(nn.Module):
 
         Args:
             batch: the micro-batch.
-            tokens_per_text: of the global batch, response tokens over texts with a span: the token part is divided by
-                the tokens, and the span loss is a mean over texts. None takes those of the micro-batch.
+            tokens_per_text: of the global batch, response tokens over texts: the token part is divided by the tokens,
+                and the span loss is a mean over texts. None takes those of the micro-batch.
         """
         parts = []
         weights = [term.weight for term in (self.ce, self.kd, self.span) if term is not None]
@@ -260,6 +295,9 @@ class Objective(nn.Module):
             if count := term.count(batch.inputs):
                 total = term(batch)
                 parts.append(Part(term.weight * total, {term.name: total.detach()}, count, term.name))
+        if self.reads_data_rows and self.ce is not None and (count := self.ce.count(batch.inputs)):
+            total = self.ce(batch)
+            parts.append(Part(self.ce.weight * total, {"ce": total.detach()}, count, "ce"))
         return parts
 
     def _other_terms(self, training: bool) -> list[Term]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 from distill.base.errors import UserError
 from distill.base.processes import gathered, world_size
 from distill.config.objective import AS_STUDENT, LossOptimizerConfig
-from distill.data.encode import FILLER, Collator, Encoded
+from distill.data.encode import FILLER, STUDENT_TEXT, Collator, Encoded
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import without_adapter
 from distill.samplers import Step
@@ -185,13 +186,29 @@ class DistillTrainer(Trainer):
         rows = [row for micro_batch in drawn for row in micro_batch]
         if rows and self.sampling is not None:
             rows = [sample.row for sample in self.sampling.next(rows, self._step())]
+        if self.model.objective.span is not None:
+            self.model.objective.span.spans.expect(rows)
         if self.micro_batch_tokens is not None and len(drawn) > 1:
             lengths = [len(row.prompt) + len(row.response) for row in rows]
             parts = length_groups(lengths, len(drawn), self.micro_batch_tokens)
         else:
             ends = [0, *accumulate(len(micro_batch) for micro_batch in drawn)]
             parts = [list(range(start, end)) for start, end in pairwise(ends)]
-        return [self.collator([rows[i] for i in part]) for part in parts]
+        return [self._collated([rows[i] for i in part]) for part in parts]
+
+    def _collated(self, rows: list[Encoded]) -> dict[str, Any]:
+        """A micro-batch, with the data set's own rows in `data_rows` if the cross-entropy is on them."""
+        batch = self.collator(rows)
+        if self.model.objective.reads_data_rows:
+            own = [self._data_rows[row.example_id] for row in rows if row.extras.get(STUDENT_TEXT)]
+            if own:
+                batch["data_rows"] = self.collator(own)
+        return batch
+
+    @cached_property
+    def _data_rows(self) -> dict[str, Encoded]:
+        """The training set's rows by example id."""
+        return {row.id: row for row in self.train_dataset}  # type: ignore[union-attr]
 
     def _counts(self, batches: list[dict[str, Any]]) -> dict[str, int]:
         """The counts over the global batch of the terms that do not count response tokens, summed over processes."""

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.base.console import say
 from distill.base.processes import is_main_process, world_size
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.train import StageTrainConfig
+from distill.data.chunkers import STOP_WORDS, share_of_stop_words
 from distill.data.encode import Encoded
 from distill.losses import build
 from distill.models.load import load_tokenizer
@@ -25,9 +27,13 @@ from distill.training.answers import read_answers, write_answers
 from distill.training.batches import micro_batch_size
 from distill.training.estimate import Estimate, estimate_answers, estimate_signal, estimate_training
 from distill.training.job import TrainingJob, teacher_dtype, train
+from distill.training.spans import write_spans
 
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan, Role
+
+
+LANGUAGE_ROWS = 200  # of these training rows it is checked whether their language is the pipeline's
 
 
 def sampler_of(plan: Plan) -> Sampler:
@@ -47,6 +53,7 @@ class Training(Maker):
         teacher: the model that it learns from or that answered its prompts; None for fine-tuning.
         signal: the teacher's stored hidden states; None if the teacher runs on every batch or there is no divergence.
         answers: the teacher's responses that replace those of the data set, if any.
+        spans: the spans of the rows; None without a span loss, or if it needs no chunker.
         loss: the divergence and the weights of the objective's terms.
         schedule: epochs, global batch size, learning rate, and the metric that selects the best checkpoint.
         sampler: the sampler's name and parameters.
@@ -60,6 +67,7 @@ class Training(Maker):
     teacher: Source | None
     signal: Node | None
     answers: Node | None
+    spans: Node | None
     loss: LossConfig
     schedule: StageTrainConfig
     sampler: SamplerConfig
@@ -81,6 +89,7 @@ class Training(Maker):
             student=start,
             teacher=teacher if self.loss.w_kd else None,
             signal=folder(self.signal) if self.signal is not None else None,
+            spans=folder(self.spans) if self.spans is not None else None,
             sampler=self.sampler,
             pretraining=plan.pretraining if teacher is not None else (),
             loss=self.loss,
@@ -199,3 +208,33 @@ class Signal(HiddenStates):
         plan, session = self.plan, self.plan.session
         train, valid = session.rows("teacher", plan.data)
         return estimate_signal(session.shape("teacher"), [*train.rows, *valid.rows], plan.config.train.precision)
+
+
+class PhraseSpans(Maker):
+    """Finds the phrases of the training rows (or of the teacher's own responses) and of the validation rows."""
+
+    def __init__(self, plan: Plan, answers: Node | None):
+        self.plan, self.answers = plan, answers
+
+    def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
+        """See the base class."""
+        plan, settings = self.plan, self.plan.config.loss.span
+        chunker, base = plan.config.chunker, plan.weights(plan.base("student"), "student")
+        assert chunker is not None
+        train, valid = (inputs.training_rows(plan.config, base, dataset) for dataset in plan.data)
+        trained_on = read_answers(plan.store.folder(self.answers)).rows if self.answers is not None else train.rows
+        counts = write_spans([*trained_on, *valid.rows], chunker, settings, inputs.tokenizer(base), folders[0])
+        say(f"  {counts['spans']} phrases in {counts['texts']} texts")
+        if counts["not aligned"]:
+            say(
+                f"  the tokens of {counts['not aligned']} texts cannot be aligned with their characters: these texts"
+                " have no spans"
+            )
+        if chunker == "spacy":
+            share = share_of_stop_words((e.response for e in plan.data[0].examples[:LANGUAGE_ROWS]), settings.pipeline)
+            if share < STOP_WORDS:
+                say(
+                    f"  only {100 * share:.0f} % of the responses' words are stop words of the pipeline's language:"
+                    " they may be in another one; loss.span.pipeline names a pipeline for it"
+                )
+        return [{"spans": counts}]

