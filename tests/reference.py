@@ -126,6 +126,21 @@ def dac_kl(p, q, renormalise="none", parts=("high_density", "target"), low=1e-4,
     return rel_entr(a / a.sum(), b / b.sum() if renormalise == "both" else q).sum()
 
 
+def selective(p, q, hard, **_):
+    return fkl(p, q) if hard else 0.0
+
+
+def filtration(p, q, target):
+    return fkl(p, q) * (p[target] >= q[target])
+
+
+def slim(p, q, target, share=0.05):
+    kept = np.zeros(len(p), dtype=bool)
+    kept[np.argsort(-p)[: max(1, int(share * len(p)))]] = True
+    a = p[target] / (p[target] + q[target])
+    return a * clipped(p, q, kept) - (1 - a) * np.log(q[target])
+
+
 def minillm(p, q):
     """Where nothing is known of a token but its id."""
     return entropy(q, p)
@@ -151,6 +166,9 @@ REFERENCES = {
         dkd,
         skd,
         dac_kl,
+        selective,
+        filtration,
+        slim,
         minillm,
     )
 }

@@ -48,14 +48,19 @@ CASES += [
     ("dkd", {"alpha": 0.5, "beta": 2.0}),
     ("fixed_clip", {"threshold": 0.1}),
     ("top_p_clip", {"mass": 0.6}),
+    ("selective", {"rate": 0.2}),
+    ("selective", {"rate": 1.0, "scope": "queue"}),
+    ("slim", {"share": 0.3}),
     ("dac_kl", {"renormalise": "teacher"}),
     ("dac_kl", {"renormalise": "both"}),
     ("dac_kl", {"renormalise": "both", "parts": ("high_density",), "epsilon": 0.01, "epsilon_start": 0.01}),
 ]
-CLIPPED = {"fixed_clip", "top_p_clip"}  # not 0 at equality
+CLIPPED = {"fixed_clip", "top_p_clip", "slim"}  # not 0 at equality
+OF_SOME = {"selective", "filtration"}  # 0 at tokens that are not chosen
+AT_TOKEN = {"dkd", "filtration", "slim"}  # of the response token's probability
 UNNORMALISED = ("dac_kl", {})  # can be negative, and pulls the student to the kept classes even at equality
 # Weights or classes that carry no gradient, so the value's own finite differences say something else.
-HELD = {"akl", "akl_r"}
+HELD = {"akl", "akl_r", "slim"}
 
 
 def targets(shape, classes, seed=99):
@@ -86,8 +91,12 @@ def test_values_equal_the_reference(name, params):
     at_token = targets((3, 5), 47)
     ours = build(name, **params)(student, teacher, at_token).detach()
     assert ours.shape == (3, 5)
+    hardest = sorted(-np.log(softmax(student[at])[at_token[at]]) for at in np.ndindex(3, 5))[::-1]
     for at in np.ndindex(3, 5):
-        more = {**params, **({"target": int(at_token[at])} if name == "dkd" else {})}
+        more = {**params, **({"target": int(at_token[at])} if name in AT_TOKEN else {})}
+        if name == "selective":
+            count = math.ceil(params.get("rate", 0.5) * 15)
+            more["hard"] = -np.log(softmax(student[at])[at_token[at]]) >= hardest[count - 1] - 1e-12
         expected = REFERENCES[name](softmax(teacher[at]), softmax(student[at]), **more)
         assert float(ours[at]) == pytest.approx(expected, rel=1e-9)
 
@@ -99,7 +108,7 @@ def test_gradient_by_finite_differences(name, params):
     assert torch.autograd.gradcheck(lambda s: build(name, **params)(s, teacher, targets((2,), 9)), student)
 
 
-@pytest.mark.parametrize("name", sorted(HELD))
+@pytest.mark.parametrize("name", ["akl", "akl_r"])
 def test_akl_gradient_holds_the_weight_still(name):
     student, teacher = random_logits((1, 9), 3).requires_grad_(), random_logits((1, 9), 4)
     p, q = softmax(teacher[0]), softmax(student[0].detach())
@@ -109,6 +118,41 @@ def test_akl_gradient_holds_the_weight_still(name):
     (forward,) = torch.autograd.grad(build("fkl")(student, teacher).sum(), student)
     (reverse,) = torch.autograd.grad(build("rkl")(student, teacher).sum(), student)
     torch.testing.assert_close(got, a * forward + (1 - a) * reverse)
+
+
+def test_slims_gradient_holds_the_weight_still():
+    student, teacher = random_logits((4, 60), 3).requires_grad_(), random_logits((4, 60), 4)
+    at_token = targets((4,), 60)
+    (got,) = torch.autograd.grad(build("slim")(student, teacher, at_token).sum(), student)
+    q, p = student.log_softmax(-1), teacher.log_softmax(-1)
+    of_student, of_teacher = (x.gather(-1, at_token[:, None])[:, 0] for x in (q, p))
+    weight = (of_teacher.exp() / (of_teacher.exp() + of_student.exp())).detach()
+    few = torch.full_like(teacher, -torch.inf).scatter(-1, *reversed(teacher.topk(3)))
+    kl = torch.nn.functional.kl_div(q, few.softmax(-1), reduction="none").sum(-1)
+    (expected,) = torch.autograd.grad((weight * kl - (1 - weight) * of_student).sum(), student)
+    torch.testing.assert_close(got, expected)
+
+
+def test_the_queue_holds_the_last_tokens_of_training():
+    """A threshold over the queue, which validation does not touch, and which a checkpoint holds."""
+    divergence = build("selective", rate=0.25, scope="queue", queue=8)
+    batches = [
+        (random_logits((6, 9), seed), random_logits((6, 9), seed + 50), targets((6,), 9, seed)) for seed in (1, 2)
+    ]
+    hardness = [torch.nn.functional.cross_entropy(s, y, reduction="none") for s, _, y in batches]
+
+    def settled(batch, training):
+        return divergence.for_batch(base.WholeBatch(lambda d: d(*batch).sum(), training=training)).threshold
+
+    assert settled(batches[0], False) == hardness[0].sort(descending=True).values[1]
+    assert len(divergence.state()["queue"]) == 0
+    assert settled(batches[0], True) == hardness[0].sort(descending=True).values[1]
+    last = torch.cat(hardness)[-8:]
+    state = divergence.state()
+    assert settled(batches[1], True) == last.sort(descending=True).values[1]
+    torch.testing.assert_close(divergence.state()["queue"], last)
+    divergence.restore(state)
+    assert settled(batches[1], True) == last.sort(descending=True).values[1]
 
 
 @pytest.mark.parametrize(("name", "params"), CASES)
@@ -121,7 +165,8 @@ def test_zero_with_zero_gradient_at_equality(name, params):
     if (
         name in CLIPPED or params.get("renormalise") == "teacher"
     ):  # what is left out of the teacher, and what pushes the student to leave it out
-        kept = REFERENCES[name](*[softmax(teacher[0])] * 2, **params)
+        more = {**params, **({"target": int(targets((4,), 31)[0])} if name in AT_TOKEN else {})}
+        kept = REFERENCES[name](*[softmax(teacher[0])] * 2, **more)
         assert value[0].item() == pytest.approx(kept, abs=1e-6) and kept > 0
         return
     torch.testing.assert_close(value, torch.zeros(4), atol=2e-6, rtol=0)
@@ -138,6 +183,8 @@ def test_not_negative_and_shift_invariant(name, params):
     value = divergence(student, teacher, at_token)
     if name == "dac_kl" and params.get("renormalise") != "teacher":  # with one kept class both sides are 1
         assert (value >= 0).all() or (name, params) == UNNORMALISED
+    elif name in OF_SOME:
+        assert (value >= 0).all() and (value > 0).any()
     else:
         assert (value > 0).all()
     torch.testing.assert_close(divergence(student - 50, teacher + 50, at_token), value, rtol=1e-9, atol=1e-9)

@@ -25,10 +25,9 @@ def _one_of(words: object) -> str:
     return "(?:" + "|".join(sorted(map(str, words), key=lambda word: (-len(word), word))) + r")\b"  # type: ignore
 
 
-_FIRST = r"(?i:%s)" % _one_of(DETERMINERS)
-_NAME = r"(?!(?i:%s))[A-Z][a-z]+\b" % _one_of(
-    [*DETERMINERS, *PREPOSITIONS, "it", "they", "there", "here", "soon", "you"]
-)
+_FIRST = rf"(?i:{_one_of(DETERMINERS)})"
+_NO_NAMES = _one_of([*DETERMINERS, *PREPOSITIONS, "it", "they", "there", "here", "soon", "you"])
+_NAME = rf"(?!(?i:{_NO_NAMES}))[A-Z][a-z]+\b"
 _NOUN = rf"(?:{_one_of(NOUNS)}|{_NAME}|\d+)"
 NOUN_PHRASE = rf"(?:{_FIRST} )?(?:{_one_of(ADJECTIVES)} )?{_NOUN}(?: {_one_of(NOUNS)})*"
 PREPOSITIONAL_PHRASE = rf"(?i:{_one_of(PREPOSITIONS)}) {NOUN_PHRASE}"

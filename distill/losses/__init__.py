@@ -3,11 +3,12 @@
 To add one, write a file in this folder with a registered `Divergence`, and `conf/loss/<name>.yaml`.
 """
 
-from distill.losses.base import Divergence, Drawn, build, describe, names, switches
+from distill.losses.base import Divergence, Drawn, WholeBatch, build, describe, names, switches
 from distill.losses.dac_kl import dac_kl_given
 from distill.losses.fused import Head, fused
 from distill.losses.span import span_relation
 
 __all__ = [
-    "Divergence", "Drawn", "Head", "build", "dac_kl_given", "describe", "fused", "names", "span_relation", "switches",
+    "Divergence", "Drawn", "Head", "WholeBatch", "build", "dac_kl_given", "describe", "fused", "names", "span_relation",
+    "switches",
 ]  # fmt: skip

@@ -18,14 +18,13 @@ serves value and derivative as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from distill.base.registry import SWITCH
-from distill.losses.base import OUTSIDE, Divergence, register
+from distill.losses.base import OUTSIDE, Divergence, WholeBatch, register
 
 PLAIN = 0.05  # dividing by an alpha or beta of at least this size loses no digits
 LARGEST = 80.0  # exponent up to which exp does not overflow fp32
@@ -175,7 +174,7 @@ class AlphaNet(Divergence):
         """See the base class."""
         return self.per == "batch" and self.alphas[0] != self.alphas[1]
 
-    def for_batch(self, total: Callable[[Divergence], Tensor]) -> Divergence:
+    def for_batch(self, total: WholeBatch) -> Divergence:
         """Per batch: the alpha-divergence with the larger sum."""
         if self.per == "token":
             return self

@@ -30,6 +30,29 @@ class Drawn:
     mixed: Tensor
 
 
+def _identity(values: Tensor) -> Tensor:
+    return values
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """All tokens of a global batch, for a divergence that depends on them (`Divergence.for_batch`).
+
+    Attributes:
+        total: returns the sum of a divergence over the batch, those of all processes added up.
+        gather: returns the values of all processes of a tensor that each of them has, `[n]` each, in one tensor.
+        training: whether the batch will be trained on; if not, it is the validation set.
+    """
+
+    total: Callable[[Divergence], Tensor]
+    gather: Callable[[Tensor], Tensor] = _identity
+    training: bool = False
+
+    def __call__(self, divergence: Divergence) -> Tensor:
+        """The sum of a divergence over the batch."""
+        return self.total(divergence)
+
+
 class Divergence:
     """A divergence per token. Subclasses are frozen dataclasses whose fields are its parameters.
 
@@ -108,15 +131,19 @@ class Divergence:
         """
         raise TypeError(f"{type(self).__name__} reads nothing of a token but its id")
 
-    def for_batch(self, total: Callable[[Divergence], Tensor]) -> Divergence:
+    def for_batch(self, total: WholeBatch) -> Divergence:
         """The divergence to use for all tokens of a batch: usually itself.
 
         A divergence that depends on the whole batch (`settles`) chooses here, for example the larger of two.
-
-        Args:
-            total: returns the sum of a divergence over the batch, without gradient.
         """
         return self
+
+    def state(self) -> dict[str, Any]:
+        """All that training changes in it, as tensors and plain values, for a checkpoint: usually nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | None = None) -> Tensor:
         """The divergence per token.
@@ -134,7 +161,8 @@ class Divergence:
         """
         self.check(student_logits, teacher_logits, targets)
         with torch.no_grad():
-            settled = self.for_batch(lambda candidate: candidate(student_logits, teacher_logits, targets).sum())
+            every = WholeBatch(lambda candidate: candidate(student_logits, teacher_logits, targets).sum())
+            settled = self.for_batch(every)
         value: Tensor = _Dense.apply(student_logits, teacher_logits.detach(), targets, settled)
         return value
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill.base.memory import keep_freed_memory
-from distill.losses.base import Divergence, value_and_gradient
+from distill.losses.base import Divergence, WholeBatch, value_and_gradient
 from distill.losses.span import SpanPass
 from distill.losses.trainable import TrainableDivergence
 
@@ -164,17 +164,19 @@ def fused(
     if divergence is not None:
         with torch.no_grad():
             divergence = divergence.for_batch(
-                lambda candidate: fused(
-                    candidate,
-                    student_hidden,
-                    head,
-                    teacher_hidden,
-                    teacher,
-                    chunk_tokens,
-                    targets,
-                    0.0,
-                    1.0,
-                    temperature,
+                WholeBatch(
+                    lambda candidate: fused(
+                        candidate,
+                        student_hidden,
+                        head,
+                        teacher_hidden,
+                        teacher,
+                        chunk_tokens,
+                        targets,
+                        0.0,
+                        1.0,
+                        temperature,
+                    )
                 )
             )
     job = _Job(divergence, teacher, chunk_tokens, w_ce, w_kd, w_span, temperature, torch.is_grad_enabled())

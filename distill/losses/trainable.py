@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,14 @@ class TrainableDivergence(nn.Module, Divergence):
     def seen(self) -> dict[str, float]:
         """Means over the tokens since the last call, by name, for the curve of the training: usually none."""
         return {}
+
+    def state(self) -> dict[str, Any]:
+        """See the base class."""
+        return dict(self.state_dict())
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See the base class."""
+        self.load_state_dict(state)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor | None = None) -> Tensor:
         """The divergence per token `[...]` from logits `[..., V]`; see `Divergence.__call__`."""

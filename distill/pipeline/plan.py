@@ -272,7 +272,7 @@ class Plan:
 
     @cached_property
     def spans(self) -> Node:
-        """The phrases of the training rows (or of the teacher's own responses) and of the validation rows, as tokens."""
+        """The phrases of training rows (or of the teacher's own responses) and validation rows, as spans of tokens."""
         train, valid = self.data
         chunker, base = self.config.chunker, self.base("student")
         assert chunker is not None

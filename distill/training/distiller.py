@@ -69,7 +69,10 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def settle(
-        self, batches: Sequence[dict[str, Any]], sum_over_processes: Callable[[Tensor], Tensor] = lambda x: x
+        self,
+        batches: Sequence[dict[str, Any]],
+        gather: Callable[[Tensor], Tensor] = lambda values: values,
+        training: bool = False,
     ) -> None:
         """Let a divergence that depends on all tokens of a global batch make its choice for this global batch.
 
@@ -78,15 +81,18 @@ class Distiller(nn.Module):
 
         Args:
             batches: keyword arguments of `forward`: all micro-batches of the global batch that this process has.
-            sum_over_processes: adds up a tensor over all processes.
+            gather: see `WholeBatch`.
+            training: see `WholeBatch`.
         """
-        training = self.training
+        mode = self.training
         self.eval()
         alone = [{name: value for name, value in batch.items() if name != "data_rows"} for batch in batches]
-        self.objective.settle(
-            lambda: sum_over_processes(torch.stack([self(**batch)["kd_sum"] for batch in alone]).sum())
-        )
-        self.train(training)
+
+        def total() -> Tensor:
+            return gather(torch.stack([self(**batch)["kd_sum"] for batch in alone]).sum().view(1)).sum()
+
+        self.objective.settle(total, gather, training)
+        self.train(mode)
 
     def forward(
         self,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.encode import IGNORE, ROLLOUT
-from distill.losses import Divergence, build, fused
+from distill.losses import Divergence, WholeBatch, build, fused
 from distill.losses.span import pair_weights
 from distill.models.load import last_hidden
 from distill.teacher.signal import LiveTeacher
@@ -375,11 +375,13 @@ class Objective(nn.Module):
         return total
 
     @torch.no_grad()
-    def settle(self, total: Callable[[], Tensor]) -> None:
+    def settle(self, total: Callable[[], Tensor], gather: Callable[[Tensor], Tensor], training: bool) -> None:
         """Let a divergence that depends on the whole global batch make its choice for it (`Divergence.for_batch`).
 
         Args:
             total: gives the sum of `self.kd.settled` over the global batch.
+            gather: see `WholeBatch`.
+            training: see `WholeBatch`.
         """
         kd = self.kd
         assert kd is not None
@@ -388,4 +390,4 @@ class Objective(nn.Module):
             kd.settled = divergence
             return total()
 
-        kd.settled = kd.divergence.for_batch(total_of)
+        kd.settled = kd.divergence.for_batch(WholeBatch(total_of, gather, training))

@@ -29,7 +29,7 @@ from distill.training.objective import Term
 from distill.training.sampling import Sampling
 
 SAMPLER = "sampler.pt"  # the sampler's state, in a checkpoint
-DIVERGENCE = "divergence.pt"  # the parameters of a trainable divergence, in a checkpoint
+DIVERGENCE = "divergence.pt"  # what training changes in the divergence, such as its parameters, in a checkpoint
 
 
 def raise_together(problem: str | None, device: torch.device) -> None:
@@ -178,7 +178,7 @@ class DistillTrainer(Trainer):
                 batch["counts"] = counts
         if self.model.settles:
             prepared = [self._prepare_inputs(batch) for batch in batches]
-            self.model.settle(prepared, lambda x: self.accelerator.reduce(x, "sum"))
+            self.model.settle(prepared, lambda x: torch.cat([y.to(x.device) for y in gathered(x.cpu())]), training=True)
         return batches, items
 
     def _micro_batches(self, drawn: list[list[Encoded]]) -> list[dict[str, Any]]:
@@ -330,8 +330,8 @@ class DistillTrainer(Trainer):
             state_dict = {k.removeprefix("student."): v for k, v in state_dict.items() if k.startswith("student.")}
         self.model.student.save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
-        if isinstance(self.model.divergence, TrainableDivergence):
-            torch.save(self.model.divergence.state_dict(), Path(folder) / DIVERGENCE)
+        if self.model.divergence is not None and (state := self.model.divergence.state()):
+            torch.save(state, Path(folder) / DIVERGENCE)
         if self.sampling is not None:
             torch.save(self.sampling.state(), Path(folder) / SAMPLER)
 
@@ -343,8 +343,8 @@ class DistillTrainer(Trainer):
         student, folder = self.model.student, Path(resume_from_checkpoint)
         if self.sampling is not None:
             self.sampling.restore(torch.load(folder / SAMPLER, weights_only=True))
-        if isinstance(self.model.divergence, TrainableDivergence):
-            self.model.divergence.load_state_dict(torch.load(folder / DIVERGENCE, weights_only=True))
+        if self.model.divergence is not None and self.model.divergence.state():
+            self.model.divergence.restore(torch.load(folder / DIVERGENCE, weights_only=True))
         if hasattr(student, "peft_config"):
             from peft import load_peft_weights, set_peft_model_state_dict
 
