@@ -86,6 +86,19 @@ class PretrainConfig(Section):
         return self
 
 
+class PruneConfig(Section):
+    """Pruning of the training set before the student's distillation: rows that tell a probe model least are left out.
+
+    Attributes:
+        share: the share of the rows that is left out: those whose response has the least mean negative log-likelihood
+            per token under the probe.
+        probe: the model: the student's start, or the teacher.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    probe: Literal["start", "teacher"] = "start"
+
+
 class GeneratorConfig(Section):
     """Sizes of the generated data set.
 
@@ -123,6 +136,7 @@ class DataConfig(Section):
         eval: the evaluation sets by name.
         pretrain: a plain-text corpus for an additional cross-entropy term; None is none. With `off` a loss whose recipe
             has such a term (`loss.w_lm`) trains without it.
+        prune: pruning of the training set for the student; None is none.
         chunker: what finds the phrases of these texts, see `SpanConfig.chunker`.
         other_counts: whether a table of a paper's own pair may be measured on sets with other numbers of rows than the
             papers'.
@@ -137,6 +151,7 @@ class DataConfig(Section):
     valid: SplitConfig
     eval: dict[str, SplitConfig]
     pretrain: PretrainConfig | Literal["off"] | None = None
+    prune: PruneConfig | None = None
     chunker: str = "spacy"
     other_counts: bool = False
 

@@ -175,6 +175,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _pruned_for_a_student(self) -> Config:
+        if self.data.prune is not None and not self.loss.w_kd:
+            raise ValueError(
+                f"data.prune.share={self.data.prune.share}: pruning is for a student that learns from a teacher's"
+                f" distributions, and loss={self.loss.name} has w_kd=0; leave data.prune out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sets_exist(self) -> Config:
         if len(set(self.seed)) != len(self.seed):
             raise ValueError(f"seed={self.seed} names a seed twice")

@@ -27,6 +27,7 @@ def apply_smoke(config: Config) -> Config:
         template=config.data.template,
         generator=GeneratorConfig(seed=1, train=21, valid=6, eval=4),
         chunker="micro",
+        prune=config.data.prune,
         train=SplitConfig(),
         valid=SplitConfig(),
         eval={name: SplitConfig(title=config.data.eval[name].title) for name in sets},

@@ -23,6 +23,7 @@ VERSIONS = {
     "reading": 1,
     "benchmark": 1,
     "spans": 1,
+    "probe": 1,
 }
 # Keys of `train` that are not hashed with the section: they change no result, or the plan hashes them separately.
 NOT_DETERMINING = {

@@ -202,6 +202,9 @@ class Plan:
             extra["spans"] = spans.key
         if not sampler.kind.writes:
             objective.pop("ce_on", None)
+        probe = self.probe if distils and config.data.prune is not None else None
+        if probe is not None and config.data.prune is not None:
+            extra["prune"] = {"probe": probe.key, "share": config.data.prune.share}
         # If the loss is a mean of micro-batch means, the result depends on how the global batch is split.
         split: dict[str, Any] = {}
         if config.preset.loss_mean == "micro_batches":
@@ -233,12 +236,12 @@ class Plan:
         }
         answers = self.answers if distils and sampler.kind.asks_teacher else None
         signal = self.signal if distils and self.stores_signal else None
-        sources = [source for source in (teacher, answers, signal, spans, start) if source is not None]
+        sources = [source for source in (teacher, answers, signal, spans, probe, start) if source is not None]
         maker = training.Training(
-            self, role, f"{config.model.name}-{label}", start, teacher, signal, answers, spans, loss, schedule, sampler,
-            self.seed(seed),
+            self, role, f"{config.model.name}-{label}", start, teacher, signal, answers, spans, probe, loss, schedule,
+            sampler, self.seed(seed),
         )  # fmt: skip
-        subject = Subject(TRAINING, shared=tuple(node for node in (answers, signal, spans) if node is not None))
+        subject = Subject(TRAINING, shared=tuple(node for node in (answers, signal, spans, probe) if node is not None))
         return self._node("train", f"{config.model.name}-{label}", settings, sources, maker, subject)
 
     @cached_property
@@ -287,6 +290,22 @@ class Plan:
         sources = [base, *([answers] if answers else [])]
         label = f"{self.config.model.name}-{chunker.rpartition(':')[2]}"
         return self._node("spans", label, settings, sources, training.PhraseSpans(self, answers))
+
+    @cached_property
+    def probe(self) -> Node:
+        """How much each training row tells the probe model, for the pruning of the training set."""
+        prune = self.config.data.prune
+        assert prune is not None
+        model = self.start if prune.probe == "start" else self.teacher
+        settings = {
+            "model": model.key,
+            "data": self.data[0].fingerprint,
+            "text": self.encoding_hash(),
+            "train": self.lengths_and_precision(),
+        }
+        role: Role = "student" if prune.probe == "start" else "teacher"
+        label = f"{self.config.model.name}-{prune.probe}"
+        return self._node("probe", label, settings, (model,), training.Probe(self, model, role))
 
     # --- measurements ---
 

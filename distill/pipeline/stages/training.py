@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from distill.base.console import say
 from distill.base.processes import is_main_process, world_size
@@ -15,7 +17,7 @@ from distill.config.train import StageTrainConfig
 from distill.data.chunkers import STOP_WORDS, share_of_stop_words
 from distill.data.encode import Encoded
 from distill.losses import build
-from distill.models.load import load_tokenizer
+from distill.models.load import load_model, load_tokenizer
 from distill.models.tokenizers import check_same_tokenizer, pad_id
 from distill.pipeline import inputs
 from distill.pipeline.nodes import Maker, Node, Source
@@ -27,6 +29,7 @@ from distill.training.answers import read_answers, write_answers
 from distill.training.batches import micro_batch_size
 from distill.training.estimate import Estimate, estimate_answers, estimate_signal, estimate_training
 from distill.training.job import TrainingJob, teacher_dtype, train
+from distill.training.pruning import kept, mean_nll, read_nll, write_nll
 from distill.training.spans import write_spans
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ class Training(Maker):
         signal: the teacher's stored hidden states; None if the teacher runs on every batch or there is no divergence.
         answers: the teacher's responses that replace those of the data set, if any.
         spans: the spans of the rows; None without a span loss, or if it needs no chunker.
+        probe: how much each row tells a probe model; None if no rows are pruned.
         loss: the divergence and the weights of the objective's terms.
         schedule: epochs, global batch size, learning rate, and the metric that selects the best checkpoint.
         sampler: the sampler's name and parameters.
@@ -68,6 +72,7 @@ class Training(Maker):
     signal: Node | None
     answers: Node | None
     spans: Node | None
+    probe: Node | None
     loss: LossConfig
     schedule: StageTrainConfig
     sampler: SamplerConfig
@@ -84,6 +89,12 @@ class Training(Maker):
         if teacher is not None and (plan.config.model.source == "hub" or self._supplied):
             check_same_tokenizer(load_tokenizer(teacher), load_tokenizer(start))
         encoded = partial(inputs.training_rows, plan.config, start)
+        trained_on = read_answers(folder(self.answers)) if self.answers is not None else encoded(train_set)
+        if self.probe is not None and plan.config.data.prune is not None:
+            chosen = kept(read_nll(folder(self.probe)), plan.config.data.prune.share)
+            rows = [row for row in trained_on.rows if row.id in chosen]
+            say(f"  {len(trained_on.rows) - len(rows)} of {len(trained_on.rows)} training rows are pruned")
+            trained_on = replace(trained_on, rows=rows)
         job = TrainingJob(
             label=self.label,
             student=start,
@@ -96,7 +107,7 @@ class Training(Maker):
             schedule=self.schedule,
             config=plan.config,
             seed=self.seed,
-            train=read_answers(folder(self.answers)) if self.answers is not None else encoded(train_set),
+            train=trained_on,
             valid=encoded(valid_set),
             valid_examples=valid_set.examples,
         )
@@ -208,6 +219,28 @@ class Signal(HiddenStates):
         plan, session = self.plan, self.plan.session
         train, valid = session.rows("teacher", plan.data)
         return estimate_signal(session.shape("teacher"), [*train.rows, *valid.rows], plan.config.train.precision)
+
+
+class Probe(Maker):
+    """Measures how much each training row tells the probe model.
+
+    Args:
+        model: the probe.
+        role: whose weights it has.
+    """
+
+    def __init__(self, plan: Plan, model: Source, role: Role):
+        self.plan, self.model, self.role = plan, model, role
+
+    def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
+        """See the base class."""
+        plan, weights = self.plan, self.plan.weights(self.model, self.role)
+        rows = inputs.training_rows(plan.config, weights, plan.data[0]).rows
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(weights, teacher_dtype(plan.config)).to(device).eval()
+        nll = mean_nll(model, rows, pad_id(load_tokenizer(weights)))
+        write_nll(nll, folders[0])
+        return [{"rows": len(nll), "mean_nll": sum(nll.values()) / len(nll)}]
 
 
 class PhraseSpans(Maker):
