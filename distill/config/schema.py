@@ -105,6 +105,12 @@ class Config(Section):
         return self.loss.span.chunker or self.data.chunker
 
     @property
+    def scrg_is_greedy(self) -> bool:
+        """Whether the teacher corrects with its likeliest token; a sampler without corrections draws it."""
+        scrg = self.sampler.parameters.get("scrg") or {}
+        return bool(scrg.get("teacher") == "greedy")
+
+    @property
     def missing_corpus(self) -> list[str]:
         """A message if the loss has a corpus term and there is no corpus; otherwise empty.
 

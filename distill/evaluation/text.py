@@ -34,5 +34,11 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
     Li et al. 2016, distinct-n.
     """
-    ngrams = [gram for text in texts for gram in zip(*(words(text)[i:] for i in range(n)), strict=False)]
-    return 100.0 * len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+    total, unique = ngrams(texts, n)
+    return 100.0 * unique / total if total else 0.0
+
+
+def ngrams(texts: Sequence[str], n: int) -> tuple[int, int]:
+    """The number of all n-grams of words of `texts` together, and of different ones."""
+    every = [gram for text in texts for gram in zip(*(words(text)[i:] for i in range(n)), strict=False)]
+    return len(every), len(set(every))

@@ -19,11 +19,12 @@ VERSIONS = {
     "answers": 1,
     "agree": 1,
     "bertscore": 1,
-    "exposure": 1,
+    "exposure": 2,
     "reading": 1,
     "benchmark": 1,
     "spans": 1,
     "probe": 1,
+    "corrections": 1,
 }
 # Keys of `train` that are not hashed with the section: they change no result, or the plan hashes them separately.
 NOT_DETERMINING = {

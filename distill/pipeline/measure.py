@@ -31,8 +31,9 @@ class Measurements:
         texts: whether responses to the evaluation sets are generated and scored.
         benchmarks: the benchmarks of lm-eval that the row's model is evaluated on.
         training: metrics of the training itself, as (`training` or `validation`, metric).
-        comparisons: whether a student's agreement with its teacher (`agree`) and its exposure bias (`exposure`) must be
-            measured. Other comparisons are measured if both models and their responses are in the store.
+        comparisons: whether a student's agreement with its teacher (`agree`), its exposure bias (`exposure`) and the
+            teacher's corrections of its texts (`corrections`) must be measured. The first two are measured in any case
+            if both models and their responses are in the store.
     """
 
     texts: bool = True
@@ -89,6 +90,8 @@ def _required(row: Row, needed: Measurements) -> list[Node]:
             " eval.do_sample=true with temperature, top_p, top_k and no_repeat_ngram_size at their defaults"
         )
     nodes += [node for node in _comparisons(row) if node.stage in needed.comparisons]
+    if "corrections" in needed.comparisons:
+        nodes += _corrections(row)
     return nodes + [plan.benchmark(row.role, benchmark) for benchmark in needed.benchmarks]
 
 
@@ -124,6 +127,11 @@ def _comparisons(row: Row) -> list[Node]:
         return []
     sets = row.plan.sets.values()
     return [node for dataset in sets for node in (row.plan.agreement(dataset), row.plan.exposure(dataset))]
+
+
+def _corrections(row: Row) -> list[Node]:
+    """The artifacts of a student's texts with the teacher's corrections, one per set; none for a teacher."""
+    return [row.plan.corrections(dataset) for dataset in row.plan.sets.values()] if row.role == "student" else []
 
 
 def _compare_with_teacher(row: Row, run_metrics: dict[Key, set[str]]) -> bool:
@@ -200,11 +208,12 @@ def _has_facts(node: Node, run_metrics: dict[Key, set[str]], every: bool = False
         details = subject.details
         task, suffix = f"{details['task']}:", f":{details['shots']}{details['suffix']}"
         return any(name.startswith(task) and name.endswith(suffix) for name in measured)
-    if node.stage in ("agree", "exposure"):
+    if node.stage in ("agree", "exposure", "corrections"):
         names = (without_teacher(name, subject.details["teacher"]) for name in measured)
         measured = {name for name in names if name is not None}
-    if node.stage == "exposure":
-        return any(name.startswith("exaccerr:") for name in measured)
+    if node.stage in ("exposure", "corrections"):
+        prefix = {"exposure": "exaccerr:", "corrections": "scrg:"}[node.stage]
+        return any(name.startswith(prefix) for name in measured)
     return all(metric.name in measured for metric in stage_metrics(node.stage) if not metric.is_family)
 
 
@@ -238,7 +247,7 @@ def _record(row: Row, needed: Measurements, run_metrics: dict[Key, set[str]], se
     plan, model = row.plan, row.plan.model(row.role)
     nodes = [
         *_required(row, Measurements(needed.texts, needed.benchmarks)),
-        *(_comparisons(row) if needed.texts else []),
+        *([*_comparisons(row), *_corrections(row)] if needed.texts else []),
     ]
     nodes = list(dict.fromkeys([*([model] if isinstance(model, Node) else []), *nodes]))
     new = [node for node in nodes if plan.store.has(node) and not _has_facts(node, run_metrics, every=True)]
@@ -264,5 +273,5 @@ def measurements_for(columns: Sequence[tuple[str, str]]) -> Measurements:
         texts=any(dataset not in (TRAINING, VALIDATION, BENCHMARKS) for dataset, _ in columns),
         benchmarks=[Benchmark.parse(metric) for dataset, metric in columns if dataset == BENCHMARKS],
         training=[(dataset, metric) for dataset, metric in columns if dataset in (TRAINING, VALIDATION)],
-        comparisons=stages & {"agree", "exposure"},
+        comparisons=stages & {"agree", "exposure", "corrections"},
     )

@@ -373,6 +373,24 @@ class Plan:
         sources = (self.student, self.teacher, by_student, by_teacher, reading)
         return self._node("exposure", f"{self.student.label}-{dataset.name}", settings, sources, maker, subject)
 
+    def corrections(self, dataset: Dataset) -> Node:
+        """The student's texts of a set before and after a correction by the teacher, by the first generation seed."""
+        settings = {
+            "student": self.student.key,
+            "teacher": self.teacher.key,
+            "set": dataset.name,
+            "data": dataset.fingerprint,
+            "text": self.encoding_hash(),
+            "train": self.lengths_and_precision(),
+            "max_new_tokens": self.config.eval.max_new_tokens,
+            "greedy": self.config.scrg_is_greedy,
+            "seed": self.config.seed[0],
+        }
+        details = {"teacher": self.other_teacher}
+        subject = Subject(dataset.name, dataset.fingerprint, self.config.seed[0], details=details)
+        maker, sources = comparison.Corrections(self, dataset), (self.student, self.teacher)
+        return self._node("corrections", f"{self.student.label}-{dataset.name}", settings, sources, maker, subject)
+
     def reading(self, dataset: Dataset, of_responses: bool) -> Node:
         """The teacher's stored hidden states for the comparison with its students, made once for all of them.
 

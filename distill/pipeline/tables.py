@@ -82,8 +82,9 @@ class Table:
         notes: Sequence[str] = (),
     ):
         self.name, self.notes, self.overrides = name, list(notes), list(overrides)
-        self.experiment, self.train_seeds = experiment, train_seeds
+        self.train_seeds = train_seeds
         self.common = load([*experiment.overrides, "loss=sft", *overrides])
+        self.experiment = experiment = experiment.for_pair(self.common.model.name)
         check_figure(experiment)  # after the plugins, which may register one
         self._check_columns()
         self.model = self.common.model.name if experiment.model is not None else None

@@ -55,6 +55,7 @@ class ColumnConfig(Section):
         metric: the metric's name; BERTScore without its encoder.
         average: the titles of the averaged columns, in place of `dataset`.
         paper: the column's name in the paper by pair, if it differs from the title.
+        pairs: the pairs whose tables have the column; None is all.
         p: the p that the paper prints by pair, for its own method (the last row) against the row `against`.
     """
 
@@ -62,6 +63,7 @@ class ColumnConfig(Section):
     metric: str = "rouge_l"
     average: list[str] | None = None
     paper: dict[str, str] = Field(default_factory=dict)
+    pairs: list[str] | None = None
     p: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -132,6 +134,11 @@ class Experiment(Section):
                     f" {', '.join(self.columns)}"
                 )
         return self
+
+    def for_pair(self, pair: str) -> Experiment:
+        """The experiment with the columns that a pair's table has."""
+        columns = {title: c for title, c in self.columns.items() if c.pairs is None or pair in c.pairs}
+        return self if len(columns) == len(self.columns) else self.model_copy(update={"columns": columns})
 
     def recipe(self, label: str, pair: str) -> list[ReferenceConfig]:
         """The reference recipe of a row for a pair: the row's own, or else the table's; empty if there is neither."""
@@ -204,6 +211,7 @@ def parse(path: Path, file_name: str) -> Experiment:
     rows = experiment.rows.values()
     references = [*experiment.reference, *(reference for row in rows for reference in row.reference)]
     named = {pair for row in rows for pair in row.pairs} | {p for r in references for p in r.pairs or ()}
+    named |= {pair for column in experiment.columns.values() for pair in column.pairs or ()}
     if unknown := sorted(named - pairs):
         raise UserError(f"{file_name}: pairs names {', '.join(unknown)}; the pairs are {', '.join(sorted(pairs))}")
     return experiment

@@ -126,6 +126,12 @@ def _exposure(finished: Finished) -> Iterator[Value]:
         yield f"exaccerr:{length}{suffix}", value, finished.manifest["rows"]
 
 
+def _corrections(finished: Finished) -> Iterator[Value]:
+    suffix = teacher_suffix(finished.details["teacher"])
+    for name, value in finished.manifest["values"].items():
+        yield f"scrg:{name}{suffix}", value, finished.manifest["rows"]
+
+
 def _benchmark(finished: Finished) -> Iterator[Value]:
     details = finished.details
     for measure, value in finished.manifest["metrics"].items():
@@ -174,6 +180,13 @@ METRICS = [
     Metric("agreement_fkl", "forward KL from the teacher in nats a token", "agree", _agreement("fkl")),
     Metric("agreement_rkl", "reverse KL from the teacher in nats a token", "agree", _agreement("rkl")),
     Metric("exaccerr:", "excess accumulated error in percent", "exposure", _exposure),
+    Metric(
+        "scrg:",
+        "the student's texts before (written) and after (corrected) one correction by the teacher: n-grams a text, and"
+        " the percentage of different ones; agreed: percent of texts that the teacher leaves as they are",
+        "corrections",
+        _corrections,
+    ),
     Metric(
         "peak_gb",
         "GB of 10^9 bytes, the most that the process held in training: a GPU's allocations, or its resident set",

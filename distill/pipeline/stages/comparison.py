@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,22 @@ from distill.data.sets import Dataset, choose
 from distill.evaluation.agreement import ROWS, agreement
 from distill.evaluation.exposure import LENGTHS, excess_error
 from distill.evaluation.responses import Scored, read_responses
+from distill.evaluation.text import ngrams
+from distill.losses import build
 from distill.models.tokenizers import pad_id
 from distill.pipeline.nodes import Maker, Node
 from distill.pipeline.stages.training import HiddenStates
 from distill.pipeline.store import Spec
-from distill.teacher.signal import StoredTeacher
-from distill.training.encoding import evaluation_encoder, training_encoder
+from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
+from distill.training.encoding import evaluation_encoder, plain_sampling, training_encoder
+from distill.training.job import teacher_dtype
+from distill.training.writer import StudentWriter
 
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan
+
+CORRECTED = "corrections"  # part of the names of the random streams of the texts that `Corrections` writes
+CORRECTIONS = "corrections.jsonl"
 
 
 def sample(dataset: Dataset) -> list[Example]:
@@ -106,7 +114,9 @@ class Agreement(Maker):
 
 
 class Exposure(Maker):
-    """Measures the student's exposure bias (ExAccErr).
+    """Measures the student's exposure bias (ExAccErr) at the paper's three lengths.
+
+    Where responses are shorter, it is measured at a quarter, half and the whole of the longest.
 
     Args:
         dataset: the set whose prompts were answered.
@@ -127,10 +137,67 @@ class Exposure(Maker):
         student, teacher = (plan.session.model(role) for role in ("student", "teacher"))
         by_student = response_rows(plan, self.dataset, self.student_responses)
         by_teacher = response_rows(plan, self.dataset, self.teacher_responses)
-        lengths = [n for n in LENGTHS if n <= decode.max_new_tokens] or [decode.max_new_tokens]
+        whole = decode.max_new_tokens
+        lengths = LENGTHS if whole >= max(LENGTHS) else sorted({-(-whole // 4), -(-whole // 2), whole})
         stored = StoredTeacher(plan.store.folder(self.reading)).to(student.device)
         pad = pad_id(plan.session.tokenizer("student"))
         excess = excess_error(student, teacher, by_student, by_teacher, lengths, pad, stored)
         values = ", ".join(f"{value:.1f} % at {length} tokens" for length, value in excess.items())
         say(f"exposure bias on {self.dataset.title} (ExAccErr): {values or 'none, as the two models are the same'}")
         return [{"exaccerr": {str(length): value for length, value in excess.items()}, "rows": len(by_student)}]
+
+
+class Corrections(Maker):
+    """Lets the student answer a set's prompts and the teacher correct each answer once, as SCRG does in training."""
+
+    quiet = True
+
+    def __init__(self, plan: Plan, dataset: Dataset):
+        self.plan, self.dataset = plan, dataset
+
+    def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
+        """See the base class. Each text before and after its correction is written to `corrections.jsonl`."""
+        plan, session, config = self.plan, self.plan.session, self.plan.config
+        tokenizer = session.tokenizer("student")
+        rows = reference_rows(plan, self.dataset)
+        teacher = NewTextTeacher(LiveTeacher(session.model("teacher")), None, remember=False)
+        writer = StudentWriter(
+            session.model("student"),
+            teacher,
+            build("fkl"),
+            plain_sampling(config.eval),
+            config.seed[0],
+            tokenizer.eos_token_id,
+            pad_id(tokenizer),
+            config.train.max_length,
+            dtype=teacher_dtype(config),
+        )
+        before = writer.write(rows, CORRECTED, 0)
+        after = writer.correct(rows, before, CORRECTED, 1, greedy=config.scrg_is_greedy)
+        lines = []
+        for old, new, correction in zip(before, after, writer.taken_corrections(), strict=True):
+            written, corrected = (tokenizer.decode(s.row.response, skip_special_tokens=True) for s in (old, new))
+            place = None if correction is None else round(correction.place * len(old.row.response))
+            lines.append(
+                {
+                    "id": old.row.example_id,
+                    "written": written,
+                    "corrected": corrected,
+                    "place": place,
+                    "kl": None if correction is None else correction.kl,
+                    "beginning": None if place is None else tokenizer.decode(old.row.response[:place]),
+                    "student": None if place is None else tokenizer.decode(old.row.response[place : place + 1]),
+                    "teacher": None if place is None else tokenizer.decode(new.row.response[place : place + 1]),
+                }
+            )
+        (folders[0] / CORRECTIONS).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        values: dict[str, float] = {}
+        for name in ("written", "corrected"):
+            for n in (1, 2, 3):
+                total, unique = ngrams([str(line[name]) for line in lines], n)
+                values |= {f"total_{n}:{name}": total / len(lines), f"unique_{n}:{name}": unique / len(lines)}
+                values |= {f"distinct_{n}:{name}": 100 * unique / total if total else 0.0}
+        values["agreed"] = 100 * sum(line["place"] is None for line in lines) / len(lines)
+        shares = ", ".join(f"{values[f'distinct_1:{name}']:.1f} % as {name}" for name in ("written", "corrected"))
+        say(f"texts of {self.dataset.title} corrected once by the teacher: different words {shares}")
+        return [{"values": values, "rows": len(lines)}]
