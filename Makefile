@@ -72,6 +72,7 @@ bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs
 	$(RUN) bench.generate equal
 	$(RUN) bench.generate peaks
 	$(RUN) bench.on_policy
+	$(RUN) bench.mgsr
 	$(RUN) bench.startup
 
 docs: setup  ## write docs/losses.md and docs/fidelity.md

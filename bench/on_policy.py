@@ -66,12 +66,21 @@ METHODS: dict[str, tuple[list[str], float | None, float | None]] = {  # override
 
 def method(name: str) -> tuple[float, float, float]:
     """Seconds a sample, the share of rows that the student wrote, and tokens a written text."""
-    words = [*PIPELINE, *METHODS[name][0]]
+    return trained([*METHODS[name][0], f"train.seed={seed(name)}"], name != "sft")
+
+
+def trained(words: list[str], from_start: bool = True) -> tuple[float, float, float]:
+    """Train by the pipeline and tell seconds a sample, the share of the student's rows, and tokens a written text.
+
+    Args:
+        words: the overrides of the row.
+        from_start: whether the student starts from the short fine-tuning; if not, from its base weights.
+    """
     start = Plan(load(START))  # in the store that stays
     given = [f"model.teacher.path={made(start, start.base('teacher'), 'teacher').base}"]
-    given += [f"model.student.path={made(start, start.student).base}"] if name != "sft" else []
+    given += [f"model.student.path={made(start, start.student).base}"] if from_start else []
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(load([*words, *given, f"paths.store={folder}", f"train.seed={seed(name)}"]))
+        plan = Plan(load([*PIPELINE, *words, *given, f"paths.store={folder}"]))
         made(plan, plan.student)
         told = json.loads((plan.store.folder(plan.student) / MANIFEST).read_text())
         curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")

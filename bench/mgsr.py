@@ -1,0 +1,118 @@
+"""What the parts of MGSR cost: SCRG and the span loss a sample of the smollm2 pair, DAC-KL's head beside forward KL's.
+
+Each part is timed with and without, by the pipeline's own training stage, in processes of their own that take turns.
+`python -m bench.mgsr PART with|without` prints what one training took.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from bench.head import D_TEACHER, D, Inputs, N, V
+from bench.measure import held_mb, in_own_process, interleaved, met, peak_mb, report
+from bench.on_policy import BATCH, NEW, trained
+from distill.losses import build, fused
+from distill.losses.dac_kl import DacKL
+
+ROUNDS = 3
+# The student writes every batch, and cross-entropy is on the data on both sides
+WRITING = ["method=mgsr", "loss=fkl", "train.precision=fp32"]
+PARTS: dict[str, tuple[list[str], list[str], float]] = {  # without it, with it, the ratio asked
+    "scrg": (
+        [*WRITING, "loss.w_span=0", "sampler.scrg.corrections=0"],
+        [*WRITING, "loss.w_span=0", "sampler.scrg.corrections=1"],
+        1.25,
+    ),
+    "span_stored": (
+        ["method=kd", "train.precision=fp32"],
+        ["method=kd", "loss.w_span=1", "train.precision=fp32"],
+        1.10,
+    ),
+    "span_new": (
+        [*WRITING, "loss.w_span=0", "sampler.scrg.corrections=0"],
+        [*WRITING, "sampler.scrg.corrections=0"],
+        1.15,
+    ),
+}
+WIDTHS = (64, 256)
+
+
+def parts() -> None:
+    lines: list[dict[str, object]] = []
+    for part, (_, _, asked) in PARTS.items():
+        found: dict[str, list[list[float]]] = {"without": [], "with": []}
+        for _ in range(ROUNDS):
+            for side in found:
+                found[side].append(in_own_process("bench.mgsr", part, side))
+                print(part, side, *(f"{x:.3g}" for x in found[side][-1]), flush=True)
+        best = {side: min(values) for side, values in found.items()}
+        for side, (seconds, _, tokens, peak) in best.items():
+            over = seconds / best["without"][0]
+            lines.append({
+                "part": part, "side": side, "seconds a sample": seconds, "over without": over,
+                "asked": str(asked) if side == "with" else "", "met": met(over <= asked) if side == "with" else "",
+                "tokens a text": tokens, "peak MiB": peak,
+            })  # fmt: skip
+    report("mgsr", f"Parts of MGSR, smollm2, Dolly, batch {BATCH}, {NEW} new tokens, fp32", lines)
+
+
+def head() -> None:
+    """DAC-KL's head in two widths, each beside forward KL's, and without its network."""
+    inputs = Inputs(N)
+    forms = {f"width {width}": {"width": width} for width in WIDTHS} | {"limits=mean": {"limits": "mean"}}
+    lines: list[dict[str, object]] = []
+    for name, parameters in forms.items():
+        divergence = build("dac_kl", **parameters)
+        assert isinstance(divergence, DacKL)
+        divergence.prepare(V, inputs.hidden.device)
+
+        def dac_kl(divergence: DacKL = divergence) -> None:
+            inputs.clear()
+            divergence.zero_grad()
+            fused(divergence, inputs.hidden, inputs.weight, inputs.theirs, inputs.their_weight).backward()
+
+        def fkl() -> None:
+            inputs.clear()
+            fused(build("fkl"), inputs.hidden, inputs.weight, inputs.theirs, inputs.their_weight).backward()
+
+        taken = interleaved({"dac_kl": dac_kl, "fkl": fkl}, 3)
+        over = taken["dac_kl"] / taken["fkl"]
+        own = sum(p.numel() for p in divergence.parameters())
+        at_1k, at_8k = (in_own_process("bench.mgsr", "memory", name, str(n))[0] for n in (N, 8 * N))
+        lines.append({
+            "dac_kl": name, "parameters": own, "seconds": taken["dac_kl"], "over fkl": over, "asked": "2",
+            "met": met(over <= 2), "peak MiB, N=1024": at_1k, "peak MiB, N=8192": at_8k,
+        })  # fmt: skip
+        print(*lines[-1].values(), flush=True)
+    report("mgsr_head", f"DAC-KL's loss head, N={N}, V={V}, d={D} and {D_TEACHER}, fp32", lines)
+
+
+def memory(name: str, n: int) -> None:
+    inputs = Inputs(n)
+    parameters = {"limits": "mean"} if name == "limits=mean" else {"width": int(name.split()[1])}
+    divergence = build("dac_kl", **parameters)
+    assert isinstance(divergence, DacKL)
+    divergence.prepare(V, inputs.hidden.device)
+    before = held_mb()
+    fused(divergence, inputs.hidden, inputs.weight, inputs.theirs, inputs.their_weight).backward()
+    print(peak_mb() - before)
+
+
+def main(words: list[str]) -> None:
+    if words[:1] == ["memory"]:
+        memory(words[1], int(words[2]))
+    elif words == ["head"]:
+        head()
+    elif words:
+        without, with_it, _ = PARTS[words[0]]
+        torch.manual_seed(0)
+        print(*trained({"without": without, "with": with_it}[words[1]]), peak_mb())
+    else:
+        parts()
+        head()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
