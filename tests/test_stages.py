@@ -35,7 +35,7 @@ from distill.training.encoding import training_encoder
 from distill.training.trainer import DistillTrainer
 from tests.making import evaluate, made, measured, signal, student, teacher
 
-METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl"]
+METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl", "mgsr"]
 MODELS = ["gpt2", "opt", "llama2", "smollm2"]  # GPT-2, OPT, LLaMA with LoRA, LLaMA pruned
 
 
@@ -90,10 +90,13 @@ def test_every_method_trains_on_every_architecture(smoke, model):
         curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
         assert curve["loss"].notna().sum() == 6 and curve[["eval_loss", "eval_rouge_l"]].notna().all(1).sum() >= 2
         shares = curve["student_share"].dropna().tolist()
-        expected = ("imitkd", "minillm", "gkd", "distillm")
+        expected = ("imitkd", "minillm", "gkd", "distillm", "mgsr")
         assert len(shares) == (6 if method in expected else 0), method
-        if method in ("imitkd", "minillm"):
+        if method in ("imitkd", "minillm", "mgsr"):
             assert shares == [1.0] * 6
+        if method == "mgsr":
+            assert curve["corrected"].max() > 0 and curve[["error_kl", "eval_span", "kd_kept_mass"]].notna().any().all()
+            assert plan.store.manifest(plan.student)["spans"]["texts"] == 42  # of the student, each epoch
         written = plan.store.manifest(plan.student)["written"]
         assert (written is not None and written["texts"] > 0) == (method in expected), (method, written)
         assert all(torch.isfinite(w).all() for w in weights.values())
@@ -352,6 +355,8 @@ def test_a_training_killed_before_its_folder_is_renamed_is_not_trained_again(tmp
         ("gpt2", ["loss=skd", "loss.optimizer.lr=0.01", "loss.optimizer.max_grad_norm=0.1"]),
         ("openllama2", ["loss=fkl"]),
         ("gpt2", ["method=minillm"]),
+        ("gpt2", ["method=mgsr", "sampler=adaptive", "sampler.threshold=0.9", "loss.epsilon_start=0.1"]),
+        ("gpt2", ["loss=selective", "loss.scope=queue"]),
     ],
 )
 def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model, row):
@@ -674,7 +679,7 @@ def test_wandb_goes_offline_one_run_a_stage(smoke, tmp_path, monkeypatch):
     assert len(runs) == 3  # teacher, start, student
 
 
-TOGETHER = [["loss=ab", "sampler=teacher"], ["method=minillm"],
+TOGETHER = [["loss=ab", "sampler=teacher"], ["method=minillm"], ["method=mgsr"], ["loss=selective", "loss.scope=queue"],
             ["loss=alphanet", "loss.per=batch", "sampler=adaptive", "sampler.threshold=0.9"]]  # fmt: skip
 
 
@@ -682,7 +687,8 @@ TOGETHER = [["loss=ab", "sampler=teacher"], ["method=minillm"],
 def test_two_processes_train_as_one(tmp_path, row):
     """torchrun over gloo: the global batch, its gradient and the results files are those of one process.
 
-    AlphaNet per batch settles on the alpha whose sum over both processes' tokens is larger; what the student writes
+    AlphaNet per batch settles on the alpha whose sum over both processes' tokens is larger, selective KD on a threshold
+    over the tokens of both; what the student writes
     depends on the prompt and the step alone, and the processes share buffer and rollout.
     """
     words = ["-m", "distill.run", *row, "model=gpt2", "debug=smoke"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -72,9 +75,17 @@ class PhraseFinder:
 _FINDER: PhraseFinder | None = None  # of a worker process
 
 
-def _prepare(*arguments: Any) -> None:
+def _prepare(parent: int, *arguments: Any) -> None:
+    """Make a worker process ready, and let it end if the training is killed: it would wait for work forever."""
     global _FINDER
+    threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
     _FINDER = PhraseFinder(*arguments)
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _find(ids: Sequence[int]) -> Spans | None:
@@ -85,7 +96,7 @@ def _find(ids: Sequence[int]) -> Spans | None:
 def _pool(chunker: str, settings: SpanConfig, tokenizer: Any) -> ProcessPoolExecutor:
     """Processes that each have a `PhraseFinder`, which `_find` calls."""
     chunkers.check(chunker, settings.pipeline)
-    arguments = chunker, settings.pipeline, tokenizer
+    arguments = os.getpid(), chunker, settings.pipeline, tokenizer
     return ProcessPoolExecutor(settings.processes, multiprocessing.get_context(FORK), _prepare, arguments)
 
 
