@@ -47,6 +47,24 @@ def test_derivatives_by_finite_differences(renormalise, parts, domain, epsilon):
     assert torch.autograd.gradcheck(given, (draw(3, V, seed=1).requires_grad_(), *limits))
 
 
+@pytest.mark.parametrize("renormalise", RENORMALISE)
+def test_what_is_left_out_costs_the_network(renormalise):
+    """By finite differences of the teacher's mass between the limits; value and slope are as without it."""
+    student, teacher = (draw(3, V, seed=s).log_softmax(-1) for s in (1, 2))
+    low, high = (torch.tensor(x, dtype=torch.float64) for x in ((0.02, 0.05, 0.1), (0.2, 0.4, 0.3)))
+    how = (0.03, ("high_density", "target"), renormalise, "value")
+    without, with_it = (clipped(student, teacher, low, high, *how, keep) for keep in (0.0, 2.0))
+    torch.testing.assert_close(with_it.value, without.value)
+    torch.testing.assert_close(with_it.slope, without.slope)
+    step = 1e-6
+    for by, moved in (("by_low", (1, 0)), ("by_high", (0, 1))):
+        more, less = (
+            clipped(student, teacher, low + sign * step * moved[0], high + sign * step * moved[1], *how).mass
+            for sign in (1, -1)
+        )
+        torch.testing.assert_close(getattr(with_it, by) - getattr(without, by), -2 * (more - less) / (2 * step))
+
+
 def test_nothing_is_kept():
     """Between limits without a class and without the top class: value and gradients are 0, and finite."""
     student = draw(2, V, seed=1).requires_grad_()
@@ -141,6 +159,7 @@ def test_what_it_logs():
         ({"domain": "logit"}, "domain=logit must be one of value, log"),
         ({"low": 0.6, "high": 0.5}, "low at most high"),
         ({"width": 0}, "must be 1 or more"),
+        ({"keep": -1.0}, "keep=-1.0 must be 0"),
     ],
 )
 def test_bad_parameters(words, message):

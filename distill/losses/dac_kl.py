@@ -48,6 +48,7 @@ def clipped(
     parts: Sequence[str] = PARTS,
     renormalise: str = "none",
     domain: str = "value",
+    keep: float = 0.0,
 ) -> Clipped:
     """The KL on the classes between given limits (MGSR equations 7 and 8), with its derivatives by hand.
 
@@ -64,6 +65,7 @@ def clipped(
         renormalise: `none` compares w p with w q as they are; `teacher` divides w p by its sum and compares it with q;
             `both` divides w p and w q each by its sum.
         domain: whether the limits are compared with probabilities or with log-probabilities.
+        keep: the derivatives by the limits are those of the value plus `keep` times the teacher's mass that is left out.
     """
     p = teacher.exp()
     compared = p if domain == "value" else teacher
@@ -80,6 +82,8 @@ def clipped(
     kept_p = weight * p
     mass = kept_p.sum(-1)
     value, slope, moved = _compare(student, teacher, weight, kept_p, mass, renormalise)
+    if keep:
+        moved.sub_(kept_p, alpha=keep)
     if "target" in parts:
         moved.scatter_(-1, top, 0.0)  # its weight is 1 whatever the limits are
     # d w / d low = -w (1 - left) / epsilon; `moved` is w times the derivative by w
@@ -128,7 +132,7 @@ class _Given(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         slope, by_low, by_high = ctx.saved_tensors
-        return slope * grads[0].unsqueeze(-1), None, by_low * grads[0], by_high * grads[0], None, None, None, None
+        return slope * grads[0].unsqueeze(-1), None, by_low * grads[0], by_high * grads[0], *[None] * 5
 
 
 def dac_kl_given(
@@ -164,7 +168,7 @@ def dac_kl_given(
     student, teacher = Divergence.log_probs(student_logits, teacher_logits.detach())
     limits = (torch.as_tensor(x, dtype=student.dtype, device=student.device) for x in (low, high))
     flat = [x.expand(shape).reshape(-1) for x in limits]
-    value: Tensor = _Given.apply(student, teacher, *flat, epsilon, tuple(parts), renormalise, domain)
+    value: Tensor = _Given.apply(student, teacher, *flat, epsilon, tuple(parts), renormalise, domain, 0.0)
     return value.view(shape)
 
 
@@ -200,6 +204,9 @@ class DacKL(TrainableDivergence):
             one pair of values for all tokens, learned without a network.
         low: the lower limit at the start.
         high: the upper limit at the start.
+        keep: the network's own loss is the divergence plus `keep` times the teacher's mass that is left out. With 0, as
+            printed, the network gains by leaving out the classes that the student has still to learn (p > q); with
+            `keep` those alone of which it still gives less than p e^-keep.
         width: size of the hidden layer.
         sorted_classes: how many of the teacher's largest probabilities the network reads in order.
     """
@@ -217,6 +224,7 @@ class DacKL(TrainableDivergence):
     limits: str = "value"
     low: float = 1e-4
     high: float = 0.5
+    keep: float = 0.0
     width: int = 64
     sorted_classes: int = 1024
 
@@ -230,6 +238,8 @@ class DacKL(TrainableDivergence):
             raise ValueError(f"limits={self.limits} must be one of {', '.join(LIMITS)}")
         if not 0 < self.low <= self.high < 1:
             raise ValueError(f"low={self.low} and high={self.high} must be in (0, 1), low at most high")
+        if self.keep < 0:
+            raise ValueError(f"keep={self.keep} must be 0 (as printed) or more")
         if self.width < 1 or self.sorted_classes < 1:
             raise ValueError(f"width={self.width} and sorted_classes={self.sorted_classes} must be 1 or more")
         self._epsilon = self.epsilon_start
@@ -286,9 +296,9 @@ class DacKL(TrainableDivergence):
         return value
 
     @property
-    def _how(self) -> tuple[float, tuple[str, ...], str, str]:
+    def _how(self) -> tuple[float, tuple[str, ...], str, str, float]:
         """The last arguments of `clipped`."""
-        return self._epsilon, self.parts, self.renormalise, self.domain
+        return self._epsilon, self.parts, self.renormalise, self.domain, self.keep
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class. Only what follows the network's three matrices uses autograd."""
