@@ -65,7 +65,7 @@ def clipped(
         renormalise: `none` compares w p with w q as they are; `teacher` divides w p by its sum and compares it with q;
             `both` divides w p and w q each by its sum.
         domain: whether the limits are compared with probabilities or with log-probabilities.
-        keep: the derivatives by the limits are those of the value plus `keep` times the teacher's mass that is left out.
+        keep: the derivatives by the limits are of the value plus `keep` times the mass of the teacher that is left out.
     """
     p = teacher.exp()
     compared = p if domain == "value" else teacher
