@@ -128,26 +128,26 @@ def order() -> None:
         batches = {k: [_on(device, collate([rows[i] for i in part])) for part in parts] for k, parts in orders.items()}
         seconds = interleaved({key: _passes(distiller, of_order) for key, of_order in batches.items()}, 2)
         for key, parts in orders.items():
-            padded = sum(len(part) * max(lengths[i] for i in part) for part in parts)
             ratio = seconds[key] / seconds["similar length"]
             lines.append({
                 "pair": name, "order": key, "rows of a global batch": size, "micro-batches": len(parts),
-                "tokens over unpadded": padded / sum(lengths), "seconds a row": seconds[key] / count, "ratio": ratio,
+                "tokens over unpadded": _over_unpadded(parts, lengths),
+                "seconds a row": seconds[key] / count, "ratio": ratio,
                 "asked": "1.05" if key == "random" else "", "met": met(ratio <= 1.05) if key == "random" else "",
             })  # fmt: skip
     lines += _padding()
     report("step_order", "Forward and backward of fine-tuning by the order of rows, fp32", lines)
 
 
-# Pairs that do not run here: rows of a global batch and of a pass, in number of full length
+# Trainings that are too large to be timed here: rows of a global batch, and `micro_batch_size`
 OF_GPT2 = {"gpt2 student": (32, 4), "gpt2 teacher": (8, 2)}
 
 
 def _padding() -> list[dict[str, object]]:
     """The padding of both orders for GPT-2's own tokens, rows of `data=dolly_dev`; nothing is timed."""
-    examples = Plan(load(["model=smollm2"])).data[0].examples
-    template = load(["model=smollm2"]).data.template
-    texts = [render(template, e.instruction, e.input) + e.response for e in examples]
+    config = load(["model=smollm2"])
+    examples = Plan(config).data[0].examples
+    texts = [render(config.data.template, e.instruction, e.input) + e.response for e in examples]
     lengths = [min(512, n + 1) for n in token_counts(texts)]
     lines: list[dict[str, object]] = []
     for name, (size, micro) in OF_GPT2.items():
@@ -155,12 +155,17 @@ def _padding() -> list[dict[str, object]]:
             "similar length": _pooled(lengths, size, micro), "random": _random(lengths, size, micro, micro * 512),
         }  # fmt: skip
         for key, parts in orders.items():
-            padded = sum(len(part) * max(lengths[i] for i in part) for part in parts)
             lines.append({
                 "pair": name, "order": key, "rows of a global batch": size, "micro-batches": len(parts),
-                "tokens over unpadded": padded / sum(lengths), "seconds a row": "", "ratio": "", "asked": "", "met": "",
+                "tokens over unpadded": _over_unpadded(parts, lengths),
+                "seconds a row": "", "ratio": "", "asked": "", "met": "",
             })  # fmt: skip
     return lines
+
+
+def _over_unpadded(parts: list[list[int]], lengths: list[int]) -> float:
+    """Tokens of the micro-batches with padding, over those without."""
+    return sum(len(part) * max(lengths[i] for i in part) for part in parts) / sum(lengths)
 
 
 def weights() -> None:

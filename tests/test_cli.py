@@ -85,8 +85,8 @@ def test_cfg_prints_the_merged_config_without_weights_or_network():
 def test_bad_input_is_lines_and_exit_code_2(words, messages, tmp_path):
     done = run("run", *words, *scratch(tmp_path), HF_HUB_CACHE=str(tmp_path / "hub"))
     assert done.returncode == 2
-    told = [line for line in done.stderr.splitlines() if "still running" not in line]  # said on a slow machine
-    assert "Traceback" not in done.stderr and all(x.startswith("error: ") for x in told)
+    error_lines = [line for line in done.stderr.splitlines() if "still running" not in line]  # said on a slow machine
+    assert "Traceback" not in done.stderr and all(x.startswith("error: ") for x in error_lines)
     for message in messages:
         assert message in done.stderr
     left = [p for p in (tmp_path / "store").rglob("*") if p.is_file() and "logs" not in p.parts and p.suffix != ".lock"]

@@ -189,8 +189,10 @@ def test_cfg_and_errors_of_the_commands(tmp_path):
         (["plugins=[no_such]"], "plugins=no_such does not import (ModuleNotFoundError: No module named 'no_such'); a"),
     ]:
         done = command("run", "loss=fkl", *words, cwd=tmp_path)
-        told = [line for line in done.stderr.splitlines() if "still running" not in line]  # said on a slow machine
-        assert done.returncode == 2 and "Traceback" not in done.stderr and len(told) == 1
+        error_lines = [
+            line for line in done.stderr.splitlines() if "still running" not in line
+        ]  # said on a slow machine
+        assert done.returncode == 2 and "Traceback" not in done.stderr and len(error_lines) == 1
         assert message in done.stderr
     listed = command("list", "losses", "models", "tables", "--config-dir", "own", cwd=tmp_path)
     assert "Twice the reverse KL." in listed.stdout and "pythia, a pair of one's own." in listed.stdout

@@ -248,14 +248,14 @@ def test_a_page_names_the_overrides_that_apply():
     table, _ = requested(["abkd/samplers_gpt2", "model=openllama2", "preset=reference", NO_CORPUS])
     for label, rows in table.rows.items():
         if label in table.experiment.rows:
-            shown = [o for r in row_recipe(table.experiment, label, "openllama2") for o in r.overrides]
+            page_overrides = [o for r in row_recipe(table.experiment, label, "openllama2") for o in r.overrides]
             config = rows[0].config.model_dump()
-            for key, value in (o.split("=", 1) for o in shown):
-                found = config
+            for key, value in (o.split("=", 1) for o in page_overrides):
+                in_config = config
                 for part in key.split("."):
-                    found = found[part]
+                    in_config = in_config[part]
                 value = OmegaConf.from_dotlist([f"value={value}"]).value  # 1e-5 is a number, as Hydra reads it
-                assert str(found["name"] if isinstance(found, dict) else found) == str(value), key
+                assert str(in_config["name"] if isinstance(in_config, dict) else in_config) == str(value), key
 
 
 def test_pairs_without_a_recipe_have_the_presets_quirks_alone():

@@ -638,7 +638,7 @@ def test_kept_tables_are_written_again_from_kept_facts(tmp_path):
     """Byte for byte, from the manifests and runs in git, without a config or a model."""
     kept = experiment.PAPER.parent
     manifests = sorted(kept.glob("*/*/*.manifest.json"))
-    assert len(manifests) >= 7
+    assert {path.parts[-3] for path in manifests} >= {"micro", "none", "smollm2"}
     for path in manifests:
         manifest = Manifest.read(path)
         for row in manifest.rows:
