@@ -44,7 +44,7 @@ class Row:
         return RunFolder(self.config.paths.results, self.config.model.name, self.run)
 
 
-MANY = 4  # parameters of a loss that a run's name lists all
+MANY = 8  # parameters of a loss that a run's name lists all
 
 
 def run_label(config: Config, role: Role = "student") -> str:
