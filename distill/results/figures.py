@@ -17,7 +17,7 @@ from distill.results.experiment import Experiment
 from distill.results.header import header, seeds_line
 from distill.results.manifest import Manifest
 from distill.results.rendering import Rendered, markdown_table
-from distill.results.table import RowData, curves, epochs_table, rows_of
+from distill.results.table import RowData, curves, epochs_table, logged, rows_of
 
 SIZE, DOTS = (7.0, 4.2), 150  # size in inches, and resolution of the PNG in dots per inch
 GRID = 2001  # number of points that a density is computed at
@@ -44,13 +44,15 @@ class Drawing:
 
     Attributes:
         frame: the plotted numbers.
-        plot: plots the numbers on matplotlib axes.
+        plot: plots the numbers on matplotlib axes; with several panels it gets a list of them.
         table: a table for the markdown page, below the picture; None for no table.
+        panels: the number of panels, one below the other, with one x axis.
     """
 
     frame: pd.DataFrame
     plot: Callable[[Any], None]
     table: pd.DataFrame | None = None
+    panels: int = 1
 
 
 FIGURES: dict[str, Callable[[FigureData], Drawing]] = {}
@@ -91,9 +93,11 @@ def write_figure(manifest: Manifest, experiment: Experiment, results: str | Path
     lines = header(rows, experiment, manifest)
     folder = manifest.folder(results)
     with matplotlib.rc_context({"svg.hashsalt": manifest.table, "svg.fonttype": "none"}):
-        canvas, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
+        width, height = SIZE
+        size = width, height * (1 + 0.45 * (drawing.panels - 1))
+        canvas, axes = pyplot.subplots(drawing.panels, 1, sharex=True, figsize=size, layout="constrained")
         drawing.plot(axes)
-        axes.set_title(experiment.title, loc="left")
+        (axes if drawing.panels == 1 else axes[0]).set_title(experiment.title, loc="left")
         for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": DOTS})):
             content = io.BytesIO()
             canvas.savefig(content, format=kind, **options)
@@ -126,6 +130,43 @@ def validation(data: FigureData) -> Drawing:
             axes.legend(fontsize="small", ncols=2)
 
     return Drawing(frame, plot, epochs_table(frame) if len(frame) else None)
+
+
+LIMITS = {  # what a training with DAC-KL logs: column, title of its axis, whether that is logarithmic
+    "kd_high": ("limits", True),
+    "kd_kept_classes": ("kept classes", True),
+    "kd_kept_mass": ("kept mass", False),
+    "kd_limit_gradient": ("gradient to limits", True),
+}
+
+
+@figure("limits")
+def limits(data: FigureData) -> Drawing:
+    """DAC-KL's limits over training, what they keep, and the norm of the gradient to them; means over steps nearby."""
+    frame = logged(data.rows, data.results, ["kd_low", *LIMITS])
+
+    def plot(panels: Any) -> None:
+        for label, of_row in frame.groupby("row", sort=False):
+            means = of_row.groupby("step").mean(numeric_only=True)
+            for axes, column in zip(panels, LIMITS, strict=True):
+                (line,) = axes.plot(means.index, means[column], label=str(label))
+                if column == "kd_high":
+                    axes.plot(means.index, means["kd_low"], color=line.get_color(), linestyle="--")
+        for axes, (title, logarithmic) in zip(panels, LIMITS.values(), strict=True):
+            axes.set_ylabel(title)
+            if logarithmic and len(frame):
+                axes.set_yscale("log")
+        panels[-1].set_xlabel("step")
+        if len(frame):
+            panels[1].legend(fontsize="small", ncols=2)
+
+    last = frame.groupby(["row", "train_seed"], sort=False).last().groupby("row", sort=False).mean(numeric_only=True)
+    last = last.drop(columns="step").map(lambda x: f"{x:.3g}").reset_index()
+    names = {"kd_low": "low", "kd_high": "high"} | {
+        f"kd_{x}": x.replace("_", " ") for x in ("kept_classes", "kept_mass")
+    }
+    table = last.rename(columns={**names, "kd_limit_gradient": "gradient"})
+    return Drawing(frame, plot, table if len(frame) else None, len(LIMITS))
 
 
 @figure("toy_gaussian")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -149,29 +149,43 @@ def absent_columns(experiment: Experiment, manifest: Manifest) -> list[str]:
 def curves(rows: Sequence[RowData], results: str | Path, column: str = "eval_rouge_l") -> pd.DataFrame:
     """A validation metric by epoch, of the training of each row's model: columns row, train_seed, epoch, value."""
     frames = []
-    for row in rows:
-        for run in row.row.runs:
-            folder = RunFolder(results, row.row.model, run)
-            description = folder.description()
-            if not description:
-                continue
-            curve = folder.curve()
-            validations = curve[(curve["stage"] == description["stage"]) & curve[column].notna()]
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "row": row.label,
-                        "train_seed": description["train_seed"],
-                        "epoch": validations["epoch"].astype(float).round(4),
-                        "value": validations[column].astype(float),
-                    }
-                )
+    for row, train_seed, curve in _own_curves(rows, results):
+        validations = curve[curve[column].notna()]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "row": row.label,
+                    "train_seed": train_seed,
+                    "epoch": validations["epoch"].astype(float).round(4),
+                    "value": validations[column].astype(float),
+                }
             )
+        )
     return (
         pd.concat(frames, ignore_index=True)
         if frames
         else pd.DataFrame(columns=["row", "train_seed", "epoch", "value"])
     )
+
+
+def logged(rows: Sequence[RowData], results: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+    """What the trainings of the rows' models logged by step: row, train_seed, step, and the columns that they have."""
+    wanted = ["row", "train_seed", "step", *columns]
+    frames = [
+        curve.assign(row=row.label, train_seed=train_seed).reindex(columns=wanted).dropna(subset=list(columns))
+        for row, train_seed, curve in _own_curves(rows, results)
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=wanted)
+
+
+def _own_curves(rows: Sequence[RowData], results: str | Path) -> Iterator[tuple[RowData, Any, pd.DataFrame]]:
+    """Each training of the rows' models, with its training seed and curve."""
+    for row in rows:
+        for run in row.row.runs:
+            folder = RunFolder(results, row.row.model, run)
+            if description := folder.description():
+                curve = folder.curve()
+                yield row, description["train_seed"], curve[curve["stage"] == description["stage"]]
 
 
 def epochs_table(curves_by_row: pd.DataFrame) -> pd.DataFrame:
