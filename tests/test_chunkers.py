@@ -141,30 +141,30 @@ def test_stored_spans_and_those_of_new_text_are_the_same(tokenizer, tmp_path):
     assert stored == alone and counts == {"texts": 4, "spans": sum(map(len, alone.values())), "not aligned": 0}
     assert counts["spans"] > 5
     new = RowSpans(settings, "micro", {"a": stored["a"]}, tokenizer)
-    new.expect([Encoded("filler", [0], []), *rows])
-    assert {row.id: new.of(row.id, len(row.response)) for row in rows} == stored
+    new.start_finding([Encoded("filler", [0], []), *rows])
+    assert {row.id: new.spans_of(row.id, len(row.response)) for row in rows} == stored
     assert new.counts["texts"] == 3  # of the student; the data's are counted where they are stored
-    new.expect(rows[:2])
-    with pytest.raises(KeyError, match="neither stored nor expected"):
-        new.of("d", 5)
+    new.start_finding(rows[:2])
+    with pytest.raises(KeyError, match="neither stored nor looked for"):
+        new.spans_of("d", 5)
     new.close()
 
 
 def test_kinds_of_spans(tokenizer):
     stored = {"a": [(0, 2), (3, 5)], "b": None}
-    assert RowSpans(SpanConfig(kind="adjacent"), None, {}, None).of("z", 7) == [(0, 7)]
-    assert RowSpans(SpanConfig(), "micro", stored, None).of("b", 7) == []
-    chunks = RowSpans(SpanConfig(kind="random"), "micro", stored, None).of("a", 9)
+    assert RowSpans(SpanConfig(kind="adjacent"), None, {}, None).spans_of("z", 7) == [(0, 7)]
+    assert RowSpans(SpanConfig(), "micro", stored, None).spans_of("b", 7) == []
+    chunks = RowSpans(SpanConfig(kind="random"), "micro", stored, None).spans_of("a", 9)
     assert len(chunks) == 2 and chunks[0][0] == 0 and chunks[-1][1] == 9
-    assert RowSpans(SpanConfig(kind="random"), "micro", stored, None).of("b", 9) == []
+    assert RowSpans(SpanConfig(kind="random"), "micro", stored, None).spans_of("b", 9) == []
 
 
 def test_a_failure_in_a_process_beside_names_the_text(tokenizer, tmp_path):
     rows = [Encoded("a@s", [1], tokenizer(TEXT).input_ids, {STUDENT_TEXT: True})]
     spans = RowSpans(SpanConfig(), f"{__name__}:failing", {}, tokenizer)
-    spans.expect(rows)
+    spans.start_finding(rows)
     with pytest.raises(UserError, match=r"failed with RuntimeError: no idea.*The quick"):
-        spans.of("a@s", 9)
+        spans.spans_of("a@s", 9)
     spans.close()
 
 
@@ -180,9 +180,10 @@ def test_a_failure_in_a_process_beside_names_the_text(tokenizer, tmp_path):
 )
 def test_a_chunker_that_is_not_there(words, message):
     config = load(["model=micro", "method=mgsr", *words])
-    with pytest.raises(UserError) as error:
-        chunkers.check(config.chunker, config.loss.span.pipeline)
-    assert message in error.value.problems[0]
+    for refuse in (chunkers.check, chunkers.identity):
+        with pytest.raises(UserError) as error:
+            refuse(config.chunker, config.loss.span.pipeline)
+        assert message in error.value.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +200,14 @@ def test_what_is_not_installed_is_named_with_a_way_on(monkeypatch, name, hidden,
     with pytest.raises(UserError) as error:
         chunkers.check(name, None)
     assert message in error.value.problems[0] and "loss.span.kind=adjacent" in error.value.problems[0]
+    assert chunkers.identity(name, None)  # kept tables are found without the package
+
+
+def test_a_chunker_that_cannot_be_loaded_beside_the_training(tokenizer, tmp_path):
+    """spaCy itself refuses the folder, in the other process."""
+    rows = [Encoded("a", [1], tokenizer(TEXT).input_ids)]
+    with pytest.raises(UserError, match="the chunker spacy cannot be loaded"):
+        write_spans(rows, "spacy", SpanConfig(pipeline=str(tmp_path)), tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from distill.pipeline.tables import Table
 from distill.results.experiment import Experiment
 
 COLUMNS = {
-    "excess": {"dataset": "dolly", "metric": "exaccerr:8"},
+    "excess": {"dataset": "dolly", "metric": "exaccerr:whole"},
     "agreement": {"dataset": "dolly", "metric": "agreement_top1"},
 }
 ROWS = {"FKL": {"overrides": ["loss=fkl"]}, "SFT": {"overrides": ["loss=sft"]}}
@@ -38,7 +38,7 @@ def test_columns_of_comparisons_are_measured_whatever_ran_before(tmp_path, smoke
     values = frame.map(float)
     assert values.loc["agreement"].between(0, 100).all()
     long = pd.read_csv(tmp_path / "results/micro/own/t_long.csv", dtype=str, keep_default_na=False)
-    excess = long[long["metric"] == "exaccerr:8"]
+    excess = long[long["metric"] == "exaccerr:whole"]
     assert set(excess["seed"]) == {"10"} and set(excess["row"]) == {"FKL", "SFT"}  # the seed that it was read from
 
 
@@ -49,7 +49,7 @@ def test_exposure_bias_of_another_first_seed_is_another_fact(tmp_path):
         table = Table("own/t", experiment(rows={"FKL": ROWS["FKL"]}), words(tmp_path, *more))
         assert table.measure(["FKL"]) == []
     facts = table.rows["FKL"][0].folder.facts()
-    excess = facts[facts["metric"] == "exaccerr:8"].set_index("seed")["value"].astype(float)
+    excess = facts[facts["metric"] == "exaccerr:whole"].set_index("seed")["value"].astype(float)
     assert sorted(excess.index) == ["10", "20"] and excess["10"] != excess["20"]
 
 

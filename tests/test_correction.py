@@ -21,7 +21,6 @@ from distill.training import writer as writing
 from distill.training.correction import Correction, Error, errors
 
 HEADS = (Head(torch.eye(4)), Head(torch.eye(4)))  # hidden states are the logits
-SURE = 12.0  # a logit that leaves the other classes nothing worth drawing
 
 
 def logits(rows):
@@ -118,6 +117,32 @@ def test_a_text_depends_on_seed_step_and_example_alone():
     whole = write(ROWS)
     assert write(ROWS[::-1]) == whole == write(ROWS, batch_tokens=1)
     assert {**write(ROWS[:5]), **write(ROWS[5:])} == whole
+
+
+@pytest.mark.parametrize("quirks", [{"late": True}, {"erased": EOS}, {"late": True, "erased": EOS}])
+def test_quirks_of_published_code_change_no_correction(quirks):
+    """Labels one place late and erased EOS are of the rows that are trained on; what is corrected is the text."""
+
+    def write(**more):
+        writer = student_writer(teacher=tiny_gpt2(hidden=24, seed=9), tokens=12, **more)
+        samples = build_sampler("on_policy", scrg={"corrections": 2}).next(ROWS, Step(4, 9, 1, 12), writer)
+        return samples, writer.taken_corrections()
+
+    (plain, corrections), (quirky, same) = write(), write(**quirks)
+    assert corrections == same and any(c is not None for c in corrections)
+    for a, b in zip(plain, quirky, strict=True):
+        assert a.ended == b.ended
+        assert [t for t in a.row.response if t != EOS] == [t for t in b.row.response if t != EOS]
+
+
+def test_texts_are_read_in_parts(monkeypatch):
+    def write():
+        writer = student_writer(teacher=tiny_gpt2(hidden=24, seed=9), tokens=12)
+        return build_sampler("on_policy", scrg={"corrections": 1}).next(ROWS, Step(4, 9, 1, 12), writer)
+
+    whole = write()
+    monkeypatch.setattr(writing, "ROLLOUT_BATCH", 3)
+    assert write() == whole
 
 
 def test_two_corrections_are_one_and_another_one():

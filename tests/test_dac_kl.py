@@ -136,7 +136,7 @@ def test_what_it_logs():
     """Means over the tokens since the last call."""
     divergence = network("mean", epsilon=0.05)
     student, teacher = (draw(6, V, seed=s).log_softmax(-1) for s in (7, 8))
-    high, low = divergence.bias.detach().sigmoid()
+    high, low = divergence.running
     found = clipped(student, teacher, low.expand(6), high.expand(6), 0.05)
     for part in (slice(0, 2), slice(2, 6)):
         divergence.value_and_slope(student[part], teacher[part], None)
@@ -148,11 +148,43 @@ def test_what_it_logs():
     assert divergence.seen() == {}
 
 
+def test_the_running_mean_of_the_limits():
+    """A step moves it by a hundredth to the mean over the step's tokens, whatever the chunks; validation does not."""
+    divergence, alone = network("mean", epsilon=0.05), network("value", epsilon=0.05)
+    student, teacher = (draw(6, V, seed=s).log_softmax(-1) for s in (7, 8))
+    for part in (slice(0, 2), slice(2, 6)):
+        divergence.value_and_slope(student[part], teacher[part], None)
+    divergence.eval()
+    divergence.value_and_slope(teacher, student, None)
+    divergence.train().at(0.5)
+    alone.value_and_slope(student, teacher, None)
+    predicted = alone._numbers(alone._read(alone._inputs(student, teacher))).sigmoid().detach()
+    start = torch.tensor([0.2, 0.05], dtype=torch.float64)
+    torch.testing.assert_close(divergence.running, start + 0.01 * (predicted.mean(0) - start))
+    divergence.at(0.6)  # a step without a token
+    torch.testing.assert_close(divergence.running, start + 0.01 * (predicted.mean(0) - start))
+    assert "running" in divergence.state()
+
+
+def test_printed_epsilon_in_single_precision():
+    """Where no class is at the lower limit the value is that of float64; the upper limit has no gradient."""
+    student, teacher = draw(20, 100, seed=1, scale=3.0), draw(20, 100, seed=2, scale=3.0)
+    values = []
+    for dtype in (torch.float32, torch.float64):
+        low, high = (torch.full((20,), x, dtype=dtype, requires_grad=True) for x in (1e-4, 0.5))
+        value = dac_kl_given(student.to(dtype), teacher.to(dtype), low, high)
+        grads = torch.autograd.grad(value.sum(), (low, high))
+        far = ((teacher.softmax(-1) - 1e-4).abs() > 3e-6).all(-1)
+        assert far.sum() > 3 and grads[0].isfinite().all() and not grads[1].any()
+        values.append(value.detach().double())
+    torch.testing.assert_close(values[0][far], values[1][far], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ({"epsilon": 0.0}, "epsilon=0.0 must be positive"),
-        ({"epsilon": 0.1, "epsilon_start": 0.01}, "epsilon_start=0.01 must be at least epsilon=0.1"),
+        ({"epsilon": 0.1, "epsilon_start": 0.01}, "epsilon_start=0.01 must be 0 .epsilon throughout. or at least"),
         ({"parts": ("low_density",)}, "parts=.'low_density'. must be some of high_density, target"),
         ({"renormalise": "student"}, "renormalise=student must be one of none, teacher, both"),
         ({"limits": "top_p"}, "limits=top_p must be one of value, quantile, mean"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from distill.training.spans import RowSpans
 P = ((0.7, 0.2, 0.1), (0.5, 0.3, 0.2), (0.1, 0.8, 0.1), (0.3, 0.3, 0.4))
 Q = ((0.5, 0.3, 0.2), (0.6, 0.2, 0.2), (0.2, 0.5, 0.3), (0.25, 0.5, 0.25))
 V = 29
+fused_module = sys.modules["distill.losses.fused"]  # the package has a function of the same name
 PHRASES = [(0, 3), (2, 9), (9, 10), (11, 18), (12, 14)]  # they overlap, and one has a single token
 
 
@@ -89,6 +92,24 @@ def test_chunks_change_nothing(chunk, extra):
     torch.testing.assert_close(parts["span_sum"], span.detach())
     for got, want in zip(*(torch.autograd.grad(x, (hidden, weight)) for x in (found, expected)), strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7])
+def test_blocks_change_nothing(monkeypatch, rows):
+    """As with a large vocabulary: passes over a chunk take a few rows at a time, and pairs reach over the border."""
+    hidden, weight = draw(20, 6), draw(V, 6, seed=1)
+    theirs, their_weight = draw(20, 5, seed=2), draw(V, 5, seed=3)
+    pairs, weight = torch.tensor(pair_weights(PHRASES, 20), dtype=torch.float64), weight.requires_grad_()
+
+    def run():
+        parts: dict[str, torch.Tensor] = {}
+        total = fused(build("rkl"), hidden, weight, theirs, their_weight, 11, parts=parts, pairs=pairs)
+        return total.detach(), parts["span_sum"], *torch.autograd.grad(total, weight)
+
+    whole = run()
+    monkeypatch.setattr(fused_module, "CACHE_BYTES", 4 * V * rows)
+    for again, before in zip(run(), whole, strict=True):
+        torch.testing.assert_close(again, before)
 
 
 def test_no_chunk_ends_inside_a_span():

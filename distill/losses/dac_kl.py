@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from distill.base.processes import gathered
 from distill.losses.base import Divergence, register
 from distill.losses.trainable import TrainableDivergence
 
 PARTS = ("high_density", "target")
 RENORMALISE = ("none", "teacher", "both")
 LIMITS = ("value", "quantile", "mean")
+DECAY = 0.99  # a step, of the running mean of the limits
+LOGGED = ("low", "high", "kept_classes", "kept_mass", "limit_gradient")
 DOMAINS = ("value", "log")
 
 
@@ -189,24 +192,26 @@ class DacKL(TrainableDivergence):
     """KL on the teacher's classes between two limits, and on its top class; a small network predicts the limits.
 
     The network reads the teacher's probabilities, the largest of them in order, and the student's (without gradient
-    to the student). Three matrices without the rows between them make one hidden layer; it gives two numbers, whose
-    logistic function is the upper and the lower limit, the lower at most the upper. The paper states neither the
-    width nor how the network starts, and with its epsilon a limit has a gradient only where a class lies within a few
-    times 1e-7 of it: `epsilon_start` and `domain` are this project's ways out.
+    to the student). Its hidden layer is the sum of three products, one per input; the inputs are never concatenated.
+    Its output is two numbers, whose logistic function is the upper and the lower limit, the lower at most the upper.
+    The paper states neither the width nor how the network starts. With its epsilon a limit has a gradient only where a
+    class lies within a few times 1e-7 of it, and then a large one; `epsilon_start`, `domain` and the network's own
+    clipping (`optimizer.max_grad_norm`) are this project's.
 
     Attributes:
         epsilon: width of the edges of the weight, in the units of `domain`; 1e-7 in the paper.
-        epsilon_start: the width at the start of training, which shrinks geometrically to `epsilon`.
+        epsilon_start: the width at the start of training, which shrinks geometrically to `epsilon`; 0 is `epsilon`.
         domain: whether limits are compared with probabilities (value, as printed) or with their logarithms (log).
         parts: the kept classes: those between the limits (high_density), the teacher's top class (target), or both.
         renormalise: which sides are divided by their sum over the kept classes: none, teacher or both.
-        limits: what the network's numbers are: values, quantile levels of the token's class probabilities, or (mean)
-            one pair of values for all tokens, learned without a network.
+        limits: what the network's numbers are: values, or quantile levels of the token's class probabilities. With
+            `mean` they are values, and the running mean of both over the training's tokens takes their place for every
+            token; the network is trained as if its own had been used.
         low: the lower limit at the start.
         high: the upper limit at the start.
-        keep: the network's own loss is the divergence plus `keep` times the teacher's mass that is left out. With 0, as
-            printed, the network gains by leaving out the classes that the student has still to learn (p > q); with
-            `keep` those alone of which it still gives less than p e^-keep.
+        keep: loss of the network = divergence + keep * (1 - kept mass), in nats. With 0, as printed, it gains by
+            leaving out the classes that the student has still to learn (p > q); with `keep` only those with
+            p > q e^keep.
         width: size of the hidden layer.
         sorted_classes: how many of the teacher's largest probabilities the network reads in order.
     """
@@ -217,7 +222,7 @@ class DacKL(TrainableDivergence):
     )
     at_limits = "fkl with limits 0 and 1; 0 at p = q"
     epsilon: float = 1e-7
-    epsilon_start: float = 1e-7
+    epsilon_start: float = 0.0
     domain: str = "value"
     parts: tuple[str, ...] = PARTS
     renormalise: str = "none"
@@ -232,8 +237,10 @@ class DacKL(TrainableDivergence):
         super().__init__()
         self.parts = tuple(self.parts)
         _check(self.epsilon, self.parts, self.renormalise, self.domain)
-        if self.epsilon_start < self.epsilon:
-            raise ValueError(f"epsilon_start={self.epsilon_start} must be at least epsilon={self.epsilon}")
+        if 0 != self.epsilon_start < self.epsilon:
+            raise ValueError(
+                f"epsilon_start={self.epsilon_start} must be 0 (epsilon throughout) or at least epsilon={self.epsilon}"
+            )
         if self.limits not in LIMITS:
             raise ValueError(f"limits={self.limits} must be one of {', '.join(LIMITS)}")
         if not 0 < self.low <= self.high < 1:
@@ -242,8 +249,11 @@ class DacKL(TrainableDivergence):
             raise ValueError(f"keep={self.keep} must be 0 (as printed) or more")
         if self.width < 1 or self.sorted_classes < 1:
             raise ValueError(f"width={self.width} and sorted_classes={self.sorted_classes} must be 1 or more")
-        self._epsilon = self.epsilon_start
-        self._seen: dict[str, float] = {}
+        self._epsilon = self.epsilon_start or self.epsilon
+        self._seen: Tensor | None = (
+            None  # sums of LOGGED over the tokens since the last call of `seen`, and their number
+        )
+        self._step: Tensor | None = None  # sums of the two limits over the tokens of this step, and their number
 
     def prepare(self, classes: int, device: torch.device) -> None:
         """See the base class."""
@@ -251,16 +261,24 @@ class DacKL(TrainableDivergence):
             return
         # The logistic function of the two numbers is the upper and the lower limit at the start
         self.bias = nn.Parameter(torch.tensor([self.high, self.low]).logit())
-        if self.limits != "mean":
-            largest = min(self.sorted_classes, classes)
-            self.read = nn.ParameterList(torch.randn(size, self.width) for size in (classes, largest, classes))
-            self.hidden_bias = nn.Parameter(torch.zeros(self.width))
-            self.out = nn.Parameter(torch.zeros(self.width, 2))
+        largest = min(self.sorted_classes, classes)
+        self.read = nn.ParameterList(torch.randn(size, self.width) for size in (classes, largest, classes))
+        self.hidden_bias = nn.Parameter(torch.zeros(self.width))
+        self.out = nn.Parameter(torch.zeros(self.width, 2))
+        if self.limits == "mean":
+            self.register_buffer("running", torch.tensor([self.high, self.low]))
         self.to(device)
 
     def at(self, progress: float) -> None:
-        """See the base class."""
-        self._epsilon = self.epsilon_start * (self.epsilon / self.epsilon_start) ** progress
+        """See the base class: the width of the edges, and the running mean of the limits of the last step."""
+        if self.epsilon_start:
+            self._epsilon = self.epsilon_start * (self.epsilon / self.epsilon_start) ** progress
+        if self.limits == "mean" and hasattr(self, "bias"):
+            last = [x for x in gathered(None if self._step is None else self._step.cpu()) if x is not None]
+            if last:
+                sums, running = torch.stack(last).sum(0), self.get_buffer("running")
+                running.lerp_((sums[:2] / sums[2]).to(running), 1 - DECAY)
+            self._step = None
 
     def _inputs(self, student: Tensor, teacher: Tensor) -> list[Tensor]:
         """The probabilities that the network reads, each `[N, *]`; each sums to at most 1."""
@@ -274,15 +292,19 @@ class DacKL(TrainableDivergence):
             first += other
         return first
 
-    def _numbers(self, read: Tensor | None, tokens: int) -> Tensor:
-        """The network's two numbers `[N, 2]` for what it read `[N, width]`; without a network the same for all."""
-        if read is None:
-            return self.bias.expand(tokens, 2)
+    def _numbers(self, read: Tensor) -> Tensor:
+        """The network's two numbers `[N, 2]` for what it read `[N, width]`."""
         return nn.functional.gelu(read + self.hidden_bias) @ self.out + self.bias
 
     def _limits(self, numbers: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """The lower and the upper limit `[N]` in the units of `domain`, for the two numbers of each token `[N, 2]`."""
-        high, low = numbers.sigmoid().unbind(-1)
+        predicted = numbers.sigmoid()
+        if self.limits == "mean":
+            if self.training:
+                sums = torch.cat((predicted.detach().sum(0), predicted.new_tensor([len(predicted)]))).to(torch.float64)
+                self._step = sums if self._step is None else self._step + sums
+            predicted = predicted + (self.get_buffer("running").to(predicted) - predicted).detach()
+        high, low = predicted.unbind(-1)
         low = low.minimum(high)
         if self.limits == "quantile":
             low, high = (_quantile(teacher.exp(), level) for level in (low, high))
@@ -290,8 +312,8 @@ class DacKL(TrainableDivergence):
 
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
         """See the base class."""
-        read = None if self.limits == "mean" else self._read(self._inputs(student.detach(), teacher))
-        low, high = self._limits(self._numbers(read, len(student)).to(student.dtype), teacher)
+        read = self._read(self._inputs(student.detach(), teacher))
+        low, high = self._limits(self._numbers(read).to(student.dtype), teacher)
         value: Tensor = _Given.apply(student, teacher, low, high, *self._how)
         return value
 
@@ -304,16 +326,16 @@ class DacKL(TrainableDivergence):
         """See the base class. Only what follows the network's three matrices uses autograd."""
         with torch.inference_mode(False), torch.no_grad():
             student, teacher = (x.clone() if x.is_inference() else x for x in (student, teacher))
-            inputs = [] if self.limits == "mean" else self._inputs(student, teacher)
-            read = self._read(inputs).requires_grad_() if inputs else None
+            inputs = self._inputs(student, teacher)
+            read = self._read(inputs).requires_grad_()
             with torch.enable_grad():
-                low, high = self._limits(self._numbers(read, len(student)).to(student.dtype), teacher)
+                low, high = self._limits(self._numbers(read).to(student.dtype), teacher)
             found = clipped(student, teacher, low.detach(), high.detach(), *self._how)
-            self._see(found, low, high)
+            if self.training:
+                self._see(found, low.detach(), high.detach())
             sums = dict(zip((name for name, _ in self.named_parameters()), self.sums(), strict=True))
             small = {name: p for name, p in self.named_parameters() if not name.startswith("read")}
-            wanted = [*small.values(), *([] if read is None else [read])]
-            grads = torch.autograd.grad([low, high], wanted, [found.by_low, found.by_high])
+            grads = torch.autograd.grad([low, high], [*small.values(), read], [found.by_low, found.by_high])
             for name, grad in zip(small, grads, strict=False):
                 sums[name] += grad
             for i, x in enumerate(inputs):
@@ -322,23 +344,20 @@ class DacKL(TrainableDivergence):
 
     def _see(self, found: Clipped, low: Tensor, high: Tensor) -> None:
         """Add what was computed for N tokens to the sums that `seen` returns the means of."""
-        log = self.domain == "log"
-        sums = {
-            "tokens": torch.tensor(float(len(low))),
-            "low": (low.exp() if log else low).sum(),
-            "high": (high.exp() if log else high).sum(),
-            "kept_classes": found.kept.sum(),
-            "kept_mass": found.mass.sum(),
-            "limit_gradient": torch.stack((found.by_low, found.by_high)).norm(dim=0).sum(),
-        }
-        for name, value in sums.items():
-            self._seen[name] = self._seen.get(name, 0.0) + float(value)
+        if self.domain == "log":
+            low, high = low.exp(), high.exp()
+        gradient = torch.stack((found.by_low, found.by_high)).norm(dim=0)
+        values = torch.stack((low, high, found.kept, found.mass, gradient, torch.ones_like(low)))
+        sums = values.sum(1, dtype=torch.float64)
+        self._seen = sums if self._seen is None else self._seen + sums
 
     def seen(self) -> dict[str, float]:
         """See the base class: means over tokens of both limits, kept classes, kept mass, and the gradient to limits."""
-        sums, self._seen = self._seen, {}
-        tokens = sums.pop("tokens", 0.0)
-        return {name: value / tokens for name, value in sums.items()} if tokens else {}
+        sums, self._seen = self._seen, None
+        if sums is None:
+            return {}
+        *totals, tokens = sums.tolist()
+        return {name: total / tokens for name, total in zip(LOGGED, totals, strict=True)}
 
 
 def _quantile(p: Tensor, level: Tensor) -> Tensor:

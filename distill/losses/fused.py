@@ -102,11 +102,12 @@ def chunk_size(classes: int, device: torch.device, own: int = 0) -> int:
     Args:
         classes: width of the widest head.
         device: where the logits are computed.
-        own: number of the divergence's own parameters; on a CPU their gradient sums count as part of `CHUNK_BYTES`.
+        own: number of the divergence's own parameters; on a CPU their gradient sums count as part of `CHUNK_BYTES`, of
+            which half stays for the logits.
     """
     if device.type != "cuda":
         chunk_bytes = min(CHUNK_BYTES, psutil.virtual_memory().total // SHARE)
-        return max(16, (chunk_bytes - 4 * own) // (8 * classes))
+        return max(16, max(chunk_bytes - 4 * own, chunk_bytes // 2) // (8 * classes))
     whole = torch.cuda.get_device_properties(device).total_memory
     return int(min(2048, max(64, whole / SHARE / (CHUNK_COST * classes))))
 

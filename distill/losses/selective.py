@@ -107,7 +107,8 @@ class Selective(Divergence):
             return HardTokens(0.0)
         found = _Hardness()
         total(found)
-        values = total.gather(torch.tensor(found.seen, dtype=torch.float64))
+        # In order, so that what the queue drops of a batch does not depend on the number of processes
+        values = total.gather(torch.tensor(found.seen, dtype=torch.float64)).sort(descending=True).values
         if self.scope == "queue" and total.training:
             values = self._last = torch.cat((self._last, values))[-self.queue :]
         if not len(values):

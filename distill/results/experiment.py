@@ -54,6 +54,8 @@ class ColumnConfig(Section):
         dataset: a data set's name, or `training` (costs), `validation` (the training's validations) or `benchmarks`.
         metric: the metric's name; BERTScore without its encoder.
         average: the titles of the averaged columns, in place of `dataset`.
+        needs: in place of both, what a column of the paper's table needs that no command of a table has, such as `a
+            judge`; its cells read `needs a judge`.
         paper: the column's name in the paper by pair, if it differs from the title.
         pairs: the pairs whose tables have the column; None is all.
         p: the p that the paper prints by pair, for its own method (the last row) against the row `against`.
@@ -62,14 +64,15 @@ class ColumnConfig(Section):
     dataset: str | None = None
     metric: str = "rouge_l"
     average: list[str] | None = None
+    needs: str | None = None
     paper: dict[str, str] = Field(default_factory=dict)
     pairs: list[str] | None = None
     p: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_source(self) -> ColumnConfig:
-        if (self.dataset is None) == (self.average is None):
-            raise ValueError("a column needs either dataset (and metric) or average, not both")
+        if [self.dataset, self.average, self.needs].count(None) != 2:
+            raise ValueError("a column has one of dataset (and metric), average and needs, not several")
         return self
 
 

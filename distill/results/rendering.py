@@ -53,6 +53,9 @@ def write_table(manifest: Manifest, experiment: Experiment, results: str | Path)
     folder = manifest.folder(results)
     columns = columns_of(experiment, manifest)
     frame = cells_table(rows, columns, absent_columns(experiment, manifest))
+    for place, (title, config) in enumerate(experiment.columns.items(), list(frame.columns).index("group") + 1):
+        if config.needs is not None:
+            frame.insert(place, title, f"needs {config.needs}")
     frame = transposed(frame) if experiment.transposed else frame
     sections = [markdown_table(frame), "", *_sections(rows, columns, experiment, manifest)]
     sections += [*separation_section(rows, columns), *recipe_section(experiment, manifest)]

@@ -65,9 +65,11 @@ class RowData:
 
 
 def columns_of(experiment: Experiment, manifest: Manifest) -> list[Column]:
-    """The columns of a table, with data sets and metrics as result files name them."""
+    """The columns of a table that are measured, with data sets and metrics as result files name them."""
     columns = []
     for title, config in experiment.columns.items():
+        if config.needs is not None:
+            continue
         if config.average is not None:
             parts = tuple(_part(manifest, other) for other in config.average)
             columns.append(Column(title, parts))

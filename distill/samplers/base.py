@@ -263,6 +263,10 @@ class StudentText(Sampler):
             )
         one_of(self, labels=("shifted", "late"), eos=("kept", "erased"))
 
+    def idle(self) -> set[str]:
+        """See the base class."""
+        return set() if self.scrg.corrections else {"scrg"}
+
     def fresh(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
         """The student's responses to the prompts of the rows, generated and corrected now."""
         stream = f"step {step.number}"

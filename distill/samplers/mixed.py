@@ -39,7 +39,7 @@ class Mixed(Replaying):
 
     def idle(self) -> set[str]:
         """See the base class."""
-        return {"capacity"} if self.draw == "fresh" else set()
+        return super().idle() | ({"capacity"} if self.draw == "fresh" else set())
 
     def next(self, rows: Sequence[Encoded], step: Step, writer: Writer) -> list[Sample]:
         """See the base class."""

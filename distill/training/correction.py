@@ -60,8 +60,8 @@ def errors(
 ) -> list[Error | None]:
     """The error of each text: of the places where the teacher's token is another one, that of the largest KL.
 
-    The teacher's token at a place is drawn from its distribution there, or its likeliest one. Places are asked in the
-    order of their KL until one differs, which finds the same place as drawing a token everywhere.
+    The teacher's token at a place is drawn from its distribution there, or its likeliest one. Places are tried
+    in descending order of their KL until one differs, which finds the same place as drawing a token everywhere.
 
     Args:
         hidden: last hidden states `[N, d]` of student and teacher at the response positions, text by text.
@@ -80,11 +80,11 @@ def errors(
     for length in lengths:
         starts.append(starts[-1] + length)
     order = [k.argsort(descending=True, stable=True).tolist() for k in kl.split(list(lengths))]
-    found: list[Error | None] = [None] * len(lengths)
-    asked = [0] * len(lengths)
+    result: list[Error | None] = [None] * len(lengths)
+    tried = [0] * len(lengths)
     open_texts = [i for i, length in enumerate(lengths) if length]
     while open_texts:
-        places = [order[i][asked[i]] for i in open_texts]
+        places = [order[i][tried[i]] for i in open_texts]
         rows = torch.tensor([starts[i] + place for i, place in zip(open_texts, places, strict=True)])
         logits = heads[1](hidden[1][rows.to(hidden[1].device)])[:, :width].float()
         if not greedy:
@@ -92,13 +92,13 @@ def errors(
             logits = _with_noise(logits, streams)
         chosen, still_open = logits.argmax(-1).tolist(), []
         for i, place, row, token in zip(open_texts, places, rows.tolist(), chosen, strict=True):
-            asked[i] += 1
+            tried[i] += 1
             if token != int(tokens[row]):
-                found[i] = Error(place, token, float(kl[row]))
-            elif asked[i] < lengths[i]:
+                result[i] = Error(place, token, float(kl[row]))
+            elif tried[i] < lengths[i]:
                 still_open.append(i)
         open_texts = still_open
-    return found
+    return result
 
 
 def _kl(hidden: tuple[Tensor, Tensor], heads: tuple[Head, Head], width: int) -> Tensor:

@@ -11,6 +11,7 @@ import psutil
 import torch
 from rich.filesize import decimal
 
+from distill.base.errors import UserError
 from distill.base.processes import world_size
 from distill.config.model import LoraConfig
 from distill.data.encode import Encoded
@@ -21,6 +22,7 @@ from distill.models.load import Shape
 from distill.samplers import Sampler
 from distill.teacher.signal import STORE_BATCH, store_bytes
 
+OWN_BYTES = 20.0  # of a divergence's own parameter: weight, sum, gradient and two optimizer states, in fp32
 EFFICIENCY = 0.6  # assumed speed of a training, relative to plain matrix products
 
 
@@ -75,6 +77,7 @@ def estimate_training(
     live: bool,
     divergence: Divergence | None = None,
     sampler: Sampler | None = None,
+    data_pass: bool = False,
 ) -> Estimate:
     """Memory and time of one training on one device.
 
@@ -92,6 +95,10 @@ def estimate_training(
         sampler: if the student generates responses in training, the memory of its rounded copy and of the teacher's
             remembered hidden states is included. The time of generation is not: it depends on texts that do not exist
             yet.
+        data_pass: whether the student reads the data set's responses, too, in a pass of its own.
+
+    Raises:
+        UserError: the divergence's own parameters alone need more memory than there is.
     """
     wide = 2 if precision == "bf16" else 4
     trained = student.lora_parameters(lora.r, lora.targets) if lora else student.parameters
@@ -100,6 +107,7 @@ def estimate_training(
     if isinstance(divergence, TrainableDivergence) and teacher is not None:
         divergence.prepare(min(student.classes, teacher.classes), torch.device("meta"))
         loss_parameters = sum(p.numel() for p in divergence.parameters())
+        _check_own(divergence, loss_parameters)
     device, longest = _device(), max(len(r.prompt) + len(r.response) for r in rows)
     batch_tokens = min(micro_batch_size, len(rows)) * longest
     chunk = min(chunk_size(widest, device, loss_parameters), batch_tokens)
@@ -107,8 +115,8 @@ def estimate_training(
         "weights": (4.0 if wide == 4 else 6.0) * student.parameters,  # under bf16 autocast keeps rounded copies too
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
-        "loss's own": 20.0 * loss_parameters,  # weights, sums, gradients and two optimizer states, in fp32
-        "activations": _activations(student, batch_tokens, wide),
+        "loss's own": OWN_BYTES * loss_parameters,
+        "activations": _activations(student, batch_tokens, wide) * (2 if data_pass else 1),
         "loss head": float(chunk * widest * CHUNK_COST) + (0 if lora else 4.0 * student.classes * student.hidden),
     }
     if sampler is not None and sampler.writes and teacher is not None:
@@ -126,6 +134,30 @@ def estimate_training(
         flops += head_flops + (2.0 * teacher.body * all_tokens if teacher_runs else 0.0)
     speed = world_size() * EFFICIENCY * _throughput(student.hidden, student.inner, precision)
     return Estimate(parts, epochs * flops / speed)
+
+
+def _check_own(divergence: Divergence, count: int) -> None:
+    """Refuse a divergence whose own parameters do not fit into the memory of the device.
+
+    Raises:
+        UserError: with the width that fits, if it has a width.
+    """
+    memory = total_memory()
+    if OWN_BYTES * count <= memory:
+        return
+    width = getattr(divergence, "width", None)
+    fits = f"; at most loss.width={int(width * memory / (OWN_BYTES * count))} fits" if width else ""
+    raise UserError(
+        f"the loss's own {count:,} parameters need {decimal(round(OWN_BYTES * count))} of memory, and there are"
+        f" {decimal(round(memory))}{fits}"
+    )
+
+
+def total_memory() -> float:
+    """Bytes of memory of the device that a training would run on."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return float(psutil.virtual_memory().total)
 
 
 def estimate_signal(teacher: Shape, rows: Sequence[Encoded], precision: str) -> Estimate:

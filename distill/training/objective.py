@@ -162,7 +162,7 @@ class SpanRelation(Term):
         """The weights `[N]` of the pairs of neighbouring response tokens, over the batch's texts."""
         lengths, ids = batch.valid.sum(1).tolist(), batch.inputs["example_ids"]
         rows = [(row, n) for row, n in zip(ids, lengths, strict=True) if n]
-        weights = [w for row, n in rows for w in pair_weights(self.spans.of(row, n), n, self.per)]
+        weights = [w for row, n in rows for w in pair_weights(self.spans.spans_of(row, n), n, self.per)]
         return torch.tensor(weights, device=batch.valid.device)
 
 
@@ -251,6 +251,7 @@ class Objective(nn.Module):
         if len(set(names)) != len(names):
             raise ValueError(f"the objective's terms are {', '.join(names)}: each name must stand once")
         self.terms: Sequence[Term] = nn.ModuleList(terms)  # type: ignore[assignment]
+        self.settling = False  # whether only the divergence is needed, to choose it (`settle`)
 
     @property
     def ce(self) -> CrossEntropy | None:
@@ -312,7 +313,7 @@ class Objective(nn.Module):
         with_ce = ce is not None and (ce.weight != 0 or not batch.training)
         left_out, sums = batch.student_text if with_ce else None, dict[str, Tensor]()
         span, pairs, texts = self.span, None, 0
-        if span is not None and (span.weight or not batch.training):
+        if span is not None and (span.weight or not batch.training) and not self.settling:
             texts = span.count(batch.inputs)
             pairs = span.pairs(batch) if texts else None
         tokens = batch.valid.sum()
@@ -390,4 +391,6 @@ class Objective(nn.Module):
             kd.settled = divergence
             return total()
 
+        self.settling = True
         kd.settled = kd.divergence.for_batch(WholeBatch(total_of, gather, training))
+        self.settling = False

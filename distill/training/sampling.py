@@ -20,8 +20,8 @@ WRITTEN = ("student", "replay", "mixed")  # origins of texts that the student wr
 # step.
 LOG_COLUMNS = ("student_share", "replay_share", "buffer", "buffer_age", "threshold", "response_length", "eos_rate",
                "seconds_writing", "seconds_learning")  # fmt: skip
-# Further ones where the teacher corrects texts. corrected: the share of this process's texts in this step in which a
-# correction found an error; of these, error_place: where, as a share of the text's length; error_kl: KL(student ||
+# Further ones where the teacher corrects texts. corrected: the share of this process's corrections in this step that
+# found an error; of these, error_place: where, as a share of the text's length; error_kl: KL(student ||
 # teacher) there; error_changed: the share of the text's tokens that became others.
 CORRECTION_COLUMNS = ("corrected", "error_place", "error_kl", "error_changed")
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from distill.data.spans import token_ends, token_spans
 
 Spans = list[tuple[int, int]]  # (first token, behind the last)
 SPANS = "spans.json"
+ENDED = (
+    "loss.span: a process that finds phrases was ended from outside, perhaps for want of memory; set"
+    " loss.span.processes=1, and run the command again"
+)
 # Use fork: spawn and forkserver would re-import the caller's script in every worker
 FORK = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
@@ -72,14 +77,17 @@ class PhraseFinder:
         return text
 
 
-_FINDER: PhraseFinder | None = None  # of a worker process
+_FINDER: PhraseFinder | UserError | None = None  # of a worker process
 
 
 def _prepare(parent: int, *arguments: Any) -> None:
     """Make a worker process ready, and let it end if the training is killed: it would wait for work forever."""
     global _FINDER
     threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
-    _FINDER = PhraseFinder(*arguments)
+    try:
+        _FINDER = PhraseFinder(*arguments)
+    except Exception as error:  # raised by the first text: an error here would only say that a process ended
+        _FINDER = UserError(f"loss.span: the chunker {arguments[0]} cannot be loaded: {error}")
 
 
 def _end_without(parent: int) -> None:
@@ -90,6 +98,8 @@ def _end_without(parent: int) -> None:
 
 def _find(ids: Sequence[int]) -> Spans | None:
     assert _FINDER is not None
+    if isinstance(_FINDER, UserError):
+        raise _FINDER
     return _FINDER(ids)
 
 
@@ -121,9 +131,12 @@ def write_spans(
     spans: dict[str, Spans | None] = {}
     with _pool(chunker, settings, tokenizer) as pool, bar(len(by_id), "  phrases", "text") as progress_bar:
         found = pool.map(_find, [row.response for row in by_id.values()], chunksize=16)
-        for row_id, of_row in zip(by_id, found, strict=True):
-            spans[row_id] = of_row
-            progress_bar.update(1)
+        try:
+            for row_id, of_row in zip(by_id, found, strict=True):
+                spans[row_id] = of_row
+                progress_bar.update(1)
+        except BrokenProcessPool:
+            raise UserError(ENDED) from None
     (folder / SPANS).write_text(json.dumps(spans))
     return _counted(spans.values())
 
@@ -143,8 +156,8 @@ def _counted(spans: Iterable[Spans | None]) -> dict[str, int]:
 class RowSpans:
     """The spans of each row that a training reads.
 
-    Spans of the student's texts are found in processes beside the training: `expect` starts on a step's texts, and the
-    spans are needed only after the forward passes of the step's first micro-batch.
+    Spans of the student's texts are found in processes beside the training: `start_finding` starts on a step's texts,
+    and the spans are needed only after the forward passes of the step's first micro-batch.
 
     Args:
         settings: which tokens belong together.
@@ -153,7 +166,8 @@ class RowSpans:
         tokenizer: decodes the tokens of the student's texts.
 
     Attributes:
-        counts: the numbers of the student's texts, of their spans, and of texts that could not be aligned.
+        counts: the numbers of texts of the student that this process has trained on, of their spans, and of texts that
+            could not be aligned.
     """
 
     def __init__(
@@ -168,8 +182,9 @@ class RowSpans:
         self._found: dict[str, Future[Spans | None]] = {}
         self.counts = _counted([])
 
-    def expect(self, rows: Sequence[Encoded]) -> None:
+    def start_finding(self, rows: Sequence[Encoded]) -> None:
         """Start to find the spans of the rows of a step that are not stored. Those of earlier steps are forgotten."""
+        self._counted: set[str] = set()
         if self.chunker is None:
             return
         new = [row for row in rows if row.response and row.id not in self.stored]
@@ -181,7 +196,7 @@ class RowSpans:
             found[row.id] = self._found.get(row.id) or self._pool.submit(_find, row.response)
         self._found = found
 
-    def of(self, row_id: str, length: int) -> Spans:
+    def spans_of(self, row_id: str, length: int) -> Spans:
         """The spans of a row's response of `length` tokens; none if the text could not be aligned.
 
         Raises:
@@ -192,11 +207,16 @@ class RowSpans:
         if row_id in self.stored:
             spans = self.stored[row_id]
         elif row_id in self._found:
-            spans = self._found[row_id].result()
-            for name, number in _counted([spans]).items():
-                self.counts[name] += number
+            try:
+                spans = self._found[row_id].result()
+            except BrokenProcessPool:
+                raise UserError(ENDED) from None
+            if row_id not in self._counted:
+                self._counted.add(row_id)
+                for name, number in _counted([spans]).items():
+                    self.counts[name] += number
         else:
-            raise KeyError(f"row {row_id}: its spans were neither stored nor expected")
+            raise KeyError(f"row {row_id}: its spans were neither stored nor looked for")
         if self.settings.kind == "random":
             return chunkers.random_chunks(len(spans or ()), length, row_id)
         return spans or []

@@ -187,23 +187,29 @@ class DistillTrainer(Trainer):
         if rows and self.sampling is not None:
             rows = [sample.row for sample in self.sampling.next(rows, self._step())]
         if self.model.objective.span is not None:
-            self.model.objective.span.spans.expect(rows)
+            self.model.objective.span.spans.start_finding(rows)
         if self.micro_batch_tokens is not None and len(drawn) > 1:
             lengths = [len(row.prompt) + len(row.response) for row in rows]
             parts = length_groups(lengths, len(drawn), self.micro_batch_tokens)
         else:
             ends = [0, *accumulate(len(micro_batch) for micro_batch in drawn)]
             parts = [list(range(start, end)) for start, end in pairwise(ends)]
-        return [self._collated([rows[i] for i in part]) for part in parts]
-
-    def _collated(self, rows: list[Encoded]) -> dict[str, Any]:
-        """A micro-batch, with the data set's own rows in `data_rows` if the cross-entropy is on them."""
-        batch = self.collator(rows)
+        batches = [self.collator([rows[i] for i in part]) for part in parts]
         if self.model.objective.reads_data_rows:
             own = [self._data_rows[row.example_id] for row in rows if row.extras.get(STUDENT_TEXT)]
-            if own:
-                batch["data_rows"] = self.collator(own)
-        return batch
+            for batch, of_batch in zip(batches, self._by_length(own, len(batches)), strict=False):
+                batch["data_rows"] = self.collator(of_batch)
+        return batches
+
+    def _by_length(self, rows: list[Encoded], count: int) -> list[list[Encoded]]:
+        """At most `count` groups of the data set's rows for the cross-entropy, of like length if micro-batches are."""
+        count = min(count, len(rows))
+        if not count:
+            return []
+        if self.micro_batch_tokens is None:
+            return [rows[i::count] for i in range(count)]
+        lengths = [len(row.prompt) + len(row.response) for row in rows]
+        return [[rows[i] for i in part] for part in length_groups(lengths, count, self.micro_batch_tokens)]
 
     @cached_property
     def _data_rows(self) -> dict[str, Encoded]:
@@ -304,8 +310,6 @@ class DistillTrainer(Trainer):
                 outputs = self.model(**batch)
                 for name in (name for name in outputs if name.endswith(("_sum", "_count"))):
                     sums[name] = sums.get(name, 0.0) + float(outputs[name])
-        if isinstance(self.model.divergence, TrainableDivergence):
-            self.model.divergence.seen()  # what it logs is of training
         counted = [term for term in self.model.objective.terms if sums.get(f"{term.name}_count")]
         return {term: sums[f"{term.name}_sum"] / sums[f"{term.name}_count"] for term in counted}
 

@@ -25,7 +25,7 @@ from distill.samplers.base import Origin, Sample
 from distill.teacher.signal import NewTextTeacher
 from distill.training.correction import Correction, Error, errors
 
-ROLLOUT_BATCH = 16  # rows of a forward pass that computes log-probabilities
+ROLLOUT_BATCH = 16  # rows of a forward pass that reads texts before they are trained on
 
 
 @dataclass
@@ -98,40 +98,51 @@ class StudentWriter:
     def correct(
         self, rows: Sequence[Encoded], samples: Sequence[Sample], stream: str, number: int, greedy: bool
     ) -> list[Sample]:
-        """See `distill.samplers.Writer`. The whole batch is read in one pass, and written on in one."""
+        """See `distill.samplers.Writer`."""
         written = [(row, sample) for row, sample in zip(rows, samples, strict=True) if row.response]
         names = [stream_name(self.seed, f"train {stream} teacher {number}", row.id) for row, _ in written]
-        found = self._errors([sample for _, sample in written], names, greedy)
+        plain = [self._plain(sample) for _, sample in written]
+        found = self._errors(plain, names, greedy)
         requests = []
-        for (row, sample), error in zip(written, found, strict=True):
+        for (row, _), text, error in zip(written, plain, found, strict=True):
             if error is not None and error.token != self.eos_id:
-                beginning = [*sample.row.response[: error.place], error.token]
+                beginning = [*text.response[: error.place], error.token]
                 room = self._request(row, stream).room - len(beginning)
                 name = stream_name(self.seed, f"train {stream} correction {number}", row.id)
                 requests.append(Request(row.id, row.prompt, name, max(0, room), beginning))
+        eos = [self.eos_id]
         responses, corrected = iter(zip(requests, self._generate(requests), strict=True)), {}
-        for (row, sample), error in zip(written, found, strict=True):
+        for (row, sample), text, error in zip(written, plain, found, strict=True):
             if error is None:
                 self._corrections.append(None)
                 continue
-            before = sample.row.response[: error.place]
+            before = text.response[: error.place]
             if error.token == self.eos_id:
                 response = Response(before, ended=True)
             else:
                 request, rest = next(responses)
                 response = Response([*request.beginning, *rest.tokens], rest.ended)
             new = self._row(row, response, f"{stream} correction {number}")
-            self._corrections.append(Correction.of(error, sample.row.response, new.response))
+            corrected_tokens = [*response.tokens, *eos[: response.ended]]
+            self._corrections.append(Correction.of(error, text.response, corrected_tokens))
             corrected[id(sample)] = replace(sample, row=new, ended=response.ended)
         self._fresh = [corrected.get(id(sample), sample) for sample in self._fresh]
         return [corrected.get(id(sample), sample) for sample in samples]
 
-    def _errors(self, samples: Sequence[Sample], names: Sequence[str], greedy: bool) -> list[Error | None]:
+    def _plain(self, sample: Sample) -> Encoded:
+        """A text as it was written: targets shifted, EOS in place. Quirks of published code change both."""
+        response = [*sample.row.response, *([self.eos_id] if self.erased is not None and sample.ended else [])]
+        extras = {name: value for name, value in sample.row.extras.items() if name != LATE}
+        return replace(sample.row, response=response, extras=extras)
+
+    def _errors(self, texts: Sequence[Encoded], names: Sequence[str], greedy: bool) -> list[Error | None]:
         """The place of each text to correct, with the teacher's token, from the current weights."""
-        if not samples:
-            return []
-        valid, labels, hidden, heads = self._read_both([sample.row for sample in samples])
-        return errors(hidden, heads, labels[valid], valid.sum(1).tolist(), names, greedy)
+        result: list[Error | None] = []
+        for begin in range(0, len(texts), ROLLOUT_BATCH):  # bounds the memory; a text's error is its own
+            part = slice(begin, begin + ROLLOUT_BATCH)
+            valid, labels, hidden, heads = self._read_both(texts[part])
+            result += errors(hidden, heads, labels[valid], valid.sum(1).tolist(), names[part], greedy)
+        return result
 
     def taken(self) -> list[Sample]:
         """The samples that this process has written since the last call."""

@@ -114,9 +114,10 @@ class Agreement(Maker):
 
 
 class Exposure(Maker):
-    """Measures the student's exposure bias (ExAccErr) at the paper's three lengths.
+    """Measures the student's exposure bias (ExAccErr).
 
-    Where responses are shorter, it is measured at a quarter, half and the whole of the longest.
+    It is measured at the paper's three lengths, as far as responses reach them, and at a quarter, half and the whole of
+    the longest response.
 
     Args:
         dataset: the set whose prompts were answered.
@@ -138,13 +139,16 @@ class Exposure(Maker):
         by_student = response_rows(plan, self.dataset, self.student_responses)
         by_teacher = response_rows(plan, self.dataset, self.teacher_responses)
         whole = decode.max_new_tokens
-        lengths = LENGTHS if whole >= max(LENGTHS) else sorted({-(-whole // 4), -(-whole // 2), whole})
+        names = {"quarter": -(-whole // 4), "half": -(-whole // 2), "whole": whole}
+        names |= {str(length): length for length in LENGTHS if length <= whole}
         stored = StoredTeacher(plan.store.folder(self.reading)).to(student.device)
         pad = pad_id(plan.session.tokenizer("student"))
+        lengths = sorted(set(names.values()))
         excess = excess_error(student, teacher, by_student, by_teacher, lengths, pad, stored)
         values = ", ".join(f"{value:.1f} % at {length} tokens" for length, value in excess.items())
         say(f"exposure bias on {self.dataset.title} (ExAccErr): {values or 'none, as the two models are the same'}")
-        return [{"exaccerr": {str(length): value for length, value in excess.items()}, "rows": len(by_student)}]
+        by_name = {name: excess[length] for name, length in names.items() if length in excess}
+        return [{"exaccerr": by_name, "rows": len(by_student)}]
 
 
 class Corrections(Maker):
