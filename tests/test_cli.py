@@ -74,7 +74,10 @@ def test_cfg_prints_the_merged_config_without_weights_or_network():
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["loss=akll", "train.student.lrr=3"], ["did you mean akl or akl_r?", "did you mean train.student.lr"]),
+        (
+            ["loss=akll", "train.student.lrr=3"],
+            ["did you mean akl or akl_r or dac_kl?", "did you mean train.student.lr"],
+        ),
         (["model=micro", "loss=akl", "loss.mu=7"], ["mu=7 must be in (0, 1]"]),
         (["data=jsonl", "data.root=nowhere"], ["nowhere/train.jsonl: no such data file"]),
         (["model=gpt2"], ["hf download MiniLLM/dolly raw.jsonl --repo-type dataset", "model=smollm2", "debug=smoke"]),

@@ -106,7 +106,7 @@ FILES = {
         class Writes(StudentText):
             '''The student's text.'''
 
-            scrg: Corrected = field(default=Corrected())
+            edits: Corrected = field(default=Corrected())
             reads_data = False
 
             def next(self, rows, step, writer):
@@ -165,11 +165,11 @@ def test_a_qwen_pair_with_a_loss_and_a_template_of_ones_own(tmp_path):
 
 def test_a_pythia_pair_with_adapters_and_a_sampler_of_ones_own(tmp_path):
     written(tmp_path / "own")
-    words = ["model=pythia", "sampler=mine", "sampler.scrg.corrections=2", PLUGIN, "debug=smoke"]
+    words = ["model=pythia", "sampler=mine", "sampler.edits.corrections=2", PLUGIN, "debug=smoke"]
     done = command("run", *words, "--config-dir=own", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     values = pd.read_csv(tmp_path / ".smoke/results/pythia/runs/long.csv")
-    assert set(values["row"]) == {"fkl mine(scrg.corrections=2)"}
+    assert set(values["row"]) == {"fkl mine(edits.corrections=2)"}
 
 
 def test_list_shows_what_plugins_register(tmp_path):
@@ -233,9 +233,9 @@ def test_the_page_on_ones_own_files(tmp_path, own):
     composer._files.cache_clear()
     composer._merged.cache_clear()
     words = ["model=qwen", "loss=renyi", "sampler=careful", "data.template=chat", "plugins=[other]", "loss.order=0.7"]
-    config = load([*words, "sampler.scrg.corrections=2"])
+    config = load([*words, "sampler.edits.corrections=2"])
     assert config.data.template.without_input.endswith("Answer:") and config.model.teacher.id == "Qwen/Qwen2.5-1.5B"
-    assert run_label(config) == "renyi(order=0.7) careful(scrg.corrections=2)"
+    assert run_label(config) == "renyi(order=0.7) careful(edits.corrections=2)"
     _, labels = requested(["--config-dir", str(own), "own/page", "debug=smoke"])
     assert labels == ["Teacher", "SFT", "FKLD", "Renyi 0.3", "Renyi 0.5", "Renyi 0.7"]
     page = table.replace("my_losses", "other").replace("  FKLD: {overrides: [loss=fkl]}\n", recipe)
@@ -295,17 +295,17 @@ def test_a_plugin_that_fails_half_way_can_be_mended(own):
 
 def test_nested_parameters(own):
     base = ["model=micro", PLUGIN, "sampler=mine"]
-    plain, two = load(base), load([*base, "sampler.scrg.corrections=2"])
-    assert two.sampler.chosen["scrg"] == {"corrections": 2} and "scrg" not in plain.sampler.chosen
-    same = load([*base, "sampler.scrg.corrections=0", "sampler.scrg.words=[1,2]", "sampler.scrg.when.stop=1.0"])
+    plain, two = load(base), load([*base, "sampler.edits.corrections=2"])
+    assert two.sampler.chosen["edits"] == {"corrections": 2} and "edits" not in plain.sampler.chosen
+    same = load([*base, "sampler.edits.corrections=0", "sampler.edits.words=[1,2]", "sampler.edits.when.stop=1.0"])
     assert same.sampler.determining == plain.sampler.determining
-    assert two.sampler.determining["scrg"] == {"corrections": 2}
-    deep = load([*base, "sampler.scrg.when.start=0.25"])
-    assert run_label(deep) == "fkl mine(scrg.when.start=0.25)" and run_label(plain) == "fkl mine"
+    assert two.sampler.determining["edits"] == {"corrections": 2}
+    deep = load([*base, "sampler.edits.when.start=0.25"])
+    assert run_label(deep) == "fkl mine(edits.when.start=0.25)" and run_label(plain) == "fkl mine"
     assert Plan(same).student.key == Plan(plain).student.key != Plan(two).student.key != Plan(deep).student.key
     made = SAMPLERS.build("mine", **deep.sampler.parameters)
-    assert made.scrg.when.start == 0.25 and made.scrg.when.stop == 1.0 and made.scrg.corrections == 0
-    assert SAMPLERS.defaults("mine")["scrg"] == {
+    assert made.edits.when.start == 0.25 and made.edits.when.stop == 1.0 and made.edits.corrections == 0
+    assert SAMPLERS.defaults("mine")["edits"] == {
         "corrections": 0, "words": (1.0, 2.0), "when": {"start": 0.5, "stop": 1.0},
     }  # fmt: skip
 
@@ -313,14 +313,17 @@ def test_nested_parameters(own):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sampler.scrg.corections=2", "sampler.scrg.corections=2: no such key; did you mean sampler.scrg.corrections"),
-        ("sampler.scgr.corrections=2", "no such key; did you mean sampler.scrg.corrections?"),
-        ("sampler.scrg.when.strat=2", "no such key; did you mean sampler.scrg.when.start"),
-        ("+sampler.scrg.corections=2", "mine.scrg has no parameter corections; did you mean corrections? (it has"),
-        ("sampler.scrg.corrections=a", "scrg.corrections='a' is not a whole number"),
-        ("sampler.scrg.corrections=-1", "corrections=-1 must be 0 or more"),
-        ("sampler.scrg.when.start=[1]", "scrg.when.start=[1] is not a number"),
-        ("sampler.scrg=2", "scrg=2 is a group of parameters; set scrg.corrections, scrg.words, scrg.when"),
+        (
+            "sampler.edits.corections=2",
+            "sampler.edits.corections=2: no such key; did you mean sampler.edits.corrections",
+        ),
+        ("sampler.eidts.corrections=2", "or sampler.edits.corrections?"),
+        ("sampler.edits.when.strat=2", "no such key; did you mean sampler.edits.when.start"),
+        ("+sampler.edits.corections=2", "mine.edits has no parameter corections; did you mean corrections? (it has"),
+        ("sampler.edits.corrections=a", "edits.corrections='a' is not a whole number"),
+        ("sampler.edits.corrections=-1", "corrections=-1 must be 0 or more"),
+        ("sampler.edits.when.start=[1]", "edits.when.start=[1] is not a number"),
+        ("sampler.edits=2", "edits=2 is a group of parameters; set edits.corrections, edits.words, edits.when"),
         ("loss.factr=2", "loss.factr=2: no such key"),
     ],
 )
