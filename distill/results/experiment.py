@@ -72,7 +72,7 @@ class ColumnConfig(Section):
     @model_validator(mode="after")
     def _check_source(self) -> ColumnConfig:
         if [self.dataset, self.average, self.needs].count(None) != 2:
-            raise ValueError("a column has one of dataset (and metric), average and needs, not several")
+            raise ValueError("a column needs either dataset (and metric), average or needs, one of them")
         return self
 
 
