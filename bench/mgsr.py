@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 
-import torch
-
 from bench.head import D_TEACHER, D, Inputs, N, V
 from bench.measure import held_mb, in_own_process, interleaved, met, peak_mb, report
 from bench.on_policy import BATCH, NEW, trained
@@ -59,7 +57,7 @@ def parts() -> None:
 
 
 def head() -> None:
-    """DAC-KL's head in two widths, each beside forward KL's, and without its network."""
+    """DAC-KL's head in two widths, and with the running mean of its limits, each beside forward KL's."""
     inputs = Inputs(N)
     forms = {f"width {width}": {"width": width} for width in WIDTHS} | {"limits=mean": {"limits": "mean"}}
     lines: list[dict[str, object]] = []
@@ -107,7 +105,6 @@ def main(words: list[str]) -> None:
         head()
     elif words:
         without, with_it, _ = PARTS[words[0]]
-        torch.manual_seed(0)
         print(*trained({"without": without, "with": with_it}[words[1]]), peak_mb())
     else:
         parts()

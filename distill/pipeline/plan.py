@@ -347,7 +347,16 @@ class Plan:
 
     def agreement(self, dataset: Dataset) -> Node:
         """The student's agreement with the teacher (top-1 and both KLs) on a set's references."""
-        settings = {
+        settings = self._pair_on(dataset)
+        reading = self.reading(dataset, of_responses=False)
+        subject = Subject(dataset.name, dataset.fingerprint, details={"teacher": self.other_teacher})
+        maker = comparison.Agreement(self, dataset, reading)
+        label = f"{self.student.label}-{dataset.name}"
+        return self._node("agree", label, settings, (self.student, self.teacher, reading), maker, subject)
+
+    def _pair_on(self, dataset: Dataset) -> dict[str, Any]:
+        """The settings that what student and teacher make of a set depends on."""
+        return {
             "student": self.student.key,
             "teacher": self.teacher.key,
             "set": dataset.name,
@@ -355,11 +364,6 @@ class Plan:
             "text": self.encoding_hash(),
             "train": self.lengths_and_precision(),
         }
-        reading = self.reading(dataset, of_responses=False)
-        subject = Subject(dataset.name, dataset.fingerprint, details={"teacher": self.other_teacher})
-        maker = comparison.Agreement(self, dataset, reading)
-        label = f"{self.student.label}-{dataset.name}"
-        return self._node("agree", label, settings, (self.student, self.teacher, reading), maker, subject)
 
     def exposure(self, dataset: Dataset) -> Node:
         """The student's exposure bias, from the first generation seed's responses of the student and of the teacher."""
@@ -376,12 +380,7 @@ class Plan:
     def corrections(self, dataset: Dataset) -> Node:
         """The student's texts of a set before and after a correction by the teacher, by the first generation seed."""
         settings = {
-            "student": self.student.key,
-            "teacher": self.teacher.key,
-            "set": dataset.name,
-            "data": dataset.fingerprint,
-            "text": self.encoding_hash(),
-            "train": self.lengths_and_precision(),
+            **self._pair_on(dataset),
             "max_new_tokens": self.config.eval.max_new_tokens,
             "greedy": self.config.scrg_is_greedy,
             "seed": self.config.seed[0],

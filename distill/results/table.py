@@ -172,12 +172,12 @@ def curves(rows: Sequence[RowData], results: str | Path, column: str = "eval_rou
 
 def logged(rows: Sequence[RowData], results: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     """What the trainings of the rows' models logged by step: row, train_seed, step, and the columns that they have."""
-    wanted = ["row", "train_seed", "step", *columns]
+    names = ["row", "train_seed", "step", *columns]
     frames = [
-        curve.assign(row=row.label, train_seed=train_seed).reindex(columns=wanted).dropna(subset=list(columns))
+        curve.assign(row=row.label, train_seed=train_seed).reindex(columns=names).dropna(subset=list(columns))
         for row, train_seed, curve in _own_curves(rows, results)
     ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=wanted)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
 
 
 def _own_curves(rows: Sequence[RowData], results: str | Path) -> Iterator[tuple[RowData, Any, pd.DataFrame]]:

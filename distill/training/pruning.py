@@ -42,7 +42,7 @@ def mean_nll(model: Any, rows: Sequence[Encoded], pad_id: int) -> dict[str, floa
     return result
 
 
-def kept(nll: Mapping[str, float], share: float) -> set[str]:
+def ids_to_keep(nll: Mapping[str, float], share: float) -> set[str]:
     """The ids that pruning keeps: all but the `share` with the least negative log-likelihood.
 
     Args:

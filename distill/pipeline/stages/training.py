@@ -29,7 +29,7 @@ from distill.training.answers import read_answers, write_answers
 from distill.training.batches import micro_batch_size
 from distill.training.estimate import Estimate, estimate_answers, estimate_signal, estimate_training
 from distill.training.job import TrainingJob, teacher_dtype, train
-from distill.training.pruning import kept, mean_nll, read_nll, write_nll
+from distill.training.pruning import ids_to_keep, mean_nll, read_nll, write_nll
 from distill.training.spans import write_spans
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Training(Maker):
         encoded = partial(inputs.training_rows, plan.config, start)
         trained_on = read_answers(folder(self.answers)) if self.answers is not None else encoded(train_set)
         if self.probe is not None and plan.config.data.prune is not None:
-            chosen = kept(read_nll(folder(self.probe)), plan.config.data.prune.share)
+            chosen = ids_to_keep(read_nll(folder(self.probe)), plan.config.data.prune.share)
             rows = [row for row in trained_on.rows if row.id in chosen]
             say(f"  {len(trained_on.rows) - len(rows)} of {len(trained_on.rows)} training rows are pruned")
             trained_on = replace(trained_on, rows=rows)
