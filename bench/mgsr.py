@@ -1,20 +1,27 @@
 """What the parts of MGSR cost: SCRG and the span loss a sample of the smollm2 pair, DAC-KL's head beside forward KL's.
 
 Each part is timed with and without, by the pipeline's own training stage, in processes of their own that take turns.
-`python -m bench.mgsr PART with|without` prints what one training took.
+`python -m bench.mgsr PART with|without` prints what one training took, `python -m bench.mgsr corrections` the table of
+corrected texts of docs/mgsr.md.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
 from bench.head import D_TEACHER, D, Inputs, N, V
-from bench.measure import held_mb, in_own_process, interleaved, met, peak_mb, report
-from bench.on_policy import BATCH, NEW, trained
+from bench.measure import held_mb, in_own_process, interleaved, made, met, peak_mb, report
+from bench.on_policy import BATCH, NEW, START, trained
+from distill.config import load
 from distill.losses import build, fused
 from distill.losses.dac_kl import DacKL
+from distill.pipeline.nodes import ensure
+from distill.pipeline.plan import Plan
+from distill.pipeline.stages.comparison import CORRECTIONS
 
 ROUNDS = 3
+SHOWN, CHARACTERS = 20, 160  # corrections of the table, and the most characters of a cell
 # The student writes every batch, and cross-entropy is on the data on both sides
 WRITING = ["method=mgsr", "loss=fkl", "train.precision=fp32"]
 PARTS: dict[str, tuple[list[str], list[str], float]] = {  # without it, with it, the ratio asked
@@ -98,11 +105,49 @@ def memory(name: str, n: int) -> None:
     print(peak_mb() - before)
 
 
+def corrections() -> None:
+    """Print corrections of Dolly's texts, evenly spaced, as a markdown table.
+
+    The teacher is the pair's own base weights, and the student starts from a short fine-tuning.
+    """
+    start = Plan(load(START))
+    given = [f"model.teacher.path={made(start, start.base('teacher'), 'teacher').base}"]
+    plan = Plan(load([*START, *given, f"eval.max_new_tokens={NEW}"]))
+    dataset = plan.sets["dolly"]
+    node = plan.corrections(dataset)
+    ensure(plan.store, [node])
+    stored = (plan.store.folder(node) / CORRECTIONS).read_text().splitlines()
+    prompts = {example.id: example.instruction for example in dataset.examples}
+    lines = [line for line in map(json.loads, stored) if line["place"] is not None]
+    titles = "prompt", "before, to the error", "place", "student", "teacher", "KL", "the student goes on", "uncorrected"
+    print("|", " | ".join(titles), "|")
+    print("|" + "---|" * len(titles))
+    for line in lines[:: len(lines) // SHOWN][:SHOWN]:
+        beginning = line["beginning"]
+        rest = [line[name].removeprefix(beginning) for name in ("corrected", "written")]
+        rest = [text.removeprefix(line[name]) for text, name in zip(rest, ("teacher", "student"), strict=True)]
+        cells = [
+            _cut(prompts[line["id"]]), _cut(beginning, at_end=False), str(line["place"]),
+            *(f"`{line[name]!r}`" for name in ("student", "teacher")), f"{line['kl']:.1f}", *map(_cut, rest),
+        ]  # fmt: skip
+        print("|", " | ".join(cell.replace("|", "\\|") for cell in cells), "|")
+
+
+def _cut(text: str, at_end: bool = True) -> str:
+    """A text in one line, cut at its end or at its beginning."""
+    line = " ".join(text.split())
+    if len(line) <= CHARACTERS:
+        return line
+    return f"{line[:CHARACTERS]} ..." if at_end else f"... {line[-CHARACTERS:]}"
+
+
 def main(words: list[str]) -> None:
     if words[:1] == ["memory"]:
         memory(words[1], int(words[2]))
     elif words == ["head"]:
         head()
+    elif words == ["corrections"]:
+        corrections()
     elif words:
         without, with_it, _ = PARTS[words[0]]
         print(*trained({"without": without, "with": with_it}[words[1]]), peak_mb())

@@ -50,7 +50,8 @@ PIPELINE = [
     f"eval.max_new_tokens={NEW}", "train.valid_rows=1",
 ]  # fmt: skip
 START = ["model=smollm2", "loss=sft", "data.train.limit=256", "data.valid.limit=8", "train.valid_rows=1",
-         "train.student.epochs=1", "train.student.select=loss"]  # fmt: skip
+         "train.student.epochs=1", "train.student.select=loss",
+         "train.precision=fp32"]  # which every processor can train in  # fmt: skip
 LOOP_STEPS = 3
 LOOP = SHARED | {"max_steps": LOOP_STEPS, "gradient_accumulation_steps": BATCH // SHARED["per_device_train_batch_size"]}
 METHODS: dict[str, tuple[list[str], float | None, float | None]] = {  # overrides, asked and published ratio over KD

@@ -381,6 +381,9 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model,
     assert whole.keys() == killed.keys() and whole
     for name in whole:
         assert torch.equal(whole[name], killed[name]), name
+    counts = [Store(tmp_path / name).manifest(plan.student) for name in ("whole", "killed")]
+    assert all(counts[0].get(name) == counts[1].get(name) for name in ("written", "spans"))
+    assert "method=mgsr" not in row or counts[0]["spans"]["texts"]
     start = weights_of(plan.store.folder(plan.start))
     assert any(not torch.equal(start[n], whole[n]) for n in whole if n in start)
 

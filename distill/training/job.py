@@ -38,7 +38,7 @@ from distill.training.distiller import Distiller
 from distill.training.encoding import plain_sampling, training_encoder
 from distill.training.objective import CorpusLoss, SpanRelation, objective_terms
 from distill.training.sampling import CORRECTION_COLUMNS, LOG_COLUMNS, Sampling
-from distill.training.spans import RowSpans, read_spans
+from distill.training.spans import RowSpans, read_spans, tell_unaligned
 from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer
 from distill.training.writer import StudentWriter
 
@@ -164,6 +164,8 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
         finish_tracker(job.config)
         if model.objective.span is not None:
             model.objective.span.spans.close()
+    if (span := model.objective.span) is not None:
+        tell_unaligned(span.spans.counts)
     best = trainer.state.best_model_checkpoint
     assert best is not None
     if trainer.args.should_save:

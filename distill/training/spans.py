@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from distill.base.console import bar
+from distill.base.console import bar, say
 from distill.base.errors import UserError
 from distill.config.objective import SpanConfig
 from distill.data import chunkers
@@ -151,6 +151,15 @@ def _counted(spans: Iterable[Spans | None]) -> dict[str, int]:
     every = list(spans)
     aligned = [of_text for of_text in every if of_text is not None]
     return {"texts": len(every), "spans": sum(map(len, aligned)), "not aligned": len(every) - len(aligned)}
+
+
+def tell_unaligned(counts: Mapping[str, int]) -> None:
+    """Say how many texts have no spans because their tokens do not align, if there are any."""
+    if counts["not aligned"]:
+        say(
+            f"  the tokens of {counts['not aligned']} of {counts['texts']} texts cannot be aligned with their"
+            " characters: these texts have no spans"
+        )
 
 
 class RowSpans:

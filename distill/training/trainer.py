@@ -337,7 +337,9 @@ class DistillTrainer(Trainer):
         if self.model.divergence is not None and (state := self.model.divergence.state()):
             torch.save(state, Path(folder) / DIVERGENCE)
         if self.sampling is not None:
-            torch.save(self.sampling.state(), Path(folder) / SAMPLER)
+            span = self.model.objective.span
+            counts = {} if span is None else span.spans.counts
+            torch.save({**self.sampling.state(), "spans": counts}, Path(folder) / SAMPLER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the student's weights, and the states of divergence and sampler, from a checkpoint."""
@@ -346,7 +348,10 @@ class DistillTrainer(Trainer):
             return
         student, folder = self.model.student, Path(resume_from_checkpoint)
         if self.sampling is not None:
-            self.sampling.restore(torch.load(folder / SAMPLER, weights_only=True))
+            of_sampler = torch.load(folder / SAMPLER, weights_only=True)
+            self.sampling.restore(of_sampler)
+            if self.model.objective.span is not None:
+                self.model.objective.span.spans.counts = dict(of_sampler["spans"])
         if self.model.divergence is not None and self.model.divergence.state():
             self.model.divergence.restore(torch.load(folder / DIVERGENCE, weights_only=True))
         if hasattr(student, "peft_config"):

@@ -33,6 +33,7 @@ KEYS = {
     "micro gkd reference": ["model=micro", "method=gkd", "preset=reference"],
     "micro minillm": ["model=micro", "method=minillm"],
     "micro distillm": ["model=micro", "method=distillm", "sampler.threshold=0.2"],
+    "micro mgsr": ["model=micro", "method=mgsr"],
     "micro sft live": ["model=micro", "loss=sft", "train.teacher_signal=live"],
     "micro greedy": ["model=micro", "loss=akl", "eval.do_sample=false", "eval.no_repeat_ngram_size=6"],
     "gpt2 smoke": ["model=gpt2", "debug=smoke", "loss=alphanet", "train.precision=bf16"],
@@ -44,7 +45,7 @@ KEYS = {
 }
 
 MODELS = ("gpt2", "llama2")
-METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl"]
+METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl", "mgsr"]
 CURVES = {
     **{
         f"{model} {method}": [f"model={model}", f"method={method}"]

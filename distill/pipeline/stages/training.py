@@ -30,7 +30,7 @@ from distill.training.batches import micro_batch_size
 from distill.training.estimate import Estimate, estimate_answers, estimate_signal, estimate_training
 from distill.training.job import TrainingJob, teacher_dtype, train
 from distill.training.pruning import ids_to_keep, mean_nll, read_nll, write_nll
-from distill.training.spans import write_spans
+from distill.training.spans import tell_unaligned, write_spans
 
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan, Role
@@ -259,11 +259,7 @@ class PhraseSpans(Maker):
         trained_on = read_answers(plan.store.folder(self.answers)).rows if self.answers is not None else train.rows
         counts = write_spans([*trained_on, *valid.rows], chunker, settings, inputs.tokenizer(base), folders[0])
         say(f"  {counts['spans']} phrases in {counts['texts']} texts")
-        if counts["not aligned"]:
-            say(
-                f"  the tokens of {counts['not aligned']} texts cannot be aligned with their characters: these texts"
-                " have no spans"
-            )
+        tell_unaligned(counts)
         if chunker == "spacy":
             share = share_of_stop_words((e.response for e in plan.data[0].examples[:LANGUAGE_ROWS]), settings.pipeline)
             if share < STOP_WORDS:
