@@ -141,6 +141,27 @@ def slim(p, q, target, share=0.05):
     return a * clipped(p, q, kept) - (1 - a) * np.log(q[target])
 
 
+def todi(p, q):
+    a = p / (p + q)
+    return a @ rel_entr(p, q) + (1 - a) @ rel_entr(q, p)
+
+
+def csd(p, q):
+    """All pairs of classes, one by one."""
+    ratio, classes = np.log(q / p), range(len(p))
+    return sum(q[i] * q[j] * (ratio[i] - ratio[j]) ** 2 for i in classes for j in classes) / 4
+
+
+def hellinger(p, q):
+    return np.sqrt(max(0.0, 1 - np.sqrt(p * q).sum()))
+
+
+def adakd(p, q, median, scale=0.5):
+    """As long as all tokens are chosen."""
+    t = (1 / np.exp(scale * np.tanh(np.log(hellinger(p, q) / median)))) if median else 1.0
+    return t**2 * rkl(p ** (1 / t) / (p ** (1 / t)).sum(), q ** (1 / t) / (q ** (1 / t)).sum())
+
+
 def minillm(p, q):
     """Where nothing is known of a token but its id."""
     return entropy(q, p)
@@ -169,6 +190,9 @@ REFERENCES = {
         selective,
         filtration,
         slim,
+        todi,
+        csd,
+        adakd,
         minillm,
     )
 }

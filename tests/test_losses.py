@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import REFERENCES, softmax
+from reference import REFERENCES, hellinger, softmax
 
 from distill.losses import base, build, names
 from distill.losses.head import head_mask
@@ -60,7 +60,7 @@ OF_SOME = {"selective", "filtration"}  # 0 at tokens that are not chosen
 AT_TOKEN = {"dkd", "filtration", "slim"}  # of the response token's probability
 UNNORMALISED = ("dac_kl", {})  # can be negative, and pulls the student to the kept classes even at equality
 # Weights or classes that carry no gradient, so the value's own finite differences say something else.
-HELD = {"akl", "akl_r", "slim"}
+HELD = {"akl", "akl_r", "slim", "todi", "csd", "adakd"}
 
 
 def targets(shape, classes, seed=99):
@@ -92,11 +92,14 @@ def test_values_equal_the_reference(name, params):
     ours = build(name, **params)(student, teacher, at_token).detach()
     assert ours.shape == (3, 5)
     hardest = sorted(-np.log(softmax(student[at])[at_token[at]]) for at in np.ndindex(3, 5))[::-1]
+    distances = sorted(hellinger(softmax(teacher[at]), softmax(student[at])) for at in np.ndindex(3, 5))
     for at in np.ndindex(3, 5):
         more = {**params, **({"target": int(at_token[at])} if name in AT_TOKEN else {})}
         if name == "selective":
             count = math.ceil(params.get("rate", 0.5) * 15)
             more["hard"] = -np.log(softmax(student[at])[at_token[at]]) >= hardest[count - 1] - 1e-12
+        if name == "adakd":
+            more["median"] = distances[7]
         expected = REFERENCES[name](softmax(teacher[at]), softmax(student[at]), **more)
         assert float(ours[at]) == pytest.approx(expected, rel=1e-9)
 
@@ -131,6 +134,50 @@ def test_slims_gradient_holds_the_weight_still():
     kl = torch.nn.functional.kl_div(q, few.softmax(-1), reduction="none").sum(-1)
     (expected,) = torch.autograd.grad((weight * kl - (1 - weight) * of_student).sum(), student)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", ["todi", "csd", "adakd"])
+def test_gradients_of_later_losses_hold_their_weights_still(name):
+    student, teacher = random_logits((5, 9), 3).requires_grad_(), random_logits((5, 9), 4)
+    q, p = student.log_softmax(-1), teacher.log_softmax(-1)
+    if name == "todi":
+        a = (p.exp() / (p.exp() + q.exp())).detach()
+        value = (a * p.exp() * (p - q) + (1 - a) * q.exp() * (q - p)).sum()
+    elif name == "csd":
+        gap = student - teacher  # logits as they are: a shift of all changes nothing
+        weight = q.exp().detach()
+        value = (weight[:, :, None] * weight[:, None] * (gap[:, :, None] - gap[:, None]) ** 2).sum() / 4
+    else:
+        distance = (1 - (p / 2 + q / 2).exp().sum(-1)).sqrt().detach()
+        t = (-0.5 * (distance / distance.median()).log().tanh()).exp().unsqueeze(-1)
+        both = (teacher / t).log_softmax(-1), (student / t).log_softmax(-1)
+        value = (t**2 * torch.nn.functional.kl_div(*both, log_target=True, reduction="none")).sum()
+    ours = build(name)(student, teacher).sum()
+    torch.testing.assert_close(ours, value)
+    (got,), (expected,) = (torch.autograd.grad(x, student, retain_graph=True) for x in (ours, value))
+    torch.testing.assert_close(got, expected)
+
+
+def test_adakd_chooses_fewer_tokens_while_the_loss_falls_and_more_while_it_rises():
+    divergence = build("adakd", warmup=2, least=0.5, step=0.4, scale=0.0)
+    teacher = random_logits((10, 9), 4)
+    shares = []
+    for nearness in [*[0.0] * 3, *[0.9] * 40, *[-3.0] * 40]:
+        student = (1 - nearness) * random_logits((10, 9), 3) + nearness * teacher
+        batch = base.WholeBatch(lambda d, s=student: d(s, teacher).sum(), training=True)
+        chosen = divergence.for_batch(batch)
+        values = chosen(student, teacher)
+        assert int((values > 0).sum()) == round(10 / chosen.weight)
+        torch.testing.assert_close(values.mean(), build("rkl")(student, teacher)[values > 0].mean())
+        shares.append(1 / chosen.weight)
+    assert shares[0] == 1.0 and min(shares) == 0.5 and shares[-1] == 1.0
+    state = divergence.state()
+    other = build("adakd", warmup=2, least=0.5, step=0.4)
+    other.restore(state)
+    assert other.state() == state
+    validation = base.WholeBatch(lambda d: d(random_logits((10, 9), 5), teacher).sum())
+    divergence.for_batch(validation)
+    assert divergence.state() == state
 
 
 def test_the_queue_holds_the_last_tokens_of_training():

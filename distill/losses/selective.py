@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.losses.base import Divergence, WholeBatch, register
+from distill.losses.base import Collected, Divergence, WholeBatch, register
 from distill.losses.kl import forward_kl
 
 SCOPES = ("batch", "queue")
@@ -20,30 +20,16 @@ def log_prob(log_probs: Tensor, targets: Tensor) -> Tensor:
     return log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
+def hardness(student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
+    """The student's cross-entropy of each token, `[N, 1]`."""
+    assert targets is not None
+    return -log_prob(student, targets).unsqueeze(-1)
+
+
 def kl_where(student: Tensor, teacher: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """KL(p || q) `[N]` and its derivative by log q `[N, V]` at the tokens of the mask `[N]`; 0 at the others."""
     value, slope = forward_kl(student, teacher)
     return value.masked_fill(~chosen, 0), slope.masked_fill_(~chosen.unsqueeze(-1), 0)
-
-
-@dataclass(frozen=True)
-class _Hardness(Divergence):
-    """Collects the student's cross-entropy of the tokens of a batch, and is 0.
-
-    Attributes:
-        seen: receives the cross-entropy of each token. As plain numbers: a small tensor a block between large ones
-            that are freed would keep their memory from being used again (measured: 550 MB for 8,192 tokens).
-    """
-
-    reads_targets = True
-    seen: list[float] = field(default_factory=list)
-
-    def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See the base class."""
-        assert targets is not None
-        hardness = -log_prob(student, targets)
-        self.seen.extend(hardness.tolist())
-        return torch.zeros_like(hardness), torch.zeros_like(student)
 
 
 @dataclass(frozen=True)
@@ -105,10 +91,7 @@ class Selective(Divergence):
         """Forward KL at the tokens above the threshold of this batch, or of the queue with this batch at its end."""
         if self.rate == 1:
             return HardTokens(0.0)
-        found = _Hardness()
-        total(found)
-        # In order, so that what the queue drops of a batch does not depend on the number of processes
-        values = total.gather(torch.tensor(found.seen, dtype=torch.float64)).sort(descending=True).values
+        values = Collected.of(total, hardness)[:, 0]
         if self.scope == "queue" and total.training:
             values = self._last = torch.cat((self._last, values))[-self.queue :]
         if not len(values):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from distill.base.errors import UserError
@@ -21,7 +23,7 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
     """The table that a command line names, and the labels of the rows that it selects.
 
     Args:
-        words: `PAPER/TABLE`, then overrides, `rows=[...]`, `train_seeds=[...]` and `note=...`.
+        words: `PAPER/TABLE` or the file of a table, then overrides, `row.LABEL='KEY=VALUE ...'`, `rows=[...]`, `train_seeds=[...]` and `note=...`.
 
     Raises:
         UserError: no table is named, it does not exist, or one of the words is not allowed.
@@ -30,7 +32,11 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
     if not words:
         raise UserError("which table? Type PAPER/TABLE; python -m distill.list tables lists all of them")
     name, overrides = words[0], list(words[1:])
-    experiment = experiments.load(name)
+    if name.endswith((".yaml", ".yml")):
+        name, experiment = experiments.from_file(Path(name))
+    else:
+        experiment = experiments.load(name)
+    experiment, overrides = _with_added_rows(experiment, overrides)
     rows, overrides = option(overrides, "rows")
     train_seeds, overrides = option(overrides, "train_seeds")
     notes = [w.removeprefix("note=") for w in overrides if w.startswith("note=")]
@@ -42,6 +48,29 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
         overrides = [f"model={experiment.model}", *overrides]
     table = Table(name, experiment, overrides, train_seeds, notes)
     return table, chosen_rows(table, rows)
+
+
+def _with_added_rows(experiment: Experiment, words: Sequence[str]) -> tuple[Experiment, list[str]]:
+    """The table with the rows that words `row.LABEL=KEY=VALUE KEY=VALUE` add, and the other words.
+
+    Raises:
+        UserError: such a word cannot be read, or its label is taken.
+    """
+    rest = []
+    for word in words:
+        if not word.startswith("row."):
+            rest.append(word)
+            continue
+        label, equals, settings = word.removeprefix("row.").partition("=")
+        try:
+            overrides = shlex.split(settings)
+        except ValueError as error:
+            raise UserError(f"{word}: {error}; write row.LABEL='KEY=VALUE KEY=VALUE'") from None
+        if not equals or not overrides or (wrong := [o for o in overrides if "=" not in o]):
+            found = f"{wrong[0]} is not KEY=VALUE" if equals and overrides else "it has no settings"
+            raise UserError(f"{word}: {found}; write row.LABEL='KEY=VALUE KEY=VALUE', such as row.Mine='loss=skl loss.mix=0.3'")
+        experiment = experiment.with_row(label, overrides)
+    return experiment, rest
 
 
 def option(words: Sequence[str], name: str) -> tuple[list[Any] | None, list[str]]:

@@ -36,7 +36,7 @@ class RowDefinition:
 
     Attributes:
         label: its name in the table.
-        group: `context` (Teacher and SFT, above the rows of the paper) or `paper`.
+        group: `context` (Teacher and SFT, above the rows of the paper), or that of its config.
         role: the model that is evaluated, `student` or `teacher`.
         overrides: the overrides that distinguish it from other rows.
         reference: what the paper's code ran for it; empty unless the preset is `reference`.
@@ -151,7 +151,7 @@ class Table:
             words = [*row.overrides, *row.pairs.get(str(self.model), [])]
             own_pair = row.model if of_paper else None
             recipe = experiment.recipe(label, own_pair or str(self.model)) if self._is_reference else []
-            rows.append(RowDefinition(label, "paper", row.role, words, recipe, own_pair))
+            rows.append(RowDefinition(label, row.group, row.role, words, recipe, own_pair))
         return rows
 
     def _measured_train_seeds(self) -> list[int] | None:
@@ -306,7 +306,7 @@ class Table:
     def _check_counts(self) -> None:
         """Refuse `data=dolly` with other sets than the paper's if the pair is the paper's own: the cells would stand
         beside the paper's numbers without being measured on its data."""
-        data, is_papers = self.config.data, self.model == self.experiment.model
+        data, is_papers = self.config.data, self.experiment.is_papers_pair(str(self.model))
         if data.name != "dolly" or not is_papers or data.other_counts or self.config.debug.smoke:
             return
         sets = self.rows[self.labels[-1]][0].plan.sets.values() if self.measurements.texts else ()
@@ -338,7 +338,7 @@ class Table:
 
 
 def chosen_rows(table: Table, rows: Sequence[Any] | None) -> list[str]:
-    """The labels of the selected rows and of the context rows, in the table's order.
+    """The labels of the selected rows, of the context rows, and of added rows, in the table's order.
 
     Args:
         rows: labels; None selects all rows.
@@ -351,4 +351,5 @@ def chosen_rows(table: Table, rows: Sequence[Any] | None) -> list[str]:
     if unknown:
         listed = ", ".join(known)
         raise UserError([f"rows: no row is named {r}{nearest(str(r), known)} (the rows are {listed})" for r in unknown])
-    return [label for label in known if rows is None or label in rows or label in CONTEXT]
+    always = [*CONTEXT, *(label for label, row in table.row_definitions.items() if row.group == "added")]
+    return [label for label in known if rows is None or label in rows or label in always]

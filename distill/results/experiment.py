@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,9 @@ from distill.config.section import Section
 
 EXPERIMENTS, PAPER = locations.EXPERIMENTS, locations.PAPER
 CONTEXT = ("Teacher", "SFT")  # the first rows of every table, unless its YAML has `context: false`
+PRINTED_AS = {"Teacher": ["Teacher (SFT)"], "SFT": []}  # how papers print their labels, too
+Group = Literal["paper", "published later", "added"]
+SET_APART: tuple[str, ...] = ("published later", "added")  # groups of rows below those of the paper
 
 
 class RowConfig(Section):
@@ -36,6 +40,8 @@ class RowConfig(Section):
             overrides. For a pair without any the row's method may have some (`MethodConfig.reference`).
         sweep: one config key and its values. The row becomes one row for each value, and `{value}` in its label and in
             `paper` is replaced by the value.
+        group: `paper` for a row of the paper, or one of its parts alone; `published later` for another paper's;
+            `added` for a row of the command line (`with_row`).
     """
 
     overrides: list[str] = Field(default_factory=list)
@@ -45,6 +51,7 @@ class RowConfig(Section):
     model: str | None = None
     reference: list[ReferenceConfig] = Field(default_factory=list)
     sweep: dict[str, list[float | int | str]] | None = None
+    group: Group = "paper"
 
 
 class ColumnConfig(Section):
@@ -84,6 +91,9 @@ class Experiment(Section):
         paper: the paper's name.
         model: the paper's pair; None for a figure without a model.
         sources: files of results/paper with the printed numbers. If several have a number, the first file counts.
+        blocks: where a source has several pairs one below the other, the first part of their rows' names by pair. The
+            last part is the row's label: `OPT|1.3B|KD`.
+        inconsistencies: what does not fit together in the paper's numbers, in sentences that stand under the table.
         against: the label of the baseline row, which the other rows are tested against.
         kind: `table`, or `figure`, drawn by `draw`.
         draw: the name of the figure's function in `distill.results.figures`.
@@ -99,6 +109,8 @@ class Experiment(Section):
     paper: str
     model: str | None
     sources: list[str] = Field(default_factory=list)
+    blocks: dict[str, str] = Field(default_factory=dict)
+    inconsistencies: list[str] = Field(default_factory=list)
     against: str | None = None
     kind: Literal["table", "figure"] = "table"
     draw: str | None = None
@@ -137,6 +149,28 @@ class Experiment(Section):
                     f" {', '.join(self.columns)}"
                 )
         return self
+
+    def is_papers_pair(self, pair: str) -> bool:
+        """Whether the paper prints numbers of the table for a pair."""
+        of_columns = {name for column in self.columns.values() for name in column.paper}
+        return pair in {self.model, *self.blocks, *of_columns}
+
+    def with_row(self, label: str, overrides: Sequence[str]) -> Experiment:
+        """The table with one more row below its own.
+
+        Raises:
+            UserError: the label is empty or there already, or the table has no rows.
+        """
+        if self.model is None or self.kind != "table":
+            raise UserError(f"row.{label}: this is a figure; rows can be added to tables")
+        if not label.strip() or label in (*self.rows, *CONTEXT):
+            taken = f"the label {label!r} is taken" if label.strip() else "the row has no label"
+            raise UserError(
+                f"row.{label}: {taken}; write row.LABEL='KEY=VALUE KEY=VALUE' with a label of its own (the table has"
+                f" {', '.join((*CONTEXT, *self.rows))})"
+            )
+        row = RowConfig(overrides=list(overrides), group="added")
+        return self.model_copy(update={"rows": {**self.rows, label: row}})
 
     def for_pair(self, pair: str) -> Experiment:
         """The experiment with the columns that a pair's table has."""
@@ -191,6 +225,21 @@ def load(name: str) -> Experiment:
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"no table is named {name}{hint} (python -m distill.list tables shows all)")
     return parse(paths[name], f"experiments/{name}.yaml")
+
+
+def from_file(path: Path) -> tuple[str, Experiment]:
+    """The experiment in a file of one's own, and its name: the file's `paper`, and the name of the file.
+
+    Raises:
+        UserError: the file does not exist or is not valid, or its name is that of a table of the project.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; give a table's file (.yaml), or a name such as abkd/losses_gpt2")
+    experiment = parse(path, str(path))
+    name = f"{experiment.paper}/{path.stem}"
+    if name in locations.tables(EXPERIMENTS):
+        raise UserError(f"{path}: its results would replace those of the table {name}; rename the file, or its paper")
+    return name, experiment
 
 
 def parse(path: Path, file_name: str) -> Experiment:
@@ -260,10 +309,15 @@ def paper_numbers(experiment: Experiment, model: str) -> tuple[dict[tuple[str, s
     """
     first: dict[tuple[str, str], tuple[PaperNumber, str]] = {}
     differences = []
-    rows = {**(dict.fromkeys(CONTEXT, RowConfig()) if experiment.context else {}), **experiment.rows}
+    context = {label: RowConfig(paper=names) for label, names in PRINTED_AS.items()} if experiment.context else {}
+    rows = {**context, **experiment.rows}
+    block = experiment.blocks.get(model) or experiment.blocks.get(experiment.model or "")
     row_field, column_field = ("column", "row") if experiment.transposed else ("row", "column")
     for source in experiment.sources:
         frame = pd.read_csv(PAPER / f"{source}.csv", dtype=str, keep_default_na=False)
+        if block is not None:
+            frame = frame[frame["row"].str.startswith(f"{block}|")]
+            frame = frame.assign(row=frame["row"].str.rpartition("|")[2])
         cells = frame.drop_duplicates([row_field, column_field]).set_index([row_field, column_field])[["mean", "std"]]
         printed = {position: PaperNumber(*numbers) for position, *numbers in cells.itertuples()}
         for label, row in rows.items():

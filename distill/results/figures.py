@@ -3,71 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from distill.base.errors import UserError
 from distill.base.files import write_whole
-from distill.results.experiment import Experiment
+from distill.results import toys  # noqa: F401  registers its figures
+from distill.results.drawing import FIGURES, Drawing, FigureData, figure
+from distill.results.experiment import Experiment, paper_numbers
 from distill.results.header import header, seeds_line
 from distill.results.manifest import Manifest
 from distill.results.rendering import Rendered, markdown_table
-from distill.results.table import RowData, curves, epochs_table, logged, rows_of
+from distill.results.table import MISSING, columns_of, curves, epochs_table, logged, rows_of
 
 SIZE, DOTS = (7.0, 4.2), 150  # size in inches, and resolution of the PNG in dots per inch
-GRID = 2001  # number of points that a density is computed at
-
-
-@dataclass(frozen=True)
-class FigureData:
-    """The data that a figure is drawn from.
-
-    Attributes:
-        experiment: the figure's YAML.
-        rows: the rows with their measurements; empty for a figure without a model.
-        results: the results folder.
-    """
-
-    experiment: Experiment
-    rows: Sequence[RowData]
-    results: str | Path
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure's numbers and the function that plots them.
-
-    Attributes:
-        frame: the plotted numbers.
-        plot: plots the numbers on matplotlib axes; with several panels it gets a list of them.
-        table: a table for the markdown page, below the picture; None for no table.
-        panels: the number of panels, one below the other, with one x axis.
-    """
-
-    frame: pd.DataFrame
-    plot: Callable[[Any], None]
-    table: pd.DataFrame | None = None
-    panels: int = 1
-
-
-FIGURES: dict[str, Callable[[FigureData], Drawing]] = {}
-
-
-def figure(name: str) -> Callable[[Callable[[FigureData], Drawing]], Callable[[FigureData], Drawing]]:
-    """A function decorator that registers a figure under the name that an experiment's `draw` gives."""
-
-    def add(draw: Callable[[FigureData], Drawing]) -> Callable[[FigureData], Drawing]:
-        if name in FIGURES:
-            raise ValueError(f"the figure name {name} is taken; register another")
-        FIGURES[name] = draw
-        return draw
-
-    return add
 
 
 def check_figure(experiment: Experiment) -> None:
@@ -89,7 +40,7 @@ def write_figure(manifest: Manifest, experiment: Experiment, results: str | Path
 
     assert experiment.draw is not None
     rows = rows_of(manifest, results)
-    drawing = FIGURES[experiment.draw](FigureData(experiment, rows, results))
+    drawing = FIGURES[experiment.draw](FigureData(experiment, rows, results, manifest))
     lines = header(rows, experiment, manifest)
     folder = manifest.folder(results)
     with matplotlib.rc_context({"svg.hashsalt": manifest.table, "svg.fonttype": "none"}):
@@ -169,46 +120,41 @@ def limits(data: FigureData) -> Drawing:
     return Drawing(frame, plot, table if len(frame) else None, len(LIMITS))
 
 
-@figure("toy_gaussian")
-def toy_gaussian(data: FigureData) -> Drawing:
-    """A mixture of three Gaussians (the teacher) and the two Gaussians that minimise forward and reverse KL to it.
-
-    This is figure 1 of the AKL paper. The paper prints no parameters; these are chosen here. Forward KL has its minimum
-    at the mixture's mean and variance. Reverse KL is minimised numerically from each peak of the mixture, and the best
-    of the three results is plotted.
-    """
-    from scipy import optimize, stats
-
-    weights, means, deviations = np.array([0.3, 0.45, 0.25]), np.array([-6.0, 0.0, 7.0]), np.array([0.7, 0.8, 0.9])
-    x = np.linspace(-18.0, 18.0, GRID)
-    step = x[1] - x[0]
-    teacher = (weights[:, None] * stats.norm.pdf(x, means[:, None], deviations[:, None])).sum(0)
-    mean = float(weights @ means)
-    deviation = float(np.sqrt(weights @ (deviations**2 + means**2) - mean**2))
-
-    def reverse_kl(parameters: np.ndarray) -> float:
-        q = stats.norm.pdf(x, parameters[0], np.exp(parameters[1]))
-        positive = q > 0
-        return float((q[positive] * np.log(q[positive] / teacher[positive])).sum() * step)
-
-    starts = zip(means, deviations, strict=True)
-    fits = [optimize.minimize(reverse_kl, np.array([m, np.log(d)]), method="Nelder-Mead") for m, d in starts]
-    best = min(fits, key=lambda fit: fit.fun)
-    frame = pd.DataFrame(
-        {
-            "x": x.round(6),
-            "teacher": teacher,
-            "forward KL": stats.norm.pdf(x, mean, deviation),
-            "reverse KL": stats.norm.pdf(x, best.x[0], np.exp(best.x[1])),
-        }
-    )
+@figure("bars")
+def bars(data: FigureData) -> Drawing:
+    """A group of bars for each column of a table, a bar a row, with its standard deviation; the paper's as lines."""
+    paper, _ = paper_numbers(data.experiment, data.manifest.model)
+    lines = []
+    for column in columns_of(data.experiment, data.manifest):
+        for row in data.rows:
+            value, number = row.cell(column), paper.get((row.label, column.title))
+            lines.append(
+                {
+                    "column": column.title,
+                    "row": row.label,
+                    "mean": None if value is None else value.mean,
+                    "std": None if value is None else value.std,
+                    "paper": "" if number is None else str(number),
+                }
+            )
+    frame = pd.DataFrame(lines)
+    titles, labels = list(dict.fromkeys(frame["column"])), list(dict.fromkeys(frame["row"]))
+    is_papers_pair = data.experiment.is_papers_pair(data.manifest.model)
 
     def plot(axes: Any) -> None:
-        axes.fill_between(frame["x"], frame["teacher"], alpha=0.2, color="black", linewidth=0, label="teacher")
-        for name in ("forward KL", "reverse KL"):
-            axes.plot(frame["x"], frame[name], label=f"student by {name}")
-        axes.set_xlabel("value")
-        axes.set_ylabel("density")
-        axes.legend(fontsize="small")
+        width = 0.8 / len(labels)
+        for place, label in enumerate(labels):
+            of_row = frame[frame["row"] == label].set_index("column").loc[titles]
+            x = [i + (place - (len(labels) - 1) / 2) * width for i in range(len(titles))]
+            axes.bar(x, of_row["mean"].astype(float), width, yerr=of_row["std"].astype(float), capsize=2, label=label)
+            if is_papers_pair:
+                printed = [float(text.split()[0]) if text else float("nan") for text in of_row["paper"]]
+                axes.plot(x, printed, linestyle="", marker="_", color="black", markersize=12)
+        axes.set_xticks(range(len(titles)), titles)
+        axes.set_ylabel("ROUGE-L")
+        axes.legend(fontsize="small", ncols=2)
 
-    return Drawing(frame, plot)
+    cells = frame.assign(text=[MISSING if pd.isna(m) else f"{m:.2f}" + ("" if pd.isna(s) else f" ({s:.2f})")
+                               for m, s in zip(frame["mean"], frame["std"], strict=True)])  # fmt: skip
+    table = cells.pivot(index="row", columns="column", values="text").loc[labels, titles]
+    return Drawing(frame, plot, table.rename_axis(columns=None).reset_index())

@@ -127,7 +127,7 @@ def is_smoke(rows: Sequence[RowData]) -> bool:
 
 def scale_warnings(run: RunDescription, experiment: Experiment, manifest: Manifest) -> Iterator[str]:
     """Warnings where the numbers do not compare with the paper's: another pair ran, or random weights."""
-    if manifest.model != experiment.model:
+    if not experiment.is_papers_pair(manifest.model):
         yield (
             f"This is not the paper's scale (its pair is `{experiment.model}`): the rows compare with each other, not"
             " with the paper's numbers."

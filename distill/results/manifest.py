@@ -20,7 +20,7 @@ class RowRuns:
 
     Attributes:
         label: the row's label.
-        group: `context` (the rows Teacher and SFT) or `paper` (the experiment's own rows).
+        group: `context` (the rows Teacher and SFT), or the row's in the experiment (`RowConfig.group`).
         role: the model that was measured, `student` or `teacher`.
         model: the pair whose results folder holds the runs.
         runs: the runs' names, one for each training seed.

@@ -10,12 +10,21 @@ import pandas as pd
 
 from distill.base.files import write_whole
 from distill.results import metrics
-from distill.results.experiment import Experiment, PaperNumber, paper_numbers
+from distill.results.experiment import SET_APART, Experiment, PaperNumber, paper_numbers
 from distill.results.header import header, is_smoke, seeds_line
 from distill.results.manifest import Manifest
 from distill.results.recipes import pair_recipe, row_recipe
 from distill.results.separation import separations
-from distill.results.statistics import Cell, Column, Comparison, compare, printed_p
+from distill.results.statistics import (
+    Cell,
+    Column,
+    Comparison,
+    compare,
+    holm,
+    order_agreement,
+    p_text,
+    printed_p,
+)
 from distill.results.table import (
     MISSING,
     RowData,
@@ -28,7 +37,7 @@ from distill.results.table import (
 )
 
 # Columns of a section that are left out where they are empty
-OPTIONAL = ("paper", "difference", "against", "p", "p from printed", "tokens", "ended %")
+OPTIONAL = ("paper", "difference", "against", "p", "p (Holm)", "p from printed", "tokens", "ended %")
 
 
 @dataclass(frozen=True)
@@ -70,22 +79,23 @@ def write_table(manifest: Manifest, experiment: Experiment, results: str | Path)
 def _sections(
     rows: Sequence[RowData], columns: Sequence[Column], experiment: Experiment, manifest: Manifest
 ) -> list[str]:
-    """The markdown below the table: for each column the measured cells, the paper's numbers and the paired tests."""
+    """The markdown below the table: for each column the measured cells, the paper's numbers and the tests."""
     paper, differences = paper_numbers(experiment, manifest.model)
-    is_papers_pair = manifest.model == experiment.model and not is_smoke(rows)
-    baseline = next((row for row in rows if row.label == experiment.against), None)
+    is_papers_pair = experiment.is_papers_pair(manifest.model) and not is_smoke(rows)
+    measured = [column for column in columns if any(row.cell(column) is not None for row in rows)]
+    tests = _tests(rows, measured, experiment.against)
     text: list[str] = []
-    any_tested = any_printed = False
-    for column in columns:
-        if all(row.cell(column) is None for row in rows):
-            continue
-        section, tested = _section(rows, column, baseline, experiment, paper, is_papers_pair)
-        any_tested, any_printed = any_tested or tested, any_printed or bool(section["p from printed"].any())
+    any_printed = False
+    for column in measured:
+        section = _section(rows, column, tests, experiment, paper, is_papers_pair)
+        any_printed = any_printed or bool(section["p from printed"].any())
         section = section.fillna("").drop(columns=[c for c in OPTIONAL if c in section and not section[c].any()])
         label = experiment.against
         names = {"against": f"against {label} (95 %)", "over": f"over {label}", "paper's over": f"paper's over {label}"}
         unit = [f"{metrics.find(column.dataset, column.metric).unit}.", ""] if column.any_size else []
         text += [f"## {column.title}", "", *unit, markdown_table(section.rename(columns=names)), ""]
+    text += _needed(experiment, paper)
+    text += _orders(rows, measured, paper)
     text += _papers_own_tests(experiment, manifest.model, paper)
     if any_printed:
         text += [
@@ -94,42 +104,115 @@ def _sections(
             " prints, which may be of a one-sided test.",
             "",
         ]
-    if any_tested:
+    if tests:
+        several = any(test.trainings > 1 for test, _ in tests.values())
+        what = "resampled trainings and prompts" if several else "resampled prompts"
+        scope = "" if several else "; they tell whether these trained models differ on such prompts, not whether"
+        scope += "" if several else " another training would"
         text.append(
-            f"Tests against {experiment.against} are paired over prompts, of each prompt's mean over seeds: bootstrap"
-            " interval, and two-sided p of the permutation test; they tell whether these trained models differ on such"
-            " prompts, not whether another training would."
+            f"Tests against {experiment.against} are paired over prompts: interval and two-sided p from one t"
+            f" distribution, whose standard error is over {what}{scope}. p (Holm) is adjusted for the {len(tests)} tests"
+            " of this page."
         )
     if differences:
         text += ["", "The documents disagree with each other:", "", *(f"- {line}" for line in differences)]
+    if experiment.inconsistencies:
+        text += ["", "What does not fit together in the paper:", "", *(f"- {x}" for x in experiment.inconsistencies)]
     return text
+
+
+Tests = Mapping[tuple[str, str], tuple[Comparison, float]]  # by (row, column): the test, and p by Holm's method
+
+
+def _tests(rows: Sequence[RowData], columns: Sequence[Column], against: str | None) -> Tests:
+    """The tests of all rows against the baseline row, in the columns that have scores by prompt."""
+    baseline = next((row for row in rows if row.label == against), None)
+    tests: dict[tuple[str, str], Comparison] = {}
+    for column in columns if baseline is not None else ():
+        if column.is_average or not metrics.find(column.dataset, column.metric).per_prompt:
+            continue
+        assert baseline is not None
+        of_baseline = baseline.prompt_scores(column.dataset, column.metric)
+        for row in (row for row in rows if row is not baseline):
+            test = compare(row.prompt_scores(column.dataset, column.metric), of_baseline)
+            if test is not None:
+                tests[row.label, column.title] = test
+    adjusted = holm([test.p for test in tests.values()])
+    return {key: (test, p) for (key, test), p in zip(tests.items(), adjusted, strict=True)}
 
 
 def _section(
     rows: Sequence[RowData],
     column: Column,
-    baseline: RowData | None,
+    tests: Tests,
     experiment: Experiment,
     paper: Mapping[tuple[str, str], PaperNumber],
     is_papers_pair: bool,
-) -> tuple[pd.DataFrame, bool]:
-    """The section of a column, one line a row, and whether a row was tested against the baseline."""
-    lines, tested = [], False
-    per_prompt = not column.is_average and metrics.find(column.dataset, column.metric).per_prompt
+) -> pd.DataFrame:
+    """The section of a column, one line a row."""
+    lines = []
+    baseline = next((row for row in rows if row.label == experiment.against), None)
     baseline_number = paper.get((experiment.against or "", column.title))
     baseline_value = baseline.cell(column) if baseline is not None else None
     for row in rows:
         value, number = row.cell(column), paper.get((row.label, column.title))
-        test = None
-        if per_prompt and baseline is not None and row is not baseline:
-            row_means, baseline_means = (r.prompt_means(column.dataset, column.metric) for r in (row, baseline))
-            test = compare(row_means, baseline_means)
-            tested = tested or test is not None
+        test = tests.get((row.label, column.title))
         line = _line(row, column, value, number, baseline_number, test, is_papers_pair)
         if column.any_size and baseline is not None:
             line |= _ratios(value, baseline_value, number, baseline_number)
         lines.append(line)
-    return pd.DataFrame(lines), tested
+    return pd.DataFrame(lines)
+
+
+def _needed(experiment: Experiment, paper: Mapping[tuple[str, str], PaperNumber]) -> list[str]:
+    """The paper's numbers in the columns that no command of a table measures."""
+    text = []
+    for title, column in experiment.columns.items():
+        numbers = {label: paper.get((label, title)) for label in experiment.rows}
+        if column.needs is not None and any(numbers.values()):
+            lines = [
+                {"row": label, "measured": f"needs {column.needs}", "paper": str(number or "")}
+                for label, number in numbers.items()
+            ]
+            text += [f"## {title}", "", markdown_table(pd.DataFrame(lines)), ""]
+    return text
+
+
+def _orders(
+    rows: Sequence[RowData], columns: Sequence[Column], paper: Mapping[tuple[str, str], PaperNumber]
+) -> list[str]:
+    """Whether the paper's order of its rows holds here: Kendall's tau between measured and printed values."""
+    lines = []
+    for column in columns:
+        both = [
+            (row, value, number)
+            for row in rows
+            if row.row.group == "paper"
+            and (value := row.cell(column)) is not None
+            and (number := paper.get((row.label, column.title))) is not None
+        ]
+        scores = None
+        if not column.is_average and metrics.find(column.dataset, column.metric).per_prompt:
+            frames = [row.prompt_scores(column.dataset, column.metric) for row, _, _ in both]
+            same = frames and frames[0].shape[1] > 1 and all(f.columns.equals(frames[0].columns) for f in frames)
+            scores = [frame.to_numpy() for frame in frames] if same else None
+        measured, printed = [v.mean for _, v, _ in both], [float(n.mean) for _, _, n in both]
+        if (agreement := order_agreement(measured, printed, scores)) is not None:
+            interval = "" if agreement.low is None else f"[{agreement.low:+.2f}, {agreement.high:+.2f}]"
+            lines.append(
+                {"column": column.title, "rows": agreement.rows, "tau": f"{agreement.tau:+.2f}", "95 %": interval}
+            )
+    if not lines:
+        return []
+    return [
+        "## The paper's order",
+        "",
+        "Kendall's tau between measured and printed values of the paper's rows: 1 for the same order, -1 for the"
+        " reverse. The interval is over resampled trainings and prompts.",
+        "",
+        markdown_table(pd.DataFrame(lines)),
+        "",
+    ]
 
 
 def _line(
@@ -138,7 +221,7 @@ def _line(
     value: Cell | None,
     number: PaperNumber | None,
     baseline_number: PaperNumber | None,
-    test: Comparison | None,
+    tested: tuple[Comparison, float] | None,
     is_papers_pair: bool,
 ) -> dict[str, str]:
     difference = f"{value.mean - float(number.mean):+.2f}" if is_papers_pair and value and number else ""
@@ -154,13 +237,15 @@ def _line(
     length, eos_rate = (
         row.cell(Column("", ((column.dataset, name),))) if is_rouge_l else None for name in ("length", "eos_rate")
     )
+    test, adjusted = tested or (None, 1.0)
     return {
         "row": row.label,
         "measured": str(value or MISSING),
         "paper": str(number or ""),
         "difference": difference,
         "against": f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]" if test else "",
-        "p": test.p_text if test else "",
+        "p": p_text(test.p) if test else "",
+        "p (Holm)": p_text(adjusted) if test else "",
         "p from printed": p,
         "tokens": f"{length.mean:.1f}" if length else "",
         "ended %": f"{eos_rate.mean:.1f}" if eos_rate else "",
@@ -259,8 +344,14 @@ def recipe_section(experiment: Experiment, manifest: Manifest) -> list[str]:
 
 
 def markdown_table(data: pd.DataFrame) -> str:
-    """A frame as a markdown table, without the column `group`."""
+    """A frame as a markdown table. In place of the column `group` a line stands above rows that are not the paper's."""
     names = [c for c in data.columns if c != "group"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(str(x) for x in line) + " |" for line in data[names].itertuples(index=False)]
+    before = ""
+    for _, line in data.iterrows():
+        group = str(line.get("group", ""))
+        if group != before and group in SET_APART:
+            lines.append("| " + " | ".join([f"*{group}*", *[""] * (len(names) - 1)]) + " |")
+        before = group
+        lines.append("| " + " | ".join(str(line[name]) for name in names) + " |")
     return "\n".join(lines)

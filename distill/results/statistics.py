@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-RESAMPLES = 9999  # of the bootstrap and of the permutation test
+RESAMPLES = 4000  # of the bootstrap
+BLOCK = 500  # draws at a time, for memory
+SMALLEST_P = 1e-6
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ class Comparison:
         difference: the row's mean minus the baseline's.
         low: the lower end of the difference's 95 % interval.
         high: the upper end.
-        p: the two-sided p of the permutation test.
+        p: the two-sided p. It is below 0.05 exactly if the interval does not contain 0.
         prompts: the number of prompts.
-        floor: the smallest p that `RESAMPLES` permutations can give; 0 if the test used all permutations.
+        trainings: the most trainings of either row.
     """
 
     difference: float
@@ -78,12 +81,12 @@ class Comparison:
     high: float
     p: float
     prompts: int
-    floor: float = 0.0
+    trainings: int = 1
 
-    @property
-    def p_text(self) -> str:
-        """p as a table shows it. At the floor the true p may be smaller, so the text starts with `<=`."""
-        return f"{self.p:.2g}" if self.p > self.floor else f"<={self.floor:.2g}"
+
+def p_text(p: float) -> str:
+    """p as a table shows it. The tail of a distribution is not known to more than the smallest number here."""
+    return f"{p:.2g}" if p >= SMALLEST_P else f"<{SMALLEST_P:g}"
 
 
 def cell(lines: pd.DataFrame, column: Column) -> Cell | None:
@@ -133,50 +136,153 @@ def printed_p(
     return float(test.pvalue)
 
 
-def compare(row: pd.Series, baseline: pd.Series) -> Comparison | None:
-    """The paired test of a row against a baseline over the prompts of a set.
+def compare(row: pd.DataFrame, baseline: pd.DataFrame) -> Comparison | None:
+    """The test of a row against a baseline over the trainings of both and the prompts of a set.
 
-    The interval is a bias-corrected and accelerated bootstrap. p is from a permutation test that flips the sign of each
-    prompt's difference. Neither assumes normal scores. Both draw from a fixed seed.
+    Interval and p are those of one t distribution around the measured difference: its standard error is that of a
+    hierarchical bootstrap (`resampled_means`), and its degrees of freedom are Satterthwaite's for the variances between
+    prompts and between trainings. With one training each the test tells nothing of other trainings.
 
     Args:
-        row: the row's score of each prompt by example id, the mean over generation and training seeds.
+        row: the row's scores, a line a training and a column a prompt, by example id (`prompt_scores`).
         baseline: the same of the baseline row.
 
     Returns:
         The comparison; None if the two have different prompts, fewer than two prompts, or a prompt without a score.
     """
-    if set(row.index) != set(baseline.index) or len(row) < 2 or row.isna().any() or baseline.isna().any():
+    if set(row.columns) != set(baseline.columns) or row.shape[1] < 2 or row.isna().any(axis=None):
+        return None
+    if baseline.isna().any(axis=None):
         return None
     from scipy import stats
 
-    differences = (row - baseline.loc[row.index]).to_numpy()
-    mean = float(differences.mean())
-    low = high = mean
-    if np.ptp(differences):  # the bootstrap's correction is undefined where all differences are equal
-        bootstrap = stats.bootstrap((differences,), np.mean, n_resamples=RESAMPLES, batch=1000, rng=0)
-        low, high = bootstrap.confidence_interval
-    permutation = stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, batch=1000, rng=0
-    )
-    floor = 2 / (RESAMPLES + 1) if 2 ** len(differences) > RESAMPLES else 0.0
-    return Comparison(mean, float(low), float(high), float(permutation.pvalue), len(differences), floor)
+    both = [row.to_numpy(), baseline[row.columns].to_numpy()]
+    difference = float(both[0].mean() - both[1].mean())
+    draws = resampled_means(both)
+    error = float((draws[:, 0] - draws[:, 1]).std(ddof=1))
+    trainings = max(len(scores) for scores in both)
+    if error <= 1e-12 * max(1.0, abs(difference)):  # all differences are equal
+        return Comparison(difference, difference, difference, float(difference == 0), row.shape[1], trainings)
+    degrees = _degrees_of_freedom(both)
+    reach = float(stats.t.ppf(0.975, degrees)) * error
+    p = 2 * float(stats.t.sf(abs(difference) / error, degrees))
+    return Comparison(difference, difference - reach, difference + reach, p, row.shape[1], trainings)
 
 
-def prompt_means(scores: Sequence[pd.DataFrame], dataset: str, column: str, topic: str | None) -> pd.Series:
-    """Each prompt's mean score over the runs of a row (its trainings), by example id.
+def resampled_means(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """Means of several rows over resampled trainings and prompts `[RESAMPLES, rows]`: a hierarchical bootstrap.
+
+    A draw takes the same prompts for all rows, and trainings of each row. It takes one less than there are, with
+    replacement, so that the variance of the means is unbiased for a few trainings too (Rao and Wu 1988). The only
+    training of a row is taken as it is. The seed is fixed.
 
     Args:
-        scores: each run's scores by prompt, all over the same generation seeds.
+        scores: for each row `[trainings, prompts]`, the prompts in one order.
+    """
+    rng, counts = np.random.default_rng(0), _prompt_counts(scores[0].shape[1])
+    means = np.empty((RESAMPLES, len(scores)))
+    for place, of_row in enumerate(scores):
+        trainings = len(of_row)
+        by_training = np.concatenate([part @ of_row.T for part in np.split(counts, RESAMPLES // BLOCK)])
+        chosen = rng.integers(trainings, size=(RESAMPLES, max(1, trainings - 1)))
+        means[:, place] = np.take_along_axis(by_training, chosen, axis=1).mean(axis=1) / (of_row.shape[1] - 1)
+    return means
+
+
+@lru_cache(maxsize=1)  # all comparisons over one set have the same
+def _prompt_counts(prompts: int) -> np.ndarray:
+    """How often each draw takes each prompt `[RESAMPLES, prompts]`: one less than there are, with replacement."""
+    rng, shares = np.random.default_rng(1), np.full(prompts, 1 / prompts)
+    blocks = [rng.multinomial(prompts - 1, shares, size=BLOCK).astype(np.float32) for _ in range(RESAMPLES // BLOCK)]
+    return np.concatenate(blocks)
+
+
+def _degrees_of_freedom(scores: Sequence[np.ndarray]) -> float:
+    """Satterthwaite's degrees of freedom of a difference of two rows, from their scores `[trainings, prompts]`."""
+    differences = scores[0].mean(0) - scores[1].mean(0)
+    parts = [(differences.var(ddof=1) / len(differences), len(differences) - 1)]
+    for of_row in scores:
+        if len(of_row) > 1:
+            parts.append((of_row.mean(1).var(ddof=1) / len(of_row), len(of_row) - 1))
+    weight = sum(variance**2 / degrees for variance, degrees in parts)
+    return float(sum(variance for variance, _ in parts) ** 2 / weight) if weight else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted by Holm's method, in their order."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two orders of rows agree.
+
+    Attributes:
+        rows: the number of rows.
+        tau: Kendall's tau-b: 1 for one order, -1 for the reverse, near 0 for unrelated ones.
+        low: the lower end of its 95 % interval over resampled trainings and prompts; None without scores by prompt.
+        high: the upper end.
+    """
+
+    rows: int
+    tau: float
+    low: float | None = None
+    high: float | None = None
+
+
+def order_agreement(
+    measured: Sequence[float], printed: Sequence[float], scores: Sequence[np.ndarray] | None = None
+) -> Agreement | None:
+    """Kendall's tau between measured and printed values of the same rows; None for fewer than three rows.
+
+    Args:
+        measured: the rows' measured values.
+        printed: the paper's.
+        scores: each row's scores, as in `resampled_means`.
+    """
+    if len(measured) < 3:
+        return None
+    signs = _signs(np.asarray(printed, dtype=float))
+    (tau,) = _tau(np.asarray(measured, dtype=float)[None], signs)
+    if scores is None:
+        return Agreement(len(measured), float(tau))
+    low, high = np.nanpercentile(_tau(resampled_means(scores), signs), [2.5, 97.5])
+    return Agreement(len(measured), float(tau), float(low), float(high))
+
+
+def _signs(values: np.ndarray) -> np.ndarray:
+    """The sign of each pair's difference, of values `[..., rows]`."""
+    first, second = np.triu_indices(values.shape[-1], 1)
+    return np.sign(values[..., first] - values[..., second])
+
+
+def _tau(values: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b `[n]` of values `[n, rows]` with an order, given by the signs of its pairs; NaN if all are tied."""
+    ours = _signs(values)
+    untied = np.sqrt((ours != 0).sum(-1) * (signs != 0).sum())
+    with np.errstate(invalid="ignore"):
+        return (ours * signs).sum(-1) / untied
+
+
+def prompt_scores(scores: Sequence[pd.DataFrame], dataset: str, column: str, topic: str | None) -> pd.DataFrame:
+    """The score of each training and prompt of a row, the mean over generation seeds: a line a training, by example id.
+
+    Args:
+        scores: each run's scores by prompt (its trainings), all over the same generation seeds.
         dataset: the data set's name.
         column: the column of `scores` that holds the metric.
         topic: the topic of the prompts; None takes all prompts.
     """
-    frames = [frame for frame in scores if column in frame.columns]
-    if not frames:
-        return pd.Series(dtype=float)
-    all_scores = pd.concat(frames, ignore_index=True)
-    set_scores = all_scores[all_scores["dataset"] == dataset]
-    if topic is not None:
-        set_scores = set_scores[set_scores["topic"] == topic]
-    return set_scores.groupby("id")[column].mean()  # sorted by id: the bootstrap draws by position
+    lines = []
+    for frame in (frame for frame in scores if column in frame.columns):
+        of_set = frame[frame["dataset"] == dataset]
+        if topic is not None:
+            of_set = of_set[of_set["topic"] == topic]
+        if len(of_set):
+            lines.append(of_set.groupby("id")[column].mean())
+    return pd.DataFrame(lines).reset_index(drop=True).sort_index(axis=1)  # by id: the bootstrap draws by position

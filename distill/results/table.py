@@ -15,7 +15,7 @@ from distill.results import metrics
 from distill.results.experiment import Experiment
 from distill.results.manifest import Manifest, RowRuns
 from distill.results.runs import LONG_COLUMNS, RunFolder, long_lines
-from distill.results.statistics import Cell, Column, cell, prompt_means
+from distill.results.statistics import Cell, Column, cell, prompt_scores
 
 MISSING = "missing"  # the text of a cell that was not measured
 
@@ -58,10 +58,10 @@ class RowData:
     def _measured(self) -> frozenset[tuple[str, str]]:
         return frozenset(zip(self.lines["dataset"], self.lines["metric"], strict=True))
 
-    def prompt_means(self, dataset: str, metric: str) -> pd.Series:
-        """Each prompt's mean score in a metric, by example id."""
+    def prompt_scores(self, dataset: str, metric: str) -> pd.DataFrame:
+        """The scores in a metric, a line a training and a column a prompt, by example id."""
         column, topic = metrics.per_prompt_column(metric)
-        return prompt_means(self.scores, dataset, column, topic)
+        return prompt_scores(self.scores, dataset, column, topic)
 
 
 def columns_of(experiment: Experiment, manifest: Manifest) -> list[Column]:
