@@ -236,9 +236,9 @@ class Collected(Divergence):
 
     @staticmethod
     def of(batch: WholeBatch, measure: Callable[[Tensor, Tensor, Tensor | None], Tensor], k: int = 1) -> Tensor:
-        """The numbers `[N, k]` of all tokens of a batch, those of all processes, in float64 and descending by the first.
+        """The numbers `[N, k]` of all tokens of a batch in all processes, in float64.
 
-        In order, so that the result does not depend on the number of processes.
+        They descend by the first of the k, so that the result does not depend on the number of processes.
         """
         collected = Collected(measure)
         batch(collected)

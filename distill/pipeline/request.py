@@ -23,7 +23,8 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
     """The table that a command line names, and the labels of the rows that it selects.
 
     Args:
-        words: `PAPER/TABLE` or the file of a table, then overrides, `row.LABEL='KEY=VALUE ...'`, `rows=[...]`, `train_seeds=[...]` and `note=...`.
+        words: `PAPER/TABLE` or the file of a table, then overrides, `row.LABEL='KEY=VALUE ...'`, `rows=[...]`,
+            `train_seeds=[...]` and `note=...`.
 
     Raises:
         UserError: no table is named, it does not exist, or one of the words is not allowed.
@@ -68,7 +69,9 @@ def _with_added_rows(experiment: Experiment, words: Sequence[str]) -> tuple[Expe
             raise UserError(f"{word}: {error}; write row.LABEL='KEY=VALUE KEY=VALUE'") from None
         if not equals or not overrides or (wrong := [o for o in overrides if "=" not in o]):
             found = f"{wrong[0]} is not KEY=VALUE" if equals and overrides else "it has no settings"
-            raise UserError(f"{word}: {found}; write row.LABEL='KEY=VALUE KEY=VALUE', such as row.Mine='loss=skl loss.mix=0.3'")
+            raise UserError(
+                f"{word}: {found}; write row.LABEL='KEY=VALUE KEY=VALUE', such as row.Mine='loss=skl loss.mix=0.3'"
+            )
         experiment = experiment.with_row(label, overrides)
     return experiment, rest
 

@@ -234,7 +234,9 @@ def from_file(path: Path) -> tuple[str, Experiment]:
         UserError: the file does not exist or is not valid, or its name is that of a table of the project.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; give a table's file (.yaml), or a name such as abkd/losses_gpt2")
+        raise UserError(
+            f"{path}: there is no such file; give a table's file (.yaml), or a name such as abkd/losses_gpt2"
+        )
     experiment = parse(path, str(path))
     name = f"{experiment.paper}/{path.stem}"
     if name in locations.tables(EXPERIMENTS):

@@ -68,6 +68,7 @@ class Metric:
         any_size: whether tables show values with three digits. Otherwise they show two decimals.
         per_prompt: whether a run has the metric's scores by prompt, so that rows can be tested in pairs.
             `per_prompt_column` names the column of the scores.
+        more_is_better: whether a table's best cell is the largest. Other metrics have no best cell.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Metric:
     dataset: str | None = None
     any_size: bool = False
     per_prompt: bool = False
+    more_is_better: bool = False
 
     @property
     def is_family(self) -> bool:
@@ -163,7 +165,14 @@ def _best_validation(finished: Finished) -> Iterator[Value]:
 
 
 METRICS = [
-    Metric("rouge_l", "ROUGE-L F1, 0 to 100", "evaluate", _mean_of("rouge_l", lambda r: r.rouge_l), per_prompt=True),
+    Metric(
+        "rouge_l",
+        "ROUGE-L F1, 0 to 100",
+        "evaluate",
+        _mean_of("rouge_l", lambda r: r.rouge_l),
+        per_prompt=True,
+        more_is_better=True,
+    ),
     Metric("length", "tokens of a response", "evaluate", _mean_of("length", lambda r: r.tokens)),
     Metric("eos_rate", "percent ended by EOS", "evaluate", _mean_of("eos_rate", lambda r: 100.0 * r.ended)),
     Metric(
@@ -174,8 +183,15 @@ METRICS = [
     ),
     Metric("exact_match", "percent", "evaluate", _mean_of("exact_match", lambda r: r.exact_match)),
     *(Metric(f"distinct_{n}", f"percent of different {n}-grams", "evaluate", _distinct(n)) for n in (1, 2, 3)),
-    Metric("rouge_l:", "ROUGE-L F1 of a topic's prompts, 0 to 100", "evaluate", _rouge_l_by_topic, per_prompt=True),
-    Metric("bertscore:", "BERTScore F1, 0 to 100", "bertscore", _bertscore, per_prompt=True),
+    Metric(
+        "rouge_l:",
+        "ROUGE-L F1 of a topic's prompts, 0 to 100",
+        "evaluate",
+        _rouge_l_by_topic,
+        per_prompt=True,
+        more_is_better=True,
+    ),
+    Metric("bertscore:", "BERTScore F1, 0 to 100", "bertscore", _bertscore, per_prompt=True, more_is_better=True),
     Metric("agreement_top1", "percent of positions with one top token", "agree", _agreement("top1")),
     Metric("agreement_fkl", "forward KL from the teacher in nats a token", "agree", _agreement("fkl")),
     Metric("agreement_rkl", "reverse KL from the teacher in nats a token", "agree", _agreement("rkl")),
@@ -217,8 +233,9 @@ METRICS = [
         "train",
         _best_validation,
         dataset=VALIDATION,
+        more_is_better=True,
     ),
-    Metric("benchmark:", "percent", "benchmark", _benchmark, dataset=BENCHMARKS),
+    Metric("benchmark:", "percent", "benchmark", _benchmark, dataset=BENCHMARKS, more_is_better=True),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Writes a table's files: a CSV in the paper's shape, a long CSV, and markdown with the paper's numbers."""
+"""Writes a table's files: a CSV in the paper's shape, a long CSV, markdown with the paper's numbers, and LaTeX."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from distill.base.files import write_whole
 from distill.results import metrics
 from distill.results.experiment import SET_APART, Experiment, PaperNumber, paper_numbers
 from distill.results.header import header, is_smoke, seeds_line
+from distill.results.latex import latex_table
 from distill.results.manifest import Manifest
 from distill.results.recipes import pair_recipe, row_recipe
 from distill.results.separation import separations
@@ -56,7 +57,7 @@ class Rendered:
 
 
 def write_table(manifest: Manifest, experiment: Experiment, results: str | Path) -> Rendered:
-    """Write a table's CSV, long CSV and markdown. Only the manifest's runs are read."""
+    """Write a table's CSV, long CSV, markdown and LaTeX. Only the manifest's runs are read."""
     rows = rows_of(manifest, results)
     lines = header(rows, experiment, manifest)
     folder = manifest.folder(results)
@@ -73,6 +74,7 @@ def write_table(manifest: Manifest, experiment: Experiment, results: str | Path)
     path = folder / f"{manifest.name}.csv"
     write_whole(path, frame.to_csv(index=False, lineterminator="\n"))
     write_whole(folder / f"{manifest.name}.md", "\n".join(text).rstrip("\n") + "\n")
+    write_whole(folder / f"{manifest.name}.tex", latex_table(frame, rows, columns, experiment, lines))
     return Rendered(frame, lines, path)
 
 
@@ -111,8 +113,8 @@ def _sections(
         scope += "" if several else " another training would"
         text.append(
             f"Tests against {experiment.against} are paired over prompts: interval and two-sided p from one t"
-            f" distribution, whose standard error is over {what}{scope}. p (Holm) is adjusted for the {len(tests)} tests"
-            " of this page."
+            f" distribution, whose standard error is over {what}{scope}. p (Holm) is adjusted for the {len(tests)}"
+            " tests of this page."
         )
     if differences:
         text += ["", "The documents disagree with each other:", "", *(f"- {line}" for line in differences)]

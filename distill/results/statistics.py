@@ -262,7 +262,7 @@ def _signs(values: np.ndarray) -> np.ndarray:
 
 
 def _tau(values: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b `[n]` of values `[n, rows]` with an order, given by the signs of its pairs; NaN if all are tied."""
+    """Kendall's tau-b `[n]` of values `[n, rows]` with an order given by its pairs' signs; NaN if all are tied."""
     ours = _signs(values)
     untied = np.sqrt((ours != 0).sum(-1) * (signs != 0).sum())
     with np.errstate(invalid="ignore"):
