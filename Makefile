@@ -12,9 +12,10 @@ WITH_BENCH := --editable '.[dev,bench]'
 INSTALL = @echo "installing $(1)"; while sleep 5; do echo "  still installing"; done & trap "kill $$!" EXIT; \
 	$(BIN)/pip install --quiet --constraint constraints.txt $(2)
 TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
+TARGETS := $(subst _,-,$(subst /,-,$(TABLES)))
 DEMO := model=demo rows=[FKLD,ABKD] paths.store=.demo/store paths.results=.demo/results
 
-.PHONY: help setup smollm2 encoder vocabulary phrases demo test check lint format bench docs tables clean
+.PHONY: abkd akl mgsr help setup smollm2 encoder vocabulary phrases demo test check lint format bench docs tables clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -85,8 +86,13 @@ docs: setup  ## write docs/losses.md and docs/fidelity.md
 	$(RUN) distill.losses.page > docs/losses.md
 	$(RUN) distill.pipeline.fidelity > docs/fidelity.md
 
-tables: setup  ## list every table with its target
+tables: setup  ## list every table with its target, and what is missing of it for MODEL (micro)
 	$(RUN) distill.list tables
+	$(RUN) distill.table --dry-run model=$(or $(MODEL),micro)
+
+abkd: $(filter abkd-%,$(TARGETS))  ## all tables and figures of ABKD, for MODEL
+akl: $(filter akl-%,$(TARGETS))  ## all tables and figures of AKL, for MODEL
+mgsr: $(filter mgsr-%,$(TARGETS))  ## all tables and figures of MGSR, for MODEL
 
 clean:  ## remove the scratch folders of the demo and smoke runs (kept results and the store stay)
 	rm -rf .demo .smoke

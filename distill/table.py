@@ -1,8 +1,11 @@
 """`python -m distill.table PAPER/TABLE [overrides]`: writes a paper's table or figure.
 
-Measures the rows that are missing, then writes the table. Beside the overrides of `distill.run` it takes `rows=[A,B]`
-(only these rows and the context rows), `train_seeds=[1,2,3]` (students are trained with several seeds) and
+Measures the rows that are missing, then writes the table. PAPER/TABLE may be a table's file of your own. Beside the
+overrides of `distill.run` it takes `rows=[A,B]` (only these rows and the context rows), `train_seeds=[1,2,3]` (students
+are trained with several seeds), `row.Mine="loss=skl loss.mix=0.3"` (a row of your own below the table's) and
 `note="two rows ran at a time"` (a remark that is stored in the table's manifest and shown in its header).
+`--dry-run` makes nothing: it tells what is there and what would run, and how long that took before; without PAPER/TABLE
+it does so for every table of a pair (`--dry-run model=micro`).
 `--config-dir DIR` adds a folder of your own configs (`DIR/loss/NAME.yaml`) and tables
 (`DIR/experiments/PAPER/TABLE.yaml`).
 """
@@ -20,11 +23,24 @@ def main(words: list[str]) -> int:
     from distill.base.console import say
     from distill.base.processes import is_main_process
 
-    say(f"{words[0]}: loading the libraries")
+    dry, words = "--dry-run" in words, [word for word in words if word != "--dry-run"]
+    named = bool(words) and "=" not in words[0]
+    say(f"{words[0] if named else 'all tables'}: loading the libraries")
     from distill.pipeline.request import requested
     from distill.results.terminal import show
 
+    if dry and not named:
+        from distill.pipeline.preview import overview
+
+        show(overview(words), "tables")
+        return 0
     table, chosen = requested(words)
+    if dry:
+        from distill.pipeline.preview import preview, sets_line
+
+        say(sets_line(table))
+        show(preview(table, chosen), f"{table.name} on {table.model}: what a run would make")
+        return 0
     failures = table.measure(chosen)
     if is_main_process() and table.any_measured():
         written = table.write()

@@ -54,8 +54,7 @@ def measure(row: Row, needed: Measurements) -> bool:
     checks.check_data(row.plan, needed.texts)
     started, plan = time.time(), row.plan
     run_metrics = from_main_process(_metrics_of_run(row))
-    missing = [node for node in _required(row, needed) if _is_missing(node, needed, run_metrics)]
-    missing = _without_deleted_responses(row, missing, run_metrics)
+    _, missing = missing_nodes(row, needed, run_metrics)
     if not missing:
         say(f"{row.label}: found finished in {row.folder.folder}")
     with lease(plan.store.root, [node.name for node in _all_nodes(row, needed)]):
@@ -71,6 +70,21 @@ def measure(row: Row, needed: Measurements) -> bool:
             seconds = round(time.time() - started, 1) if missing or compared else 0.0
             _record(row, needed, run_metrics, seconds)
     return bool(missing) or compared
+
+
+def missing_nodes(
+    row: Row, needed: Measurements, run_metrics: dict[Key, set[str]] | None = None
+) -> tuple[list[Node], list[Node]]:
+    """The artifacts that `needed` asks for: those whose facts the row's run has, and those whose facts it lacks.
+
+    Args:
+        run_metrics: the metrics that the run already has; read from its folder by default.
+    """
+    run_metrics = _metrics_of_run(row) if run_metrics is None else run_metrics
+    required = _required(row, needed)
+    missing = [node for node in required if _is_missing(node, needed, run_metrics)]
+    there = [node for node in required if node not in missing]
+    return there, _without_deleted_responses(row, missing, run_metrics)
 
 
 def _required(row: Row, needed: Measurements) -> list[Node]:

@@ -280,7 +280,7 @@ class Table:
         self._check_corpus(chosen)
         self._check_counts()
         failures: list[UserError] = []
-        for label in chosen:
+        for label in chosen if self.is_measured else ():
             for row in self.rows[label]:
                 say(f"--- {self.name}, row {label}, training seed {row.config.train.seed}")
                 try:
@@ -332,9 +332,15 @@ class Table:
         """The labels of all rows."""
         return list(self.rows)
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether rows are measured: false if all columns need what no command of a table has (`ColumnConfig.needs`)."""
+        columns = self.experiment.columns.values()
+        return not columns or any(column.needs is None for column in columns)
+
     def any_measured(self) -> bool:
-        """Whether the run of at least one row has been measured; true for a figure without rows."""
-        return not self.rows or any(row.folder.description() for rows in self.rows.values() for row in rows)
+        """Whether there is something to write: a measured row, or a table that measures none."""
+        return not self.rows or not self.is_measured or any(row.folder.description() for rows in self.rows.values() for row in rows)
 
 
 def chosen_rows(table: Table, rows: Sequence[Any] | None) -> list[str]:

@@ -51,7 +51,7 @@ class Estimate:
         parts = ", ".join(f"{name} {decimal(round(size))}" for name, size in large.items())
         free = free_memory()
         line = f"needs about {decimal(round(self.bytes))} of memory ({parts}; {decimal(round(free))} are free)"
-        line += f" and {_span(self.seconds)}"
+        line += f" and {span(self.seconds)}"
         if self.disk:
             line += f", and {decimal(round(self.disk))} on disk"
         if self.bytes > free:
@@ -229,7 +229,7 @@ def _finish(x: Any) -> None:
         torch.cuda.synchronize()
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """`40 s`, `12 min` or `2.5 h`."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
