@@ -44,6 +44,8 @@ def test_every_option_composes(group, option, debug):
 
 # Rows and columns of our own in tables of a paper
 OWN = {
+    "abkd/losses_gpt2": ({"ToDi", "CSD", "AdaKD"}, set()),
+    "akl/fig_flipped": ({"AKL-r"}, set()),
     "mgsr/ablation": ({"DAC-KL", "span", "SCRG + span", "DAC-KL + span"}, set()),
     "mgsr/dac_components": ({"mean limits", "quantiles", "renormalised"}, set()),
     "mgsr/logit_selective": ({"Wang et al. 2021, queue", "Raman et al. 2023, cumulative mass"}, set()),

@@ -71,17 +71,7 @@ def clipped(
         keep: the derivatives by the limits are of the value plus `keep` times the mass of the teacher that is left out.
     """
     p = teacher.exp()
-    compared = p if domain == "value" else teacher
-    below, above = low.unsqueeze(-1), high.unsqueeze(-1)
-    if "high_density" in parts:
-        left = compared.sub(below).div_(epsilon).sigmoid_()
-        right = above.sub(compared).div_(epsilon).sigmoid_()
-        weight = left * right
-    else:
-        left = right = weight = torch.zeros_like(p)
-    top = teacher.argmax(-1, keepdim=True)
-    if "target" in parts:
-        weight = weight.scatter(-1, top, 1.0)
+    left, right, weight, top = _weights(teacher, p, low, high, epsilon, parts, domain)
     kept_p = weight * p
     mass = kept_p.sum(-1)
     value, slope, moved = _compare(student, teacher, weight, kept_p, mass, renormalise)
@@ -93,6 +83,24 @@ def clipped(
     by_low = (torch.linalg.vecdot(moved, left) - moved.sum(-1)) / epsilon
     by_high = (moved.sum(-1) - torch.linalg.vecdot(moved, right)) / epsilon
     return Clipped(value, slope, by_low, by_high, weight.sum(-1), mass)
+
+
+def _weights(
+    teacher: Tensor, p: Tensor, low: Tensor, high: Tensor, epsilon: float, parts: Sequence[str], domain: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two edges of each class's weight and the weight itself, `[N, V]` each, and the top class `[N, 1]`."""
+    compared = p if domain == "value" else teacher
+    below, above = low.unsqueeze(-1), high.unsqueeze(-1)
+    if "high_density" in parts:
+        left = compared.sub(below).div_(epsilon).sigmoid_()
+        right = above.sub(compared).div_(epsilon).sigmoid_()
+        weight = left * right
+    else:
+        left = right = weight = torch.zeros_like(p)
+    top = teacher.argmax(-1, keepdim=True)
+    if "target" in parts:
+        weight = weight.scatter(-1, top, 1.0)
+    return left, right, weight, top
 
 
 def _compare(
@@ -316,6 +324,11 @@ class DacKL(TrainableDivergence):
         low, high = self._limits(self._numbers(read).to(student.dtype), teacher)
         value: Tensor = _Given.apply(student, teacher, low, high, *self._how)
         return value
+
+    def weights(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """How far each class is kept, in [0, 1] `[N, V]`, from log-probabilities `[N, V]`."""
+        low, high = self._limits(self._numbers(self._read(self._inputs(student, teacher))).to(student.dtype), teacher)
+        return _weights(teacher, teacher.exp(), low, high, self._epsilon, self.parts, self.domain)[2]
 
     @property
     def _how(self) -> tuple[float, tuple[str, ...], str, str, float]:

@@ -20,6 +20,7 @@ from distill.pipeline.stages.comparison import is_plain
 from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, stage_metrics, without_teacher
 from distill.results.runs import FACT_KEY, Measured
 
+FAMILIES = {"exposure": "exaccerr:", "corrections": "scrg:", "density": "density:"}  # stages with one family of metrics
 Key = tuple[str, ...]  # a fact's data set, the hash of the set and the generation seed, as text
 
 
@@ -33,7 +34,7 @@ class Measurements:
         training: metrics of the training itself, as (`training` or `validation`, metric).
         comparisons: whether a student's agreement with its teacher (`agree`), its exposure bias (`exposure`) and the
             teacher's corrections of its texts (`corrections`) must be measured. The first two are measured in any case
-            if both models and their responses are in the store.
+            if both models and their responses are in the store. So must be which classes its DAC-KL keeps (`density`).
     """
 
     texts: bool = True
@@ -104,8 +105,7 @@ def _required(row: Row, needed: Measurements) -> list[Node]:
             " eval.do_sample=true with temperature, top_p, top_k and no_repeat_ngram_size at their defaults"
         )
     nodes += [node for node in _comparisons(row) if node.stage in needed.comparisons]
-    if "corrections" in needed.comparisons:
-        nodes += _corrections(row)
+    nodes += [node for node in _asked_comparisons(row) if node.stage in needed.comparisons]
     return nodes + [plan.benchmark(row.role, benchmark) for benchmark in needed.benchmarks]
 
 
@@ -143,9 +143,13 @@ def _comparisons(row: Row) -> list[Node]:
     return [node for dataset in sets for node in (row.plan.agreement(dataset), row.plan.exposure(dataset))]
 
 
-def _corrections(row: Row) -> list[Node]:
-    """The artifacts of a student's texts with the teacher's corrections, one per set; none for a teacher."""
-    return [row.plan.corrections(dataset) for dataset in row.plan.sets.values()] if row.role == "student" else []
+def _asked_comparisons(row: Row) -> list[Node]:
+    """The comparisons of a student with its teacher that are made only if a column asks for them; none for a teacher."""
+    if row.role != "student":
+        return []
+    plan, sets = row.plan, row.plan.sets.values()
+    densities = [plan.density(dataset) for dataset in sets] if plan.config.loss.name == "dac_kl" else []
+    return [*(plan.corrections(dataset) for dataset in sets), *densities]
 
 
 def _compare_with_teacher(row: Row, run_metrics: dict[Key, set[str]]) -> bool:
@@ -222,12 +226,11 @@ def _has_facts(node: Node, run_metrics: dict[Key, set[str]], every: bool = False
         details = subject.details
         task, suffix = f"{details['task']}:", f":{details['shots']}{details['suffix']}"
         return any(name.startswith(task) and name.endswith(suffix) for name in measured)
-    if node.stage in ("agree", "exposure", "corrections"):
+    if node.stage in ("agree", *FAMILIES):
         names = (without_teacher(name, subject.details["teacher"]) for name in measured)
         measured = {name for name in names if name is not None}
-    if node.stage in ("exposure", "corrections"):
-        prefix = {"exposure": "exaccerr:", "corrections": "scrg:"}[node.stage]
-        return any(name.startswith(prefix) for name in measured)
+    if node.stage in FAMILIES:
+        return any(name.startswith(FAMILIES[node.stage]) for name in measured)
     return all(metric.name in measured for metric in stage_metrics(node.stage) if not metric.is_family)
 
 
@@ -261,7 +264,7 @@ def _record(row: Row, needed: Measurements, run_metrics: dict[Key, set[str]], se
     plan, model = row.plan, row.plan.model(row.role)
     nodes = [
         *_required(row, Measurements(needed.texts, needed.benchmarks)),
-        *([*_comparisons(row), *_corrections(row)] if needed.texts else []),
+        *([*_comparisons(row), *_asked_comparisons(row)] if needed.texts else []),
     ]
     nodes = list(dict.fromkeys([*([model] if isinstance(model, Node) else []), *nodes]))
     new = [node for node in nodes if plan.store.has(node) and not _has_facts(node, run_metrics, every=True)]
@@ -287,5 +290,5 @@ def measurements_for(columns: Sequence[tuple[str, str]]) -> Measurements:
         texts=any(dataset not in (TRAINING, VALIDATION, BENCHMARKS) for dataset, _ in columns),
         benchmarks=[Benchmark.parse(metric) for dataset, metric in columns if dataset == BENCHMARKS],
         training=[(dataset, metric) for dataset, metric in columns if dataset in (TRAINING, VALIDATION)],
-        comparisons=stages & {"agree", "exposure", "corrections"},
+        comparisons=stages & {"agree", *FAMILIES},
     )

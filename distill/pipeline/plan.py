@@ -390,6 +390,14 @@ class Plan:
         maker, sources = comparison.Corrections(self, dataset), (self.student, self.teacher)
         return self._node("corrections", f"{self.student.label}-{dataset.name}", settings, sources, maker, subject)
 
+    def density(self, dataset: Dataset) -> Node:
+        """Which classes the student's DAC-KL keeps on a set's references."""
+        reading = self.reading(dataset, of_responses=False)
+        subject = Subject(dataset.name, dataset.fingerprint, details={"teacher": self.other_teacher})
+        maker, sources = comparison.Density(self, dataset, reading), (self.student, self.teacher, reading)
+        label = f"{self.student.label}-{dataset.name}"
+        return self._node("density", label, self._pair_on(dataset), sources, maker, subject)
+
     def reading(self, dataset: Dataset, of_responses: bool) -> Node:
         """The teacher's stored hidden states for the comparison with its students, made once for all of them.
 

@@ -18,6 +18,7 @@ from distill.results.manifest import Manifest
 from distill.results.rendering import Rendered, markdown_table
 from distill.results.table import MISSING, columns_of, curves, epochs_table, logged, rows_of
 
+LOWEST, BIN = -12.0, 0.25  # the bins of `distill.evaluation.density`
 SIZE, DOTS = (7.0, 4.2), 150  # size in inches, and resolution of the PNG in dots per inch
 
 
@@ -158,3 +159,36 @@ def bars(data: FigureData) -> Drawing:
                                for m, s in zip(frame["mean"], frame["std"], strict=True)])  # fmt: skip
     table = cells.pivot(index="row", columns="column", values="text").loc[labels, titles]
     return Drawing(frame, plot, table.rename_axis(columns=None).reset_index())
+
+
+@figure("density")
+def density(data: FigureData) -> Drawing:
+    """Classes a token by the teacher's probability, all of them and those that each row's DAC-KL keeps."""
+    lines = []
+    for row in data.rows:
+        names = row.lines["metric"].str.extract(r"^density:(all|kept):(\d+)$")
+        of_row = row.lines.assign(what=names[0], place=names[1]).dropna(subset="place")
+        means = of_row.assign(value=of_row["value"].astype(float)).groupby(["what", of_row["place"].astype(int)])["value"]
+        for (what, place), value in means.mean().items():
+            low = LOWEST + place * BIN
+            lines.append({"row": row.label, "classes": what, "log10 p from": low, "to": low + BIN, "a token": value})
+    frame = pd.DataFrame(lines, columns=["row", "classes", "log10 p from", "to", "a token"])
+
+    def plot(axes: Any) -> None:
+        drawn = False
+        for (label, what), of_line in frame.groupby(["row", "classes"], sort=False):
+            if what == "all" and drawn:
+                continue  # all rows read the same teacher
+            drawn = drawn or what == "all"
+            edges = [*of_line["log10 p from"], of_line["to"].iloc[-1]]
+            name = "all classes" if what == "all" else f"kept by {label}"
+            axes.stairs(of_line["a token"], edges, label=name, fill=what == "all", alpha=0.3 if what == "all" else 1.0)
+        axes.set_xlabel("log10 of the teacher's probability")
+        axes.set_ylabel("classes a token")
+        if len(frame):
+            axes.set_yscale("log")
+            axes.legend(fontsize="small")
+
+    totals = frame.groupby(["row", "classes"], sort=False)["a token"].sum().unstack() if len(frame) else None
+    table = None if totals is None else totals.map("{:.2f}".format).rename_axis(columns=None).reset_index()
+    return Drawing(frame, plot, table)

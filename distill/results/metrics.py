@@ -134,6 +134,13 @@ def _corrections(finished: Finished) -> Iterator[Value]:
         yield f"scrg:{name}{suffix}", value, finished.manifest["rows"]
 
 
+def _density(finished: Finished) -> Iterator[Value]:
+    suffix = teacher_suffix(finished.details["teacher"])
+    for name, values in finished.manifest["density"].items():
+        for place, value in enumerate(values):
+            yield f"density:{name}:{place}{suffix}", value, finished.manifest["positions"]
+
+
 def _benchmark(finished: Finished) -> Iterator[Value]:
     details = finished.details
     for measure, value in finished.manifest["metrics"].items():
@@ -202,6 +209,12 @@ METRICS = [
         " the percentage of different ones; agreed: percent of texts that the teacher leaves as they are",
         "corrections",
         _corrections,
+    ),
+    Metric(
+        "density:",
+        "classes a token by the teacher's probability: all, and those that DAC-KL keeps",
+        "density",
+        _density,
     ),
     Metric(
         "peak_gb",

@@ -7,17 +7,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from distill.base.console import say
+from distill.base.errors import UserError
 from distill.config.data import SplitConfig
 from distill.config.evaluation import EvalConfig
 from distill.data.encode import Encoded
 from distill.data.examples import Example
 from distill.data.sets import Dataset, choose
 from distill.evaluation.agreement import ROWS, agreement
+from distill.evaluation.density import densities
 from distill.evaluation.exposure import LENGTHS, excess_error
 from distill.evaluation.responses import Scored, read_responses
 from distill.evaluation.text import ngrams
 from distill.losses import build
+from distill.losses.dac_kl import DacKL
+from distill.models.load import output_head
 from distill.models.tokenizers import pad_id
 from distill.pipeline.nodes import Maker, Node
 from distill.pipeline.stages.training import HiddenStates
@@ -25,6 +31,7 @@ from distill.pipeline.store import Spec
 from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
 from distill.training.encoding import evaluation_encoder, plain_sampling, training_encoder
 from distill.training.job import teacher_dtype
+from distill.training.trainer import DIVERGENCE
 from distill.training.writer import StudentWriter
 
 if TYPE_CHECKING:
@@ -149,6 +156,42 @@ class Exposure(Maker):
         say(f"exposure bias on {self.dataset.title} (ExAccErr): {values or 'none, as the two models are the same'}")
         by_name = {name: excess[length] for name, length in names.items() if length in excess}
         return [{"exaccerr": by_name, "rows": len(by_student)}]
+
+
+class Density(Maker):
+    """Counts the classes that a student's DAC-KL keeps, by the teacher's probability, over a set's references."""
+
+    quiet = True
+
+    def __init__(self, plan: Plan, dataset: Dataset, reading: Node):
+        self.plan, self.dataset, self.reading = plan, dataset, reading
+
+    def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
+        """See the base class.
+
+        Raises:
+            UserError: the training was made by an earlier version, which kept no network.
+        """
+        plan, session = self.plan, self.plan.session
+        trained = plan.store.folder(plan.student)
+        if not (trained / DIVERGENCE).is_file():
+            raise UserError(
+                f"{trained}: the network of its DAC-KL was not kept, since an earlier version made it; remove this folder"
+                " and run the command again"
+            )
+        student, teacher = (session.model(role) for role in ("student", "teacher"))
+        divergence = build("dac_kl", **plan.config.loss.parameters)
+        assert isinstance(divergence, DacKL)
+        classes = min(output_head(model).weight.shape[0] for model in (student, teacher))
+        divergence.prepare(classes, student.device)
+        divergence.restore(torch.load(trained / DIVERGENCE, weights_only=True, map_location=student.device))
+        divergence.at(1.0)
+        stored = StoredTeacher(plan.store.folder(self.reading)).to(student.device)
+        rows, pad = reference_rows(plan, self.dataset), pad_id(session.tokenizer("student"))
+        values = densities(divergence.eval(), student, teacher, rows, pad, stored)
+        (positions,) = values.pop("positions")
+        say(f"classes that DAC-KL keeps of a token on {self.dataset.title}: {sum(values['kept']):.2f}")
+        return [{"density": values, "positions": round(positions)}]
 
 
 class Corrections(Maker):

@@ -1,0 +1,40 @@
+"""`python -m distill.verify FILE [row=LABEL] [column=TITLE]`: makes a cell of a table again and compares it.
+
+FILE is any file of a measured table, such as results/micro/abkd/losses_gpt2.csv. Without row and column a cell is drawn.
+Everything that the cell needs, teacher included, is made again in a store of its own from the settings that the row's
+run recorded, and the values are compared one by one. Exit code 0 if they are equal to the byte or differ by no more than
+trainings do (another kind of processor rounds otherwise, which changes every training), 1 if they differ by more.
+`store=FOLDER` keeps that store, so that a stopped check goes on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+
+from distill.base.errors import UserError, command
+
+
+def main(words: list[str]) -> int:
+    """Verify one cell; see the module."""
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if words else 2
+    options = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+    unknown = [w for w in words[1:] if "=" not in w] + [w for w in options if w not in ("row", "column", "store")]
+    if unknown:
+        raise UserError(f"{unknown[0]}: not a word of this command; give row=LABEL, column=TITLE or store=FOLDER")
+    from distill.base.console import say
+    from distill.pipeline.verification import Cell, verified
+    from distill.results.terminal import show
+
+    cell = Cell.of(words[0], options.get("row"), options.get("column"))
+    say(f"{cell.manifest.table} on {cell.manifest.model}: row {cell.row.label}, column {cell.column.title}")
+    with tempfile.TemporaryDirectory(prefix="distill-verify-") as scratch:
+        verdict = verified(cell, options.get("store", scratch))
+    show(verdict.values, f"{cell.row.label}, {cell.column.title}")
+    say(verdict.text)
+    return 0 if verdict.holds else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(command(main))
