@@ -2,7 +2,8 @@
 
 Measures the rows that are missing, then writes the table. PAPER/TABLE may be a table's file of your own. Beside the
 overrides of `distill.run` it takes `rows=[A,B]` (only these rows and the context rows), `train_seeds=[1,2,3]` (students
-are trained with several seeds), `row.Mine="loss=skl loss.mix=0.3"` (a row of your own below the table's) and
+are trained with several seeds), `teachers=[11,12]` (each row's first training is repeated with teachers of these
+seeds), `row.Mine="loss=skl loss.mix=0.3"` (a row of your own below the table's) and
 `note="two rows ran at a time"` (a remark that is stored in the table's manifest and shown in its header).
 `--dry-run` makes nothing: it tells what is there and what would run, and how long that took before; without PAPER/TABLE
 it does so for every table of a pair (`--dry-run model=micro`).

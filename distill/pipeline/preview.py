@@ -82,7 +82,9 @@ def _of_kind(by_kind: dict[tuple[str, str], list[float]], node: Node) -> list[fl
     def is_like(other: str) -> bool:
         if not other.startswith(f"{pair}-{role}") or not other.endswith(on_set):
             return False
-        return node.stage != "train" or (other.count("-") > 1 and other.split("-", 3)[3:] == ([sampler] if sampler else []))
+        return node.stage != "train" or (
+            other.count("-") > 1 and other.split("-", 3)[3:] == ([sampler] if sampler else [])
+        )
 
     return [x for (stage, other), values in by_kind.items() if stage == node.stage and is_like(other) for x in values]
 
@@ -112,7 +114,7 @@ def previews(table: Table, chosen: Sequence[str]) -> list[RowPreview]:
     counted: set[str] = set()
     found = []
     for label in chosen if table.is_measured else ():
-        for row in table.rows[label]:
+        for row in [*table.rows[label], *table.other_teachers[label].values()]:
             there, missing = missing_nodes(row, table.measurements)
             to_make = [node for node in upcoming(row.plan.store, missing) if node.name not in counted]
             counted |= {node.name for node in to_make}

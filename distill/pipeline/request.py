@@ -24,7 +24,7 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
 
     Args:
         words: `PAPER/TABLE` or the file of a table, then overrides, `row.LABEL='KEY=VALUE ...'`, `rows=[...]`,
-            `train_seeds=[...]` and `note=...`.
+            `train_seeds=[...]`, `teachers=[...]` and `note=...`.
 
     Raises:
         UserError: no table is named, it does not exist, or one of the words is not allowed.
@@ -40,6 +40,7 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
     experiment, overrides = _with_added_rows(experiment, overrides)
     rows, overrides = option(overrides, "rows")
     train_seeds, overrides = option(overrides, "train_seeds")
+    teachers, overrides = option(overrides, "teachers")
     notes = [w.removeprefix("note=") for w in overrides if w.startswith("note=")]
     overrides = [w for w in overrides if not w.startswith("note=")]
     _refuse_row_settings(experiment, overrides, train_seeds)
@@ -47,7 +48,7 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
         overrides = [SEEDS, *overrides]
     if experiment.model is not None and not any(o.split("=")[0] == "model" for o in overrides):
         overrides = [f"model={experiment.model}", *overrides]
-    table = Table(name, experiment, overrides, train_seeds, notes)
+    table = Table(name, experiment, overrides, train_seeds, notes, teachers)
     return table, chosen_rows(table, rows)
 
 

@@ -61,12 +61,15 @@ class Table:
         train_seeds: training seeds of the students. None is those that the table was measured with before, or the seed
             of the config.
         notes: notes that are added to the manifest.
+        teachers: training seeds of further teachers, which the rows' first training is repeated with. None is those of
+            the table's manifest.
 
     Attributes:
         common: the config that all rows share, with `loss=sft`.
         model: the name of the pair; None for a figure without a model.
         row_definitions: the rows before their configs are composed, by label.
         rows: for each label a row per training seed.
+        other_teachers: for each label a row per further teacher, by the teacher's seed.
         columns: data set and metric of each column by its title, as in result files; None for an average.
 
     Raises:
@@ -80,6 +83,7 @@ class Table:
         overrides: Sequence[str],
         train_seeds: Sequence[int] | None = None,
         notes: Sequence[str] = (),
+        teachers: Sequence[int] | None = None,
     ):
         self.name, self.notes, self.overrides = name, list(notes), list(overrides)
         self.train_seeds = train_seeds
@@ -88,14 +92,23 @@ class Table:
         check_figure(experiment)  # after the plugins, which may register one
         self._check_columns()
         self.model = self.common.model.name if experiment.model is not None else None
+        measured = self._measured_before()
         if train_seeds is None and not any(o.lstrip("+").startswith("train.seed=") for o in overrides):
-            self.train_seeds = self._measured_train_seeds()
+            self.train_seeds = self._measured_train_seeds(measured)
+        self.teachers = list(teachers) if teachers is not None else _teachers_of(measured)
         self.rows: dict[str, list[Row]] = {}
+        self.other_teachers: dict[str, dict[str, Row]] = {}
         self.row_definitions = {row.label: row for row in self._row_definitions()}
         self._without_corpus = self._rows_without_corpus()
         check_folders(self.common)
         for label, row in self.row_definitions.items():
-            self.rows[label] = [Row(label, config, row.role) for config in self._configs(row)]
+            configs = self._configs(row)
+            self.rows[label] = [Row(label, config, row.role) for config in configs]
+            self.other_teachers[label] = {
+                str(seed): Row(label, self._configs(row, [f"train.shared_seed={seed}"])[0], row.role)
+                for seed in self.teachers
+                if row.group in ("context", "paper") and seed != configs[0].train.shared_seed
+            }
         if engines := differing_engines([row.config for rows in self.rows.values() for row in rows]):
             raise UserError(
                 f"{name}: the responses of its rows would be written by {' and '.join(engines)}; all rows of a table"
@@ -154,20 +167,28 @@ class Table:
             rows.append(RowDefinition(label, row.group, row.role, words, recipe, own_pair))
         return rows
 
-    def _measured_train_seeds(self) -> list[int] | None:
-        """The training seeds of the table's manifest if it has several, so that a table is not replaced by a smaller
-        one by leaving out `train_seeds`; otherwise None."""
+    def _measured_before(self) -> Manifest | None:
+        """The manifest of the table that is there."""
         path = Manifest.path_of(
             self.common.paths.results, str(self.model or WITHOUT_MODEL), self.name, self.common.preset.name
         )
-        seeds = Manifest.read(path).train_seeds if path.is_file() else []
-        if len(seeds) < 2:
+        return Manifest.read(path) if path.is_file() else None
+
+    def _measured_train_seeds(self, measured: Manifest | None) -> list[int] | None:
+        """The training seeds of the table's manifest if it has several, so that a table is not replaced by a smaller
+        one by leaving out `train_seeds`; otherwise None."""
+        if measured is None or len(measured.train_seeds) < 2:
             return None
+        seeds, path = measured.train_seeds, measured.path(self.common.paths.results)
         say(f"{self.name}: training seeds {', '.join(map(str, seeds))}, as in {path} (train_seeds=[...] for others)")
         return seeds
 
-    def _configs(self, row: RowDefinition) -> list[Config]:
-        """One config for each training seed. A teacher has one config, since all students share it."""
+    def _configs(self, row: RowDefinition, more: Sequence[str] = ()) -> list[Config]:
+        """One config for each training seed. A teacher has one config, since all students share it.
+
+        Args:
+            more: overrides beside those of the row and of all rows.
+        """
         trainings: list[list[str]] = [[]]
         if row.role != "teacher" and self.train_seeds:
             trainings = [[f"train.seed={seed}"] for seed in self.train_seeds]
@@ -176,7 +197,7 @@ class Table:
         if row.label in self._without_corpus:
             recipe = ["loss.w_lm=0.0"]
         words = [*self.experiment.overrides, *self._sets(), *row.overrides, *recipe, *self.overrides, *last]
-        return [load([*words, *training], of_method=not row.reference) for training in trainings]
+        return [load([*words, *training, *more], of_method=not row.reference) for training in trainings]
 
     def _rows_without_corpus(self) -> list[str]:
         """Under `preset=reference` the rows for which no recipe was read, if others of the table have one.
@@ -246,6 +267,7 @@ class Table:
                 trained[0].config.model.name,
                 list(dict.fromkeys(r.run for r in trained)),
                 trained[0].plan.other_teacher if row.role == "student" else "",
+                {seed: other.run for seed, other in self.other_teachers[label].items()},
             )
             for label, row in self.row_definitions.items()
             if (trained := self.rows[label])
@@ -281,8 +303,9 @@ class Table:
         self._check_counts()
         failures: list[UserError] = []
         for label in chosen if self.is_measured else ():
-            for row in self.rows[label]:
-                say(f"--- {self.name}, row {label}, training seed {row.config.train.seed}")
+            for row in [*self.rows[label], *self.other_teachers[label].values()]:
+                seeds = row.config.train
+                say(f"--- {self.name}, row {label}, training seed {seeds.seed}, teacher {seeds.shared_seed}")
                 try:
                     was_incomplete = measure(row, self.measurements)
                 except UserError as error:
@@ -340,7 +363,18 @@ class Table:
 
     def any_measured(self) -> bool:
         """Whether there is something to write: a measured row, or a table that measures none."""
-        return not self.rows or not self.is_measured or any(row.folder.description() for rows in self.rows.values() for row in rows)
+        return (
+            not self.rows
+            or not self.is_measured
+            or any(row.folder.description() for rows in self.rows.values() for row in rows)
+        )
+
+
+def _teachers_of(manifest: Manifest | None) -> list[int]:
+    """The training seeds of the further teachers that a table was measured with."""
+    if manifest is None:
+        return []
+    return sorted({int(seed) for row in manifest.rows for seed in row.other_teachers})
 
 
 def chosen_rows(table: Table, rows: Sequence[Any] | None) -> list[str]:

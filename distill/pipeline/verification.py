@@ -170,7 +170,9 @@ def _again(folder: RunFolder, cell: Cell, store: str | Path) -> Row:
             f" {description['commit']} reads them"
         ) from None
     if row.run != folder.run:
-        raise UserError(f"{folder.folder}: made again it would be another run ({row.run}): {_changes(row, description)}")
+        raise UserError(
+            f"{folder.folder}: made again it would be another run ({row.run}): {_changes(row, description)}"
+        )
     return row
 
 
@@ -179,7 +181,9 @@ def _changes(row: Row, description: Mapping[str, Any]) -> str:
     train, valid = row.plan.data
     now = {"train": train, "valid": valid, **row.plan.sets}
     changed = [
-        name for name, data in now.items() if name in description["data"] and description["data"][name]["hash"] != data.fingerprint
+        name
+        for name, data in now.items()
+        if name in description["data"] and description["data"][name]["hash"] != data.fingerprint
     ]
     if changed:
         return f"the data of {', '.join(changed)} changed; restore what commit {description['commit']} read"

@@ -168,7 +168,9 @@ def density(data: FigureData) -> Drawing:
     for row in data.rows:
         names = row.lines["metric"].str.extract(r"^density:(all|kept):(\d+)$")
         of_row = row.lines.assign(what=names[0], place=names[1]).dropna(subset="place")
-        means = of_row.assign(value=of_row["value"].astype(float)).groupby(["what", of_row["place"].astype(int)])["value"]
+        means = of_row.assign(value=of_row["value"].astype(float)).groupby(["what", of_row["place"].astype(int)])[
+            "value"
+        ]
         for (what, place), value in means.mean().items():
             low = LOWEST + place * BIN
             lines.append({"row": row.label, "classes": what, "log10 p from": low, "to": low + BIN, "a token": value})

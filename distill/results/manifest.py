@@ -25,6 +25,8 @@ class RowRuns:
         model: the pair whose results folder holds the runs.
         runs: the runs' names, one for each training seed.
         teacher: the key of the teacher that a student is compared with although it did not learn from it; "" if it did.
+        other_teachers: runs of the row's first training with other teachers, by their training seed
+            (`train.shared_seed`); of a teacher's row these teachers themselves.
     """
 
     label: str
@@ -33,6 +35,7 @@ class RowRuns:
     model: str
     runs: list[str]
     teacher: str = ""
+    other_teachers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from distill.results.statistics import (
     Cell,
     Column,
     Comparison,
+    cell,
     compare,
     holm,
     order_agreement,
@@ -68,7 +69,11 @@ def write_table(manifest: Manifest, experiment: Experiment, results: str | Path)
             frame.insert(place, title, f"needs {config.needs}")
     frame = transposed(frame) if experiment.transposed else frame
     sections = [markdown_table(frame), "", *_sections(rows, columns, experiment, manifest)]
-    sections += [*separation_section(rows, columns), *recipe_section(experiment, manifest)]
+    sections += [
+        *separation_section(rows, columns),
+        *teachers_section(rows, columns),
+        *recipe_section(experiment, manifest),
+    ]
     text = ["# " + experiment.title, "", *lines, "", seeds_line(manifest, rows), "", *sections]
     write_long(manifest, results, rows)
     path = folder / f"{manifest.name}.csv"
@@ -316,6 +321,43 @@ def separation_section(rows: Sequence[RowData], columns: Sequence[Column]) -> li
         "",
         markdown_table(pd.DataFrame(lines)),
     ]
+
+
+def teachers_section(rows: Sequence[RowData], columns: Sequence[Column]) -> list[str]:
+    """What other teachers do to the rows; empty for a table with one teacher."""
+    text: list[str] = []
+    for column in columns:
+        lines, variances = [], []
+        for row in rows:
+            first = row.cell(column)
+            values = {seed: other.cell(column) for seed, other in row.other_teachers.items()}
+            measured = {seed: value.mean for seed, value in values.items() if value is not None}
+            if first is None or not measured or not row.descriptions:
+                continue
+            own = float(row.lines[row.lines["run"] == row.row.runs[0]].pipe(_mean_of, column))
+            every = {str(row.descriptions[0]["shared_seed"]): own, **measured}
+            variance = float(pd.Series(every).var(ddof=1))
+            variances.append(variance)
+            by_teacher = {f"teacher {seed}": f"{value:.2f}" for seed, value in every.items()}
+            lines.append({"row": row.label, **by_teacher, "std": f"{variance**0.5:.2f}"})
+        if lines:
+            spread = (sum(variances) / len(variances)) ** 0.5
+            text += ["", f"### {column.title}", "", markdown_table(pd.DataFrame(lines).fillna("")), ""]
+            text += [f"Standard deviation over teachers, root mean square of the rows: {spread:.2f}."]
+    if not text:
+        return []
+    return [
+        "",
+        "## Other teachers",
+        "",
+        "Each row's first training with the table's teacher, and with teachers that were trained with other seeds.",
+        *text,
+    ]
+
+
+def _mean_of(lines: pd.DataFrame, column: Column) -> float:
+    value = cell(lines, column)
+    return float("nan") if value is None else value.mean
 
 
 def recipe_section(experiment: Experiment, manifest: Manifest) -> list[str]:

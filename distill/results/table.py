@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ class RowData:
         lines: the runs' facts over the table's data sets and seeds, as lines of a long file.
         scores: the scores by prompt of each run that has any over the table's data sets and seeds.
         descriptions: the content of `run.json` of each run that was measured.
+        other_teachers: the row with each of the further teachers, by the teacher's seed.
     """
 
     row: RowRuns
     lines: pd.DataFrame
     scores: list[pd.DataFrame]
     descriptions: list[dict[str, Any]]
+    other_teachers: dict[str, RowData] = field(default_factory=dict)
     _cells: dict[Column, Cell | None] = field(default_factory=dict)
 
     @property
@@ -88,11 +90,20 @@ def _part(manifest: Manifest, title: str) -> tuple[str, str]:
 
 def rows_of(manifest: Manifest, results: str | Path) -> list[RowData]:
     """The rows of a table in the manifest's order, with their measurements over its data sets and seeds."""
+    rows = _rows_of(manifest, results, manifest.rows)
+    for row in rows:
+        seeds = list(row.row.other_teachers)
+        others = [replace(row.row, runs=[row.row.other_teachers[seed]], other_teachers={}) for seed in seeds]
+        row.other_teachers.update(zip(seeds, _rows_of(manifest, results, others), strict=True))
+    return rows
+
+
+def _rows_of(manifest: Manifest, results: str | Path, of_manifest: Sequence[RowRuns]) -> list[RowData]:
     titles = {name: data["title"] for name, data in manifest.sets.items()}
     hashes = {name: data["hash"] for name, data in manifest.sets.items()}
     seeds = {"", *map(str, manifest.seeds)}
     rows = []
-    for row in manifest.rows:
+    for row in of_manifest:
         folders = [RunFolder(results, row.model, run) for run in row.runs]
         frames = [long_lines(folder, manifest.name, row.label, titles) for folder in folders]
         lines = pd.concat(frames, ignore_index=True)

@@ -170,7 +170,9 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
     assert best is not None
     if trainer.args.should_save:
         _copy_model(Path(best), folder / "model")
-        if isinstance(model.divergence, TrainableDivergence):  # its network at the end, for `distill.evaluation.density`
+        if isinstance(
+            model.divergence, TrainableDivergence
+        ):  # its network at the end, for `distill.evaluation.density`
             shutil.copy2(Path(best) / DIVERGENCE, folder / DIVERGENCE)
         terms = [f"eval_{term.name}" for term in model.objective.terms]
         _write_curve(trainer.state.log_history, terms, folder / "curve.csv")

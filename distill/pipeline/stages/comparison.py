@@ -185,7 +185,8 @@ class Density(Maker):
         classes = min(output_head(model).weight.shape[0] for model in (student, teacher))
         divergence.prepare(classes, student.device)
         divergence.restore(torch.load(trained / DIVERGENCE, weights_only=True, map_location=student.device))
-        divergence.at(1.0)
+        manifest = plan.store.manifest(plan.student)
+        divergence.at(manifest["best_metric"]["step"] / manifest["steps"])  # the width of the edges at that step
         stored = StoredTeacher(plan.store.folder(self.reading)).to(student.device)
         rows, pad = reference_rows(plan, self.dataset), pad_id(session.tokenizer("student"))
         values = densities(divergence.eval(), student, teacher, rows, pad, stored)
