@@ -1,10 +1,10 @@
 """`python -m distill.verify FILE [row=LABEL] [column=TITLE]`: makes a cell of a table again and compares it.
 
-FILE is any file of a measured table, such as results/micro/abkd/losses_gpt2.csv. Without row and column a cell is drawn.
-Everything that the cell needs, teacher included, is made again in a store of its own from the settings that the row's
-run recorded, and the values are compared one by one. Exit code 0 if they are equal to the byte or differ by no more than
-trainings do (another kind of processor rounds otherwise, which changes every training), 1 if they differ by more.
-`store=FOLDER` keeps that store, so that a stopped check goes on.
+FILE is any file of a measured table, such as results/micro/abkd/losses_gpt2.csv. Without row and column a cell is
+drawn. Everything that the cell needs, teacher included, is made again in a store of its own from the settings that the
+row's run recorded, and the values are compared one by one. Exit code 0 if they are equal to the byte or differ by no
+more than trainings do (another kind of processor rounds otherwise, which changes every training), 1 if they differ by
+more. `store=FOLDER` keeps that store, so that a stopped check goes on.
 """
 
 from __future__ import annotations

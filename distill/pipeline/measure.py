@@ -144,7 +144,7 @@ def _comparisons(row: Row) -> list[Node]:
 
 
 def _asked_comparisons(row: Row) -> list[Node]:
-    """The comparisons of a student with its teacher that are made only if a column asks for them; none for a teacher."""
+    """The comparisons of a student with its teacher that only a column asks for; none for a teacher."""
     if row.role != "student":
         return []
     plan, sets = row.plan, row.plan.sets.values()

@@ -357,7 +357,7 @@ class Table:
 
     @property
     def is_measured(self) -> bool:
-        """Whether rows are measured: false if all columns need what no command of a table has (`ColumnConfig.needs`)."""
+        """Whether rows are measured: not if all columns need what no command of a table has (`ColumnConfig.needs`)."""
         columns = self.experiment.columns.values()
         return not columns or any(column.needs is None for column in columns)
 

@@ -21,7 +21,7 @@ from distill.results.manifest import Manifest, RowRuns
 from distill.results.runs import RunFolder
 from distill.results.separation import separations
 from distill.results.statistics import Column
-from distill.results.table import RowData, columns_of, rows_of
+from distill.results.table import columns_of, rows_of
 
 REACH = 2.0  # standard deviations of trainings that two means may lie apart
 

@@ -176,8 +176,8 @@ class Density(Maker):
         trained = plan.store.folder(plan.student)
         if not (trained / DIVERGENCE).is_file():
             raise UserError(
-                f"{trained}: the network of its DAC-KL was not kept, since an earlier version made it; remove this folder"
-                " and run the command again"
+                f"{trained}: the network of its DAC-KL was not kept, since an earlier version made it; remove this"
+                " folder and run the command again"
             )
         student, teacher = (session.model(role) for role in ("student", "teacher"))
         divergence = build("dac_kl", **plan.config.loss.parameters)
