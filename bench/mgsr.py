@@ -20,7 +20,7 @@ from distill.pipeline.nodes import ensure
 from distill.pipeline.plan import Plan
 from distill.pipeline.stages.comparison import CORRECTIONS
 
-ROUNDS = 2
+ROUNDS = 1
 SHOWN, CHARACTERS = 20, 160  # corrections of the table, and the most characters of a cell
 # The student writes every batch, and cross-entropy is on the data
 WRITING = ["method=mgsr", "loss=fkl", "train.precision=fp32"]
@@ -111,11 +111,9 @@ def corrections() -> None:
     dataset = plan.sets["dolly"]
     node = plan.corrections(dataset)
     ensure(plan.store, [node])
-    stored = (
-        (plan.store.folder(node) / CORRECTIONS).read_text().rstrip("\n").split("\n")
-    )  # a text may hold other line ends
+    stored = (plan.store.folder(node) / CORRECTIONS).read_text().rstrip("\n")
     prompts = {example.id: example.instruction for example in dataset.examples}
-    lines = [line for line in map(json.loads, stored) if line["place"] is not None]
+    lines = [line for line in map(json.loads, stored.split("\n")) if line["place"] is not None]
     titles = "prompt", "before, to the error", "place", "student", "teacher", "KL", "the student goes on", "uncorrected"
     print("|", " | ".join(titles), "|")
     print("|" + "---|" * len(titles))
