@@ -1,8 +1,8 @@
 """What the parts of MGSR cost: SCRG and the span loss a sample of the smollm2 pair, DAC-KL's head beside forward KL's.
 
 Each part is timed with and without, by the pipeline's own training stage, in processes of their own that take turns.
-`python -m bench.mgsr PART with|without` prints what one training took, `python -m bench.mgsr corrections` the table of
-corrected texts of docs/mgsr.md.
+`python -m bench.mgsr run NAME` prints what one training took, `python -m bench.mgsr corrections` the table of corrected
+texts of docs/mgsr.md.
 """
 
 from __future__ import annotations
@@ -20,46 +20,41 @@ from distill.pipeline.nodes import ensure
 from distill.pipeline.plan import Plan
 from distill.pipeline.stages.comparison import CORRECTIONS
 
-ROUNDS = 3
+ROUNDS = 1
 SHOWN, CHARACTERS = 20, 160  # corrections of the table, and the most characters of a cell
-# The student writes every batch, and cross-entropy is on the data on both sides
+# The student writes every batch, and cross-entropy is on the data
 WRITING = ["method=mgsr", "loss=fkl", "train.precision=fp32"]
-PARTS: dict[str, tuple[list[str], list[str], float]] = {  # without it, with it, the ratio asked
-    "scrg": (
-        [*WRITING, "loss.w_span=0", "sampler.scrg.corrections=0"],
-        [*WRITING, "loss.w_span=0", "sampler.scrg.corrections=1"],
-        1.25,
-    ),
-    "span_stored": (
-        ["method=kd", "train.precision=fp32"],
-        ["method=kd", "loss.w_span=1", "train.precision=fp32"],
-        1.10,
-    ),
-    "span_new": (
-        [*WRITING, "loss.w_span=0", "sampler.scrg.corrections=0"],
-        [*WRITING, "sampler.scrg.corrections=0"],
-        1.15,
-    ),
+RUNS: dict[str, list[str]] = {
+    "student's text": [*WRITING, "loss.w_span=0", "sampler.scrg.corrections=0"],
+    "SCRG": [*WRITING, "loss.w_span=0", "sampler.scrg.corrections=1"],
+    "spans of new text": [*WRITING, "sampler.scrg.corrections=0"],
+    "data": ["method=kd", "train.precision=fp32"],
+    "stored spans": ["method=kd", "loss.w_span=1", "train.precision=fp32"],
+}
+ASKED = {  # over which run, and the ratio
+    "SCRG": ("student's text", 1.25),
+    "spans of new text": ("student's text", 1.15),
+    "stored spans": ("data", 1.10),
 }
 WIDTHS = (64, 256)
 
 
 def parts() -> None:
+    found: dict[str, list[list[float]]] = {name: [] for name in RUNS}
+    for _ in range(ROUNDS):
+        for name in RUNS:
+            found[name].append(in_own_process("bench.mgsr", "run", name))
+            print(name, *(f"{x:.3g}" for x in found[name][-1]), flush=True)
+    best = {name: min(values) for name, values in found.items()}
     lines: list[dict[str, object]] = []
-    for part, (_, _, asked) in PARTS.items():
-        found: dict[str, list[list[float]]] = {"without": [], "with": []}
-        for _ in range(ROUNDS):
-            for side in found:
-                found[side].append(in_own_process("bench.mgsr", part, side))
-                print(part, side, *(f"{x:.3g}" for x in found[side][-1]), flush=True)
-        best = {side: min(values) for side, values in found.items()}
-        for side, (seconds, _, tokens, peak) in best.items():
-            over = seconds / best["without"][0]
-            lines.append({
-                "part": part, "side": side, "seconds a sample": seconds, "over without": over,
-                "asked": str(asked) if side == "with" else "", "met": met(over <= asked) if side == "with" else "",
-                "tokens a text": tokens, "peak MiB": peak,
-            })  # fmt: skip
+    for name, (seconds, _, tokens, peak) in best.items():
+        without, asked = ASKED.get(name, (name, None))
+        over = seconds / best[without][0]
+        lines.append({
+            "run": name, "seconds a sample": seconds, "over": without if asked else "", "ratio": over,
+            "asked": "" if asked is None else str(asked), "met": "" if asked is None else met(over <= asked),
+            "tokens a text": tokens, "peak MiB": peak,
+        })  # fmt: skip
     report("mgsr", f"Parts of MGSR, smollm2, Dolly, batch {BATCH}, {NEW} new tokens, fp32", lines)
 
 
@@ -112,13 +107,13 @@ def corrections() -> None:
     """
     start = Plan(load(START))
     given = [f"model.teacher.path={made(start, start.base('teacher'), 'teacher').base}"]
-    plan = Plan(load([*START, *given, f"eval.max_new_tokens={NEW}"]))
+    plan = Plan(load([*START, *given, f"eval.max_new_tokens={NEW}", f"data.eval.dolly.sample={2 * SHOWN}"]))
     dataset = plan.sets["dolly"]
     node = plan.corrections(dataset)
     ensure(plan.store, [node])
-    stored = (plan.store.folder(node) / CORRECTIONS).read_text().splitlines()
+    stored = (plan.store.folder(node) / CORRECTIONS).read_text().rstrip("\n")
     prompts = {example.id: example.instruction for example in dataset.examples}
-    lines = [line for line in map(json.loads, stored) if line["place"] is not None]
+    lines = [line for line in map(json.loads, stored.split("\n")) if line["place"] is not None]
     titles = "prompt", "before, to the error", "place", "student", "teacher", "KL", "the student goes on", "uncorrected"
     print("|", " | ".join(titles), "|")
     print("|" + "---|" * len(titles))
@@ -148,9 +143,8 @@ def main(words: list[str]) -> None:
         head()
     elif words == ["corrections"]:
         corrections()
-    elif words:
-        without, with_it, _ = PARTS[words[0]]
-        print(*trained({"without": without, "with": with_it}[words[1]]), peak_mb())
+    elif words[:1] == ["run"]:
+        print(*trained(RUNS[words[1]]), peak_mb())
     else:
         parts()
         head()

@@ -7,16 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB, tiny_gpt2
+from conftest import VOCAB, tiny_gpt2, tiny_llama, tiny_opt
 from scipy.stats import chisquare
 from test_samplers import EOS, ROWS, student_writer
 
 from distill.base.errors import UserError
 from distill.config import load
-from distill.data.encode import FILLER, STUDENT_TEXT
+from distill.data.encode import FILLER, IGNORE, STUDENT_TEXT, Collator
+from distill.generation import known
 from distill.losses import Head
 from distill.samplers import Step
 from distill.samplers import build as build_sampler
+from distill.teacher.signal import LiveTeacher
 from distill.training import writer as writing
 from distill.training.correction import Correction, Error, errors
 
@@ -141,8 +143,29 @@ def test_texts_are_read_in_parts(monkeypatch):
         return build_sampler("on_policy", scrg={"corrections": 1}).next(ROWS, Step(4, 9, 1, 12), writer)
 
     whole = write()
-    monkeypatch.setattr(writing, "ROLLOUT_BATCH", 3)
+    monkeypatch.setattr(known, "ROWS", 3)
     assert write() == whole
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_the_teacher_has_read_corrected_texts_when_they_are_trained_on(make):
+    """Its hidden states of the corrected texts, and of those that it left, are those of a pass over the new text."""
+    teacher = make(seed=9)
+    for greedy in (False, True):
+        writer = student_writer(student=make(), teacher=teacher, tokens=12)
+        samples = writer.correct(ROWS, writer.write(ROWS, "s", 1), "s", 1, greedy)
+        batch = Collator(EOS)([sample.row for sample in samples])
+        valid = batch["labels"] != IGNORE
+        at = batch["input_ids"], batch["attention_mask"], valid, batch["example_ids"]
+        expected = LiveTeacher(teacher)(*at)
+        writer.teacher.live = None  # it does not run again
+        torch.testing.assert_close(writer.teacher(*at), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_teacher_read_is_not_used_where_the_rows_are_other_ones():
+    writer = student_writer(teacher=tiny_gpt2(hidden=24, seed=9), tokens=12, late=True)
+    writer.correct(ROWS, writer.write(ROWS, "s", 1), "s", 1, greedy=False)
+    assert not writer.teacher.computed
 
 
 def test_two_corrections_are_one_and_another_one():

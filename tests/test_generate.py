@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from distill.config import load
 from distill.config.template import named
 from distill.data.encode import Encoded, Encoder
 from distill.data.examples import make_examples
+from distill.generation import known
 from distill.generation.cache import SPARE, RowCache
 from distill.generation.decode import Chooser, NgramBan, RowStream
 from distill.generation.engine import generate
 from distill.generation.requests import Decoding, Request, groups, stream_name
 from distill.generation.vllm import VllmEngine
-from distill.models.load import Weights
+from distill.models.load import Weights, last_hidden
 from distill.models.tokenizers import train_tokenizer
 
 DECODE = load(["model=micro"]).eval.model_copy(update={"max_new_tokens": 12})
@@ -273,6 +275,41 @@ def test_a_beginning_is_read_with_the_prompt(make, monkeypatch):
                 pad_token_id=0, **settings,
             )  # fmt: skip
             assert response.tokens == expected[0, ids.shape[1] :].tolist() and not response.ended
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_what_a_model_has_read_need_not_be_read_again(make, monkeypatch):
+    """Texts go on behind any of their tokens from the keys and values of an earlier pass, in batches of any size."""
+    model, requests = make(), requests_of()
+    begun = [replace(r, beginning=r.prompt[: i % 4]) for i, r in enumerate(requests)]
+    expected = answer(model, begun)
+    texts = [[*r.prefix, 1, 2, 3] for r in begun]  # more than the prefix was read
+    for rows in (16, 3):
+        monkeypatch.setattr(known, "ROWS", rows)
+        found = known.read(model, texts, 0)
+        for (hidden, _), text in zip(found, texts, strict=True):
+            alone = last_hidden(model, torch.tensor([text]), torch.ones(1, len(text)))[0]
+            torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=1e-5)
+        pairs = [
+            (replace(r, known=of_text.first(len(r.prefix) - 1)), response)
+            for r, (_, of_text), response in zip(begun, found, expected, strict=True)
+            if len(r.prefix) > 1
+        ]
+        with_cache, answers = [r for r, _ in pairs], [response for _, response in pairs]
+        assert len(answers) > 10 and answer(model, with_cache) == answers
+        assert answer(model, with_cache[::-1], batch_tokens=1) == answers[::-1]
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama, tiny_opt])
+def test_reading_on_equals_reading_at_once(make):
+    model = make()
+    first, second = [[3, 4, 5, 6], [7, 8]], [[9, 1], [2, 3, 4]]
+    before = [of_text.first(len(ids) - 1) for (_, of_text), ids in zip(known.read(model, first, 0), first, strict=True)]
+    results = known.read(model, [[f[-1], *s] for f, s in zip(first, second, strict=True)], 0, before)
+    for (hidden, of_text), f, s in zip(results, first, second, strict=True):
+        whole = last_hidden(model, torch.tensor([[*f, *s]]), torch.ones(1, len(f) + len(s)))[0]
+        torch.testing.assert_close(hidden, whole[len(f) - 1 :], atol=1e-5, rtol=1e-5)
+        assert len(of_text) == len(f) + len(s)
 
 
 @pytest.mark.parametrize("size", [0, 2])

@@ -14,6 +14,7 @@ from distill.base.memory import keep_freed_memory
 from distill.generation.attention import sharing_prefixes
 from distill.generation.cache import SPARE, repeated
 from distill.generation.decode import Chooser, NgramBan, RowStream
+from distill.generation.known import MIN_LENGTH_RATIO, Known
 from distill.generation.reader import CachedModel, Mixture
 from distill.generation.requests import Decoding, Progress
 from distill.losses.mixtures import log_mixture
@@ -21,9 +22,6 @@ from distill.models.load import without_adapter
 
 # Rows are removed or added only when they are at least 1 / SHARE of the batch, since both copy the KV cache.
 SHARE = 16
-# Prefixes are prefilled together only if the shortest has at least this share of the longest's tokens. Shorter ones
-# would waste computation on padding.
-MIN_LENGTH_RATIO = 0.8
 PREFILL_COLUMNS = 4096  # limit of a prefill's size: prefixes times columns
 
 
@@ -73,10 +71,12 @@ class PrefixRows:
     Attributes:
         tokens: the prefix's token ids.
         rows: the responses that are written behind it.
+        known: see `Request`.
     """
 
     tokens: list[int]
     rows: list[Row]
+    known: Known | None = None
 
 
 class Batch:
@@ -179,18 +179,21 @@ class Batch:
 
     def _prefill(self, prefixes: list[PrefixRows], replaced: list[int] | None = None) -> None:
         """Prefill prefixes together. Their rows replace those at the indices `replaced`; None appends them."""
-        longest = max(len(prefix.tokens) for prefix in prefixes)
+        known = [prefix.known for prefix in prefixes if prefix.known is not None]
+        to_read = [prefix.tokens if prefix.known is None else prefix.tokens[-1:] for prefix in prefixes]
+        assert len(known) in (0, len(prefixes))
+        longest = max(len(tokens) for tokens in to_read)
         rows_per_prefix = [len(prefix.rows) for prefix in prefixes]
         ids = torch.full((len(prefixes), longest), self.decoding.pad_id)
         mask = torch.zeros_like(ids)
-        for i, prefix in enumerate(prefixes):
-            ids[i, longest - len(prefix.tokens) :] = torch.tensor(prefix.tokens)
-            mask[i, longest - len(prefix.tokens) :] = 1
+        for i, tokens in enumerate(to_read):
+            ids[i, longest - len(tokens) :] = torch.tensor(tokens)
+            mask[i, longest - len(tokens) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
         finished = torch.tensor([i for i, row in enumerate(self.rows) if row.done], device=self.device).long()
         replaced_rows = None if replaced is None else torch.tensor(replaced, device=self.device)
         logits = self._scores(
-            [cached.prefill(ids, mask, rows_per_prefix, replaced_rows, finished) for cached in self.models]
+            [cached.prefill(ids, mask, rows_per_prefix, replaced_rows, finished, known) for cached in self.models]
         )
         logits = logits[repeated(rows_per_prefix, self.device)]
         rows = [row for prefix in prefixes for row in prefix.rows]

@@ -82,5 +82,5 @@ def _prefixes(model: Any, requests: Sequence[Request], decoding: Decoding) -> li
                 stream = RowStream(request.stream, device)
                 rows[key] = Row([i], len(prefixes), len(tokens), request.room, stream, ban)
         if rows:
-            prefixes.append(PrefixRows(tokens, list(rows.values())))
+            prefixes.append(PrefixRows(tokens, list(rows.values()), requests[indices[0]].known))
     return prefixes

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from distill.generation.attention import using_cache
 from distill.generation.cache import RowCache
+from distill.generation.known import Known, joined
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,13 @@ class CachedModel:
         return self.cache.allocated if self.cache is not None else 0
 
     def prefill(
-        self, ids: Tensor, mask: Tensor, rows_per_prefix: Sequence[int], replaced: Tensor | None, finished: Tensor
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        rows_per_prefix: Sequence[int],
+        replaced: Tensor | None,
+        finished: Tensor,
+        known: Sequence[Known] = (),
     ) -> Tensor:
         """Prefill left-padded prefixes and add their rows to the cache.
 
@@ -51,12 +59,16 @@ class CachedModel:
             rows_per_prefix: number of rows of each prefix.
             replaced: indices of the finished rows that the new rows replace; None appends the new rows.
             finished: indices of all finished rows of the batch.
+            known: of each prefix the keys and values of all tokens but the last, which alone `ids` then has; empty if
+                they are not known.
 
         Returns:
             Next-token logits `[prefixes, V]` in fp32.
         """
-        prefilled = DynamicCache()
-        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp_min(0), prefilled)
+        prefilled, past = joined(known) if known else (DynamicCache(), mask[:, :0])
+        mask = torch.cat((past, mask), 1)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, past.shape[1] :]
+        logits = self._forward(ids, mask, positions, prefilled)
         if self.cache is None:
             self.cache = RowCache(prefilled, mask, rows_per_prefix)
         else:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from distill.config.evaluation import EvalConfig
+from distill.generation.known import Known
 
 # The size of a group: about GROUP_BATCHES batches of `batch_tokens`, and at most GROUP_PREFIXES prefixes. Groups are
 # small, since a stopped run loses a group as a whole, and processes divide the groups of a set among themselves.
@@ -26,6 +27,7 @@ class Request:
         room: limit of new tokens, 0 or more.
         beginning: the response's first tokens, which are already chosen. They are prefilled with the prompt and are
             not part of the response's tokens.
+        known: the model's keys and values of all tokens of the prefix but the last, if it has read them before.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Request:
     stream: str
     room: int
     beginning: list[int] = field(default_factory=list)
+    known: Known | None = field(default=None, compare=False, repr=False)
 
     @property
     def prefix(self) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,8 @@ class StoredTeacher(nn.Module):
 class NewTextTeacher(nn.Module):
     """The teacher for samplers that generate text during training.
 
-    It reads stored hidden states for rows of the store, remembered ones for texts that it has read before, and runs the
-    live teacher on all others.
+    It takes stored hidden states for rows of the store, remembered ones for texts that it has read before, those that
+    were computed while a text was corrected, and runs the live teacher on all others.
 
     Args:
         live: the live teacher.
@@ -133,6 +133,7 @@ class NewTextTeacher(nn.Module):
     Attributes:
         reusable: the ids of texts that may be trained on again.
         remembered: hidden states `[n, d]` on the CPU, by id.
+        computed: hidden states `[n, d]` of texts of the present step, by id.
     """
 
     def __init__(self, live: LiveTeacher, stored: StoredTeacher | None, remember: bool):
@@ -140,6 +141,7 @@ class NewTextTeacher(nn.Module):
         self.live, self.stored, self.remember = live, stored, remember
         self.reusable: set[str] = set()
         self.remembered: dict[str, Tensor] = {}
+        self.computed: dict[str, Tensor] = {}
 
     @property
     def head(self) -> Head:
@@ -154,23 +156,27 @@ class NewTextTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor, valid: Tensor, example_ids: Sequence[str]) -> Tensor:
         """Last hidden states `[N, d]` at the `valid` positions of `[B, T]`, row by row."""
-        known = self.stored.index if self.stored is not None else {}
-        new = [i for i, name in enumerate(example_ids) if name not in known and name not in self.remembered]
+        stored = self.stored.index if self.stored is not None else {}
+        there: list[Mapping[str, Any]] = [stored, self.remembered, self.computed]
+        new = [i for i, name in enumerate(example_ids) if not any(name in known for known in there)]
         hidden_by_index: dict[int, Tensor] = {}
         if new:
             longest = int(attention_mask[new].sum(1).max())
-            ids, mask, there = (x[new, :longest] for x in (input_ids, attention_mask, valid))
-            hidden = self.live(ids, mask, there, [example_ids[i] for i in new])
-            hidden_by_index = dict(zip(new, hidden.split(there.sum(1).tolist()), strict=True))
+            ids, mask, at = (x[new, :longest] for x in (input_ids, attention_mask, valid))
+            hidden = self.live(ids, mask, at, [example_ids[i] for i in new])
+            hidden_by_index = dict(zip(new, hidden.split(at.sum(1).tolist()), strict=True))
         for i, name in enumerate(example_ids):
-            if name in known:
+            if name in stored:
                 assert self.stored is not None
                 row = slice(i, i + 1)
                 hidden_by_index[i] = self.stored(input_ids[row], attention_mask[row], valid[row], [name])
-            elif i not in hidden_by_index:
+            elif name in self.remembered:
                 hidden_by_index[i] = self.remembered[name].to(valid.device)
-            elif name in self.reusable:
-                self.remembered[name] = hidden_by_index[i].cpu().clone()
+            else:
+                if name in self.computed:
+                    hidden_by_index[i] = self.computed[name].to(valid.device)
+                if name in self.reusable:
+                    self.remembered[name] = hidden_by_index[i].cpu().clone()
         return torch.cat([hidden_by_index[i] for i in range(len(example_ids))])
 
 

@@ -43,6 +43,7 @@ class Sampling:
     def next(self, rows: Sequence[Encoded], step: Step) -> list[Sample]:
         """The samples that this process trains on at a step, as many as `rows`; fillers make up the number."""
         started = time.perf_counter()
+        self.writer.teacher.computed.clear()
         samples = self.sampler.next(rows, step, self.writer)
         samples += [Sample(FILLER)] * (len(rows) - len(samples))
         self.writer.teacher.hold({sample.row.id for sample in self.sampler.held()})

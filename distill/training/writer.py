@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from distill.base.processes import rank, world_size
 from distill.config.evaluation import EvalConfig
 from distill.data.encode import IGNORE, LATE, ROLLOUT, STUDENT_TEXT, Collator, Encoded
 from distill.generation.engine import generate
+from distill.generation.known import Known, read, similar_lengths
 from distill.generation.reader import Mixture
 from distill.generation.requests import Decoding, Request, Response, stream_name
 from distill.losses import Divergence, Drawn, Head
@@ -23,9 +24,7 @@ from distill.losses.mixtures import log_mixture
 from distill.models.load import last_hidden, output_head
 from distill.samplers.base import Origin, Sample
 from distill.teacher.signal import NewTextTeacher
-from distill.training.correction import Correction, Error, errors
-
-ROLLOUT_BATCH = 16  # rows of a forward pass that reads texts before they are trained on
+from distill.training.correction import Correction, errors
 
 
 @dataclass
@@ -83,10 +82,10 @@ class StudentWriter:
         self._fresh += [sample for sample in samples if sample.origin == origin]
         return samples
 
-    def _generate(self, requests: Sequence[Request], teacher_share: float = 0.0) -> list[Response]:
+    def _generate(self, requests: Sequence[Request], teacher_share: float = 0.0, model: Any = None) -> list[Response]:
         settings, training = self.decode, self.student.training
         self.student.eval()
-        model: Any = self._generating_model()
+        model = self._generating_model() if model is None else model
         if teacher_share:
             model = Mixture(model, self.teacher.live.model, teacher_share)
             halved = max(1, settings.batch_tokens // 2)  # each of the two models has a KV cache
@@ -100,49 +99,107 @@ class StudentWriter:
     ) -> list[Sample]:
         """See `distill.samplers.Writer`."""
         written = [(row, sample) for row, sample in zip(rows, samples, strict=True) if row.response]
-        names = [stream_name(self.seed, f"train {stream} teacher {number}", row.id) for row, _ in written]
-        plain = [self._plain(sample) for _, sample in written]
-        found = self._errors(plain, names, greedy)
-        requests = []
-        for (row, _), text, error in zip(written, plain, found, strict=True):
-            if error is not None and error.token != self.eos_id:
-                beginning = [*text.response[: error.place], error.token]
-                room = self._request(row, stream).room - len(beginning)
-                name = stream_name(self.seed, f"train {stream} correction {number}", row.id)
-                requests.append(Request(row.id, row.prompt, name, max(0, room), beginning))
-        eos = [self.eos_id]
-        responses, corrected = iter(zip(requests, self._generate(requests), strict=True)), {}
-        for (row, sample), text, error in zip(written, plain, found, strict=True):
-            if error is None:
-                self._corrections.append(None)
-                continue
-            before = text.response[: error.place]
-            if error.token == self.eos_id:
-                response = Response(before, ended=True)
-            else:
-                request, rest = next(responses)
-                response = Response([*request.beginning, *rest.tokens], rest.ended)
-            new = self._row(row, response, f"{stream} correction {number}")
-            corrected_tokens = [*response.tokens, *eos[: response.ended]]
-            self._corrections.append(Correction.of(error, text.response, corrected_tokens))
-            corrected[id(sample)] = replace(sample, row=new, ended=response.ended)
+        corrected: dict[int, Sample] = {}
+        for part in self._cached_together([sample for _, sample in written]):
+            corrected |= self._corrected(written[part], stream, number, greedy)
         self._fresh = [corrected.get(id(sample), sample) for sample in self._fresh]
         return [corrected.get(id(sample), sample) for sample in samples]
 
-    def _plain(self, sample: Sample) -> Encoded:
-        """A text as it was written: targets shifted, EOS in place. Quirks of published code change both."""
-        response = [*sample.row.response, *([self.eos_id] if self.erased is not None and sample.ended else [])]
-        extras = {name: value for name, value in sample.row.extras.items() if name != LATE}
-        return replace(sample.row, response=response, extras=extras)
+    def _cached_together(self, samples: Sequence[Sample]) -> Iterator[slice]:
+        """Parts of the samples whose texts have at most `batch_tokens` tokens: both models' KV caches are kept."""
+        start = tokens = 0
+        for i, sample in enumerate(samples):
+            length = len(sample.row.prompt) + len(sample.row.response)
+            if i > start and tokens + length > self.decode.batch_tokens:
+                yield slice(start, i)
+                start, tokens = i, 0
+            tokens += length
+        if start < len(samples):
+            yield slice(start, len(samples))
 
-    def _errors(self, texts: Sequence[Encoded], names: Sequence[str], greedy: bool) -> list[Error | None]:
-        """The place of each text to correct, with the teacher's token, from the current weights."""
-        result: list[Error | None] = []
-        for begin in range(0, len(texts), ROLLOUT_BATCH):  # bounds the memory; a text's error is its own
-            part = slice(begin, begin + ROLLOUT_BATCH)
-            valid, labels, hidden, heads = self._read_both(texts[part])
-            result += errors(hidden, heads, labels[valid], valid.sum(1).tolist(), names[part], greedy)
-        return result
+    def _corrected(
+        self, written: Sequence[tuple[Encoded, Sample]], stream: str, number: int, greedy: bool
+    ) -> dict[int, Sample]:
+        """The new sample of each text that the teacher corrects, by the `id` of the old one.
+
+        Both models read each text once; what they have read of it before the error they do not read again. The
+        teacher's hidden states of the new texts are kept for the step (`NewTextTeacher.computed`).
+        """
+        texts = [self._as_written(sample) for _, sample in written]
+        prompts = [row.prompt for row, _ in written]
+        before = [[*prompt, *text[:-1]] for prompt, text in zip(prompts, texts, strict=True)]
+        training, model, teacher = self.student.training, self._generating_model(), self.teacher.live.model
+        self.student.eval()
+        by_student, by_teacher = (read(m, before, self.pad_id) for m in (model, teacher))
+        self.student.train(training)
+        at_response = [
+            [hidden[-len(text) :] for (hidden, _), text in zip(of_model, texts, strict=True)]
+            for of_model in (by_student, by_teacher)
+        ]
+        found = errors(
+            (torch.cat(at_response[0]), torch.cat(at_response[1])),
+            (output_head(model), output_head(teacher)),
+            torch.tensor([token for text in texts for token in text]),
+            [len(text) for text in texts],
+            [stream_name(self.seed, f"train {stream} teacher {number}", row.id) for row, _ in written],
+            greedy,
+        )
+        requests = []
+        for (row, _), text, error, (_, known) in zip(written, texts, found, by_student, strict=True):
+            if error is not None and error.token != self.eos_id:
+                beginning = [*text[: error.place], error.token]
+                room = max(0, self._request(row, stream).room - len(beginning))
+                name = stream_name(self.seed, f"train {stream} correction {number}", row.id)
+                of_prefix = known.first(len(row.prompt) + error.place)
+                requests.append(Request(row.id, row.prompt, name, room, beginning, of_prefix))
+        responses = iter(zip(requests, self._generate(requests, model=model), strict=True))
+        corrected, after = {}, []
+        for (row, sample), text, error in zip(written, texts, found, strict=True):
+            if error is None:
+                self._corrections.append(None)
+                after.append((sample, text, len(text)))
+                continue
+            response = Response(text[: error.place], ended=True)
+            if error.token != self.eos_id:
+                request, rest = next(responses)
+                response = Response([*request.beginning, *rest.tokens], rest.ended)
+            new_text = [*response.tokens, *([self.eos_id] if response.ended else [])]
+            self._corrections.append(Correction.of(error, text, new_text))
+            new_row = self._row(row, response, f"{stream} correction {number}")
+            new = replace(sample, row=new_row, ended=response.ended)
+            corrected[id(sample)] = new
+            after.append((new, new_text, error.place))
+        if self.erased is None and not self.late:  # the row that is trained on is the text that was read
+            self._compute(after, at_response[1], [known for _, known in by_teacher], prompts)
+        return corrected
+
+    def _compute(
+        self,
+        texts: Sequence[tuple[Sample, list[int], int]],
+        hidden: Sequence[Tensor],
+        known: Sequence[Known],
+        prompts: Sequence[Sequence[int]],
+    ) -> None:
+        """Compute the teacher's hidden states of texts whose beginning it has read.
+
+        Args:
+            texts: each sample with its response, and the number of its first tokens that were read.
+            hidden: of each text `[n, d]` at the positions of the response that was read.
+            known: the keys and values of what was read.
+            prompts: the texts' prompts.
+        """
+        new = [i for i, (_, text, place) in enumerate(texts) if place < len(text) - 1]
+        to_read = [texts[i][1][texts[i][2] : -1] for i in new]
+        before = [known[i].first(len(prompts[i]) + texts[i][2]) for i in new]
+        results = read(self.teacher.live.model, to_read, self.pad_id, before)
+        read_on = {i: hidden_of_new for i, (hidden_of_new, _) in zip(new, results, strict=True)}
+        for i, (sample, text, place) in enumerate(texts):
+            parts = [hidden[i][: place + 1], *([read_on[i]] if i in read_on else [])]
+            self.teacher.computed[sample.row.id] = torch.cat(parts)[: len(text)]
+
+    def _as_written(self, sample: Sample) -> list[int]:
+        """A text's tokens as they were written. A quirk of published code erases EOS."""
+        return [*sample.row.response, *([self.eos_id] if self.erased is not None and sample.ended else [])]
 
     def taken(self) -> list[Sample]:
         """The samples that this process has written since the last call."""
@@ -195,11 +252,13 @@ class StudentWriter:
             return list(samples)
         self.teacher.hold({sample.row.id for sample in samples})
         share = list(samples[self.rank :: self.processes])
-        batches = [share[i : i + ROLLOUT_BATCH] for i in range(0, len(share), ROLLOUT_BATCH)]
-        by_process = self._gathered([self._drawn(batch) for batch in batches])
+        of_share: list[Any] = [None] * len(share)
+        for part in similar_lengths([len(sample.row.prompt) + len(sample.row.response) for sample in share]):
+            for i, of_sample in zip(part, self._drawn([share[i] for i in part]), strict=True):
+                of_share[i] = of_sample
         drawn: list[Any] = [None] * len(samples)
-        for process, of_batches in enumerate(by_process):
-            drawn[process :: self.processes] = [of_sample for of_batch in of_batches for of_sample in of_batch]
+        for process, of_process in enumerate(self._gathered(of_share)):
+            drawn[process :: self.processes] = of_process
         data = self.divergence.rollout_data(drawn)
         return [_with_data(sample, tokens) for sample, tokens in zip(samples, data, strict=True)]
 
