@@ -28,7 +28,7 @@ def problems(*overrides):
 
 
 def test_the_number_of_options_is_known():
-    assert len(OPTIONS) == 62
+    assert len(OPTIONS) == 65
 
 
 @pytest.mark.parametrize(("group", "option"), [*OPTIONS, ("data", "jsonl")])
