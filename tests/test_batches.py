@@ -12,7 +12,9 @@ from transformers import TrainerCallback, TrainingArguments
 
 from distill.base.errors import UserError
 from distill.data.encode import Collator, Encoded
+from distill.generation import known
 from distill.losses import build
+from distill.samplers import build as build_sampler
 from distill.teacher.signal import LiveTeacher
 from distill.training.batches import RandomOrder, length_groups, micro_batch_size
 from distill.training.distiller import Distiller
@@ -246,6 +248,13 @@ def test_the_estimate_of_memory_and_sizes(build_model, tmp_path):
     long_rows = [Encoded(f"r{i}", [1] * 20, [2] * 12) for i in range(8)]
     told = estimate_training(shape, None, long_rows, 2, 4, "fp32", None, live=False)
     assert told.parts["optimizer"] == 8 * model.num_parameters() and told.seconds > 0
+    for corrections in (0, 1):  # the keys and values of four texts, which their model keeps
+        sampler = build_sampler("on_policy", scrg={"corrections": corrections})
+        more = estimate_training(shape, None, long_rows, 2, 4, "fp32", shape, True, sampler=sampler, step_rows=4)
+        read = known.read(model, [[1] * 32] * 4, 0)
+        kept_bytes = sum(x.nbytes for _, of_text in read for layer in of_text.layers for x in layer)
+        told_bytes = more.parts.get("texts to correct", 0.0)
+        assert (2 * kept_bytes <= told_bytes <= 8 * kept_bytes) if corrections else told_bytes == 0
     kept: dict[int, int] = {}
 
     def keep(tensor):

@@ -20,6 +20,7 @@ from distill.losses.fused import CHUNK_COST, chunk_size
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import Shape
 from distill.samplers import Sampler
+from distill.samplers.base import StudentText
 from distill.teacher.signal import STORE_BATCH, store_bytes
 
 OWN_BYTES = 20.0  # of a divergence's own parameter: weight, sum, gradient and two optimizer states, in fp32
@@ -78,6 +79,7 @@ def estimate_training(
     divergence: Divergence | None = None,
     sampler: Sampler | None = None,
     data_pass: bool = False,
+    step_rows: int = 0,
 ) -> Estimate:
     """Memory and time of one training on one device.
 
@@ -96,6 +98,8 @@ def estimate_training(
             remembered hidden states is included. The time of generation is not: it depends on texts that do not exist
             yet.
         data_pass: whether the student reads the data set's responses, too, in a pass of its own.
+        step_rows: rows of a step on one device. If their texts are corrected, the keys and values of both models are
+            in memory until the student has written on.
 
     Raises:
         UserError: the divergence's own parameters alone need more memory than there is.
@@ -121,6 +125,9 @@ def estimate_training(
     }
     if sampler is not None and sampler.writes and teacher is not None:
         parts["student that writes"] = float(0 if wide == 4 else wide * student.parameters)
+        if isinstance(sampler, StudentText) and sampler.scrg.corrections:
+            columns = 2.0 * step_rows * longest * wide
+            parts["texts to correct"] = columns * sum(m.layers * m.hidden for m in (student, teacher))
         if not live and device.type == "cpu":
             parts["texts that come again"] = float(sampler.holds * sampler.max_new_tokens * teacher.hidden * wide)
     response_tokens = sum(len(r.response) for r in rows)
