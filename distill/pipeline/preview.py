@@ -149,7 +149,7 @@ def overview(overrides: Sequence[str]) -> pd.DataFrame:
             continue
         finished = sum(not row.to_make for row in rows)
         time, disk = _sums([cost for row in rows for cost in row.costs])
-        lines.append({"table": name, "rows": len(rows), "there": finished, "time": time, "disk": disk})
+        lines.append({"table": name, "rows": str(len(rows)), "there": str(finished), "time": time, "disk": disk})
     return pd.DataFrame(lines)
 
 

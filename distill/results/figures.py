@@ -166,12 +166,11 @@ def density(data: FigureData) -> Drawing:
     """Classes a token by the teacher's probability, all of them and those that each row's DAC-KL keeps."""
     lines = []
     for row in data.rows:
-        names = row.lines["metric"].str.extract(r"^density:(all|kept):(\d+)$")
+        names = row.lines["metric"].astype(str).str.extract(r"^density:(all|kept):(\d+)$")
         of_row = row.lines.assign(what=names[0], place=names[1]).dropna(subset="place")
-        means = of_row.assign(value=of_row["value"].astype(float)).groupby(["what", of_row["place"].astype(int)])[
-            "value"
-        ]
-        for (what, place), value in means.mean().items():
+        of_row = of_row.assign(place=of_row["place"].astype(int), value=of_row["value"].astype(float))
+        means = of_row.groupby(["what", "place"], as_index=False)["value"].mean()
+        for what, place, value in means.itertuples(index=False, name=None):
             low = LOWEST + place * BIN
             lines.append({"row": row.label, "classes": what, "log10 p from": low, "to": low + BIN, "a token": value})
     frame = pd.DataFrame(lines, columns=["row", "classes", "log10 p from", "to", "a token"])

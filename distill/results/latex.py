@@ -41,19 +41,19 @@ def latex_table(
     """
     text = frame.astype(object).map(lambda cell: escaped(str(cell)))
     text.columns = ["" if name == "row" else escaped(str(name)) for name in frame.columns]
-    for (row, column), command in _marks(rows, columns).items():
-        line, title = (column, row) if experiment.transposed else (row, column)
+    for (label, column), command in _marks(rows, columns).items():
+        line, title = (column, label) if experiment.transposed else (label, column)
         at = (frame["row"] == line).to_numpy(), escaped(title)
         text.loc[at] = text.loc[at].map(lambda cell, command=command: f"\\{command}{{{cell}}}")
     groups = list(frame["group"]) if "group" in frame else [""] * len(frame)
     names = [name for name in text.columns if name != "group"]
     body = [" & ".join(names) + r" \\", r"\midrule"]
-    for place, (group, (_, line)) in enumerate(zip(groups, text.iterrows(), strict=True)):
+    for place, (group, (_, cells)) in enumerate(zip(groups, text.iterrows(), strict=True)):
         if place and group != groups[place - 1]:
             body.append(r"\midrule")
             if group in SET_APART:
                 body.append(rf"\multicolumn{{{len(names)}}}{{l}}{{\emph{{{escaped(group)}}}}} \\")
-        body.append(" & ".join(line[name] for name in names) + r" \\")
+        body.append(" & ".join(str(cells[name]) for name in names) + r" \\")
     comments = [f"% {line}" for line in (experiment.title, *lines)]
     tabular = [rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*comments, "% needs \\usepackage{booktabs}", *tabular]) + "\n"
@@ -61,7 +61,7 @@ def latex_table(
 
 def _marks(rows: Sequence[RowData], columns: Sequence[Column]) -> dict[tuple[str, str], str]:
     """The commands for the best and the second best cells, by row and column; cells that read alike share a mark."""
-    marks = {}
+    marks: dict[tuple[str, str], str] = {}
     students = [row for row in rows if row.row.role == "student"]
     for column in columns:
         if not metrics.find(column.dataset, column.metric).more_is_better:
@@ -69,6 +69,6 @@ def _marks(rows: Sequence[RowData], columns: Sequence[Column]) -> dict[tuple[str
         values = {row.label: round(value.mean, 2) for row in students if (value := row.cell(column)) is not None}
         if len(values) < 2:
             continue
-        for value, command in zip(sorted(set(values.values()), reverse=True), ("textbf", "underline"), strict=False):
-            marks |= {(label, column.title): command for label, of_row in values.items() if of_row == value}
+        for best, command in zip(sorted(set(values.values()), reverse=True), ("textbf", "underline"), strict=False):
+            marks |= {(label, column.title): command for label, mean in values.items() if mean == best}
     return marks

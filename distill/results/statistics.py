@@ -249,9 +249,10 @@ def order_agreement(
         return None
     signs = _signs(np.asarray(printed, dtype=float))
     (tau,) = _tau(np.asarray(measured, dtype=float)[None], signs)
-    if scores is None:
+    draws = np.zeros(0) if scores is None else _tau(resampled_means(scores), signs)
+    if np.isnan(draws).all():  # no scores, or only ties
         return Agreement(len(measured), float(tau))
-    low, high = np.nanpercentile(_tau(resampled_means(scores), signs), [2.5, 97.5])
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Agreement(len(measured), float(tau), float(low), float(high))
 
 
