@@ -194,3 +194,27 @@ def test_what_cannot_be_verified_is_refused(measured, tmp_path):
     run.write_text(run.read_text().replace('"max_new_tokens": ', '"max_new_tokens": 1'))
     with pytest.raises(UserError, match="made again it would be another run"):
         verified(Cell.of(str(measured), "FKLD", "Dolly Eval"), tmp_path / "again")
+
+
+@pytest.mark.parametrize(("name", "what"), [("akl/bertscore", "an encoder of its language"), ("akl/benchmarks", "the hub")])
+def test_what_a_pair_cannot_have_is_said_in_its_cells(tmp_path, name, what):
+    table, chosen = requested([name, "model=micro", f"paths.store={tmp_path}/store", f"paths.results={tmp_path}/results"])
+    assert table.measure(chosen) == []
+    frame = table.write().frame
+    assert len(frame) > 5 and set(frame.drop(columns=["row", "group"]).to_numpy().flatten()) == {f"needs {what}"}
+
+
+def test_rows_with_other_teachers(words):
+    """They stand in a section of their own, and a table that is written again keeps them."""
+    table, chosen = requested([TABLE, *words, "rows=[FKLD]", "teachers=[10,11]"])
+    assert set(table.other_teachers["FKLD"]) == set(table.other_teachers["Teacher"]) == {"11"}  # 10 is the table's own
+    assert table.other_teachers["FKLD"]["11"].plan.teacher != table.rows["FKLD"][0].plan.teacher
+    assert table.measure(chosen) == []
+    page = table.write().path.with_suffix(".md").read_text()
+    section = page[page.index("## Other teachers") :]
+    (line,) = re.findall(r"\| FKLD \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", section)
+    first, second, std = map(float, line)
+    assert std == pytest.approx(abs(first - second) / 2**0.5, abs=0.02) and "Standard deviation over teachers" in section
+    again, chosen = requested([TABLE, *words, "rows=[FKLD]"])
+    assert again.teachers == [11] and again.write().path.with_suffix(".md").read_text() == page
+    assert preview(again, chosen).set_index("row")["would run"]["FKLD"].tolist() == ["", ""]

@@ -63,6 +63,7 @@ class ColumnConfig(Section):
         average: the titles of the averaged columns, in place of `dataset`.
         needs: in place of both, what a column of the paper's table needs that no command of a table has, such as `a
             judge`; its cells read `needs a judge`.
+        needs_of: the same for pairs by name, in whose tables the column cannot be measured.
         paper: the column's name in the paper by pair, if it differs from the title.
         pairs: the pairs whose tables have the column; None is all.
         p: the p that the paper prints by pair, for its own method (the last row) against the row `against`.
@@ -72,6 +73,7 @@ class ColumnConfig(Section):
     metric: str = "rouge_l"
     average: list[str] | None = None
     needs: str | None = None
+    needs_of: dict[str, str] = Field(default_factory=dict)
     paper: dict[str, str] = Field(default_factory=dict)
     pairs: list[str] | None = None
     p: dict[str, float] = Field(default_factory=dict)
@@ -175,7 +177,12 @@ class Experiment(Section):
     def for_pair(self, pair: str) -> Experiment:
         """The experiment with the columns that a pair's table has."""
         columns = {title: c for title, c in self.columns.items() if c.pairs is None or pair in c.pairs}
-        return self if len(columns) == len(self.columns) else self.model_copy(update={"columns": columns})
+        unmeasured = {
+            title: ColumnConfig(needs=c.needs_of[pair], paper=c.paper)
+            for title, c in columns.items()
+            if pair in c.needs_of
+        }
+        return self.model_copy(update={"columns": {**columns, **unmeasured}})
 
     def recipe(self, label: str, pair: str) -> list[ReferenceConfig]:
         """The reference recipe of a row for a pair: the row's own, or else the table's; empty if there is neither."""
@@ -265,7 +272,7 @@ def parse(path: Path, file_name: str) -> Experiment:
     rows = experiment.rows.values()
     references = [*experiment.reference, *(reference for row in rows for reference in row.reference)]
     named = {pair for row in rows for pair in row.pairs} | {p for r in references for p in r.pairs or ()}
-    named |= {pair for column in experiment.columns.values() for pair in column.pairs or ()}
+    named |= {pair for c in experiment.columns.values() for pair in (*(c.pairs or ()), *c.needs_of)}
     if unknown := sorted(named - pairs):
         raise UserError(f"{file_name}: pairs names {', '.join(unknown)}; the pairs are {', '.join(sorted(pairs))}")
     return experiment
