@@ -285,6 +285,16 @@ def test_the_papers_numbers_by_reference():
     assert str(numbers["FKLD", "Dolly Eval"]) == "23.80 (0.37)"
     assert ("ABKD", "Dolly Eval") in numbers  # by its other name, Ours
     assert any(d.startswith("AKL, Vicuna Eval: 15.73 (0.66) in abkd0_table4, 15.63 (0.66) in abkd1") for d in differing)
+    parts = experiment.load("mgsr/ablation")  # one document's table prints the other's standard deviations
+    numbers, differing = experiment.paper_numbers(parts, parts.model)
+    assert str(numbers["none", "Dolly Evaluation"]) == "24.1603 (0.22)" and differing == []
+    blocks = experiment.load("mgsr/main")
+    for pair, teacher, ours in (("opt", "21.5859", "25.2664"), ("llama2", "28.3978", "31.0471"), ("micro", None, None)):
+        numbers, _ = experiment.paper_numbers(blocks, pair)
+        if teacher:
+            assert (numbers["Teacher", "Average"].mean, numbers["MGSR", "Average"].mean) == (teacher, ours)
+        else:  # beside a pair that the paper does not have stand the numbers of the experiment's own
+            assert numbers == experiment.paper_numbers(blocks, "openllama2")[0]
 
 
 def test_an_unknown_table_names_the_nearest():

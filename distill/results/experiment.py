@@ -310,7 +310,7 @@ def expanded(rows: dict[str, Any]) -> dict[str, Any]:
 def paper_numbers(experiment: Experiment, model: str) -> tuple[dict[tuple[str, str], PaperNumber], list[str]]:
     """The paper's numbers by (row, column), and a line for each number that a later source prints differently.
 
-    Each number is from the first source that has it.
+    Each number is from the first source that has it; its standard deviation may be from a later one.
 
     Args:
         experiment: the table.
@@ -336,6 +336,9 @@ def paper_numbers(experiment: Experiment, model: str) -> tuple[dict[tuple[str, s
                 if number is None:
                     continue
                 first_number, first_source = first.setdefault((label, column), (number, source))
-                if first_number != number:
+                if first_number.mean == number.mean and not (first_number.std and number.std):
+                    if number.std:  # one table prints it, the other does not
+                        first[label, column] = number, source
+                elif first_number != number:
                     differences.append(f"{label}, {column}: {first_number} in {first_source}, {number} in {source}")
     return {position: number for position, (number, _) in first.items()}, differences
