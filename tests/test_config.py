@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from distill import run, table
@@ -81,6 +82,41 @@ def test_every_row_of_every_table_composes(name):
     own_rows, own_columns = OWN.get(name, (set(), set()))
     assert {row for row, _ in numbers} - set(experiment.CONTEXT) == set(found.rows) - own_rows
     assert {column for _, column in numbers} == set(found.columns) - own_columns
+
+
+# Printed cells without a cell of ours: rows, or columns, by file
+ELSEWHERE = {
+    "abkd0_table1": {"Prior SOTA result"},  # of another paper, which is not named
+    "mgsr_table4b": {"batch(4 samples) / Seconds"},  # mgsr/efficiency has seconds a sample
+    "mgsr_tableE1": {"Sentence 1 (w/o SCRG)", "Sentence 2 (with SCRG)"},  # one sentence; mgsr/distinct_ngrams has a set
+}
+
+
+def test_every_printed_cell_has_its_row_and_column_in_an_experiment():
+    printed = {}
+    for file in experiment.PAPER.glob("*.csv"):
+        cells = pd.read_csv(file, dtype=str, keep_default_na=False)
+        printed[file.stem] = set(zip(cells["row"], cells["column"], strict=True))
+    for name in experiment.names():
+        found = experiment.load(name)
+        context = experiment.PRINTED_AS if found.context else {}
+        rows = {**context, **{label: row.paper for label, row in found.rows.items()}}
+        labels = {text for label, names in rows.items() for text in (label, *names)}
+        for pair in {found.model, *found.blocks, *(p for c in found.columns.values() for p in c.paper)}:
+            columns = {c.paper.get(pair) or c.paper.get(found.model) or title for title, c in found.columns.items()}
+            block = f"{found.blocks[pair]}|" if pair in found.blocks else ""
+
+            def is_ours(cell, of=found, block=block, columns=columns, labels=labels):
+                row, column = cell[::-1] if of.transposed else cell
+                row = row.rpartition("|")[2] if block and row.startswith(block) else row
+                return row in labels and column in columns
+
+            for source in found.sources:
+                printed[source] = {cell for cell in printed[source] if not is_ours(cell)}
+    left = {
+        file: {cell for cell in cells if not ELSEWHERE.get(file, set()) & set(cell)} for file, cells in printed.items()
+    }
+    assert {file: cells for file, cells in left.items() if cells} == {}
 
 
 def test_a_row_for_a_pair_that_is_not_there_is_refused(tmp_path, monkeypatch):

@@ -196,9 +196,13 @@ def test_what_cannot_be_verified_is_refused(measured, tmp_path):
         verified(Cell.of(str(measured), "FKLD", "Dolly Eval"), tmp_path / "again")
 
 
-@pytest.mark.parametrize(("name", "what"), [("akl/bertscore", "an encoder of its language"), ("akl/benchmarks", "the hub")])
+@pytest.mark.parametrize(
+    ("name", "what"), [("akl/bertscore", "an encoder of its language"), ("akl/benchmarks", "the hub")]
+)
 def test_what_a_pair_cannot_have_is_said_in_its_cells(tmp_path, name, what):
-    table, chosen = requested([name, "model=micro", f"paths.store={tmp_path}/store", f"paths.results={tmp_path}/results"])
+    table, chosen = requested(
+        [name, "model=micro", f"paths.store={tmp_path}/store", f"paths.results={tmp_path}/results"]
+    )
     assert table.measure(chosen) == []
     frame = table.write().frame
     assert len(frame) > 5 and set(frame.drop(columns=["row", "group"]).to_numpy().flatten()) == {f"needs {what}"}
@@ -214,7 +218,9 @@ def test_rows_with_other_teachers(words):
     section = page[page.index("## Other teachers") :]
     (line,) = re.findall(r"\| FKLD \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", section)
     first, second, std = map(float, line)
-    assert std == pytest.approx(abs(first - second) / 2**0.5, abs=0.02) and "Standard deviation over teachers" in section
+    assert (
+        std == pytest.approx(abs(first - second) / 2**0.5, abs=0.02) and "Standard deviation over teachers" in section
+    )
     again, chosen = requested([TABLE, *words, "rows=[FKLD]"])
     assert again.teachers == [11] and again.write().path.with_suffix(".md").read_text() == page
     assert preview(again, chosen).set_index("row")["would run"]["FKLD"].tolist() == ["", ""]
