@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 from scipy import stats
 
@@ -19,7 +20,7 @@ from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.responses import Scored
 from distill.pipeline.request import requested
 from distill.pipeline.rows import decode_name
-from distill.results import experiment, header, metrics, sweep
+from distill.results import experiment, header, metrics, sweep, toys
 from distill.results.experiment import Experiment
 from distill.results.figures import FIGURES, write_figure
 from distill.results.folders import refuse_old_results
@@ -682,6 +683,45 @@ def test_a_figure_without_a_model(tmp_path):
     assert spread(frame["forward KL"]) == pytest.approx(spread(frame["teacher"]), rel=0.02)  # moments are matched
     assert spread(frame["reverse KL"]) < spread(frame["teacher"]) / 10  # one peak is sought
     assert (tmp_path / "none/akl/fig_toy_gaussian.png").is_file()
+
+
+@pytest.mark.parametrize("objective", list(toys.OBJECTIVES))
+def test_toy_fits_are_those_of_torchs_adam(objective):
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    logits = torch.tensor(np.random.default_rng(0).normal(size=4)).requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=toys.RATE)
+    for _ in range(30):
+        optimizer.zero_grad()
+        q = logits.log_softmax(-1)
+        pair = (q, p.log()) if objective == "forward KL" else (p.log(), q)  # kl_div(x, y) is KL(y || x)
+        torch.nn.functional.kl_div(*pair, reduction="sum", log_target=True).backward()
+        optimizer.step()
+    fits = toys.fitted(p.numpy(), toys.OBJECTIVES[objective], (1, 30, 2000))
+    np.testing.assert_allclose(fits[30], logits.softmax(-1).detach(), atol=1e-9)
+    np.testing.assert_allclose(fits[2000], p, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "columns"), [("toy_convergence", 7), ("toy_head_tail", 5)])
+def test_toy_figures_need_no_model(tmp_path, name, columns):
+    table, chosen = requested([f"akl/fig_{name}", f"paths.results={tmp_path}"])
+    assert chosen == [] and table.measure(chosen) == []
+    written = table.write()
+    assert written.frame.shape[1] == columns
+    sums = written.frame.groupby(written.frame.columns[0])[["teacher"]].sum()
+    np.testing.assert_allclose(sums, 1.0)
+    assert (tmp_path / f"none/akl/fig_{name}.svg").is_file()
+
+
+def test_a_figure_of_bars(tmp_path):
+    a_run(tmp_path, "a", [1.0, 3.0])
+    columns = {"Dolly Eval": {"dataset": "dolly"}}
+    drawn = own_experiment(kind="figure", draw="bars", rows={"A": {}, "B": {}}, columns=columns)
+    rows = [RowRuns(label, "paper", "student", "gpt2", [label.lower()]) for label in "AB"]
+    written = write_figure(manifest_of("own/t", drawn, rows), drawn, tmp_path)
+    assert written.frame["mean"][0] == 2.0 and pd.isna(written.frame["mean"][1])
+    assert written.frame["std"][0] == pytest.approx(2**0.5)
+    page = written.path.with_suffix(".md").read_text()
+    assert "| A | 2.00 (1.41) |" in page and "| B | missing |" in page
 
 
 def test_a_figure_that_nothing_draws_is_refused(tmp_path, monkeypatch):
