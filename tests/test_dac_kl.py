@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import VOCAB, tiny_gpt2
 from reference import REFERENCES, softmax
 
+from distill.data.encode import Encoded
+from distill.evaluation.agreement import paired_logits
+from distill.evaluation.density import BINS, densities
 from distill.losses import build, fused
 from distill.losses.dac_kl import RENORMALISE, clipped, dac_kl_given
 
@@ -197,3 +201,21 @@ def test_printed_epsilon_in_single_precision():
 def test_bad_parameters(words, message):
     with pytest.raises(ValueError, match=message):
         build("dac_kl", **words)
+
+
+def test_densities_count_every_class_and_its_weight():
+    student, teacher = tiny_gpt2().eval(), tiny_gpt2(seed=9).eval()
+    divergence = build("dac_kl", low=0.02, high=0.2, epsilon=0.01)
+    divergence.prepare(VOCAB, torch.device("cpu"))
+    torch.nn.init.normal_(divergence.out)  # limits of their own for each token
+    rows = [Encoded(f"r{n}", [1, 2, 3], list(range(4, 6 + n))) for n in range(5)]
+    found = densities(divergence.eval(), student, teacher, rows, 0, None)
+    pairs = [(q, p) for _, q, p in paired_logits(student, teacher, rows, 0)]
+    q, p = divergence.log_probs(*(torch.cat(x) for x in zip(*pairs, strict=True)))
+    low, high = divergence._limits(divergence._numbers(divergence._read(divergence._inputs(q, p))), p)
+    kept = clipped(q, p, low, high, 0.01).kept
+    assert found["positions"] == [len(q)] == [sum(len(r.response) for r in rows)]
+    assert sum(found["all"]) == pytest.approx(VOCAB) and sum(found["kept"]) == pytest.approx(float(kept.mean()))
+    edges = np.arange(1, BINS + 1) * 0.25 - 12
+    below = [(p / np.log(10) < edge).double().sum(-1).mean().item() for edge in edges]
+    np.testing.assert_allclose(np.cumsum(found["all"])[:-1], below[:-1], atol=1e-6)
