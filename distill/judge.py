@@ -88,7 +88,7 @@ def _judged_values(
         raise UserError(f"what=[{','.join(unknown)}] is unknown; give some of {', '.join(KINDS)}")
     set_name = str((options["set"] or [next(iter(_plan(table).sets))])[0])
     rows = [label for label in labels if label in table.rows]
-    of = str((options["of"] or [list(table.experiment.rows)[-1]])[0])
+    of = str((options["of"] or [table.experiment.method])[0])
     if "preference" in kinds and of not in rows:
         raise UserError(f"of={of} is not among the chosen rows; give one of {', '.join(rows)}")
     tasks = _tasks(table, set_name, options)

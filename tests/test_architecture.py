@@ -21,7 +21,14 @@ def imported(path):
 
 def test_entry_points_are_imported_by_nobody():
     entries = {f"distill.{path.stem}" for path in PACKAGE.glob("*.py")} - {"distill.__init__"}
-    assert entries == {"distill.run", "distill.table", "distill.list", "distill.store", "distill.judge"}
+    assert entries == {
+        "distill.run",
+        "distill.table",
+        "distill.list",
+        "distill.store",
+        "distill.judge",
+        "distill.verify",
+    }
     for path in PACKAGE.rglob("*.py"):
         assert not entries & set(imported(path)), path
 

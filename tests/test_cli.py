@@ -146,7 +146,7 @@ def test_a_table_of_smoke_runs(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "results/gpt2/abkd"
     shaped = pd.read_csv(folder / "losses_gpt2.csv").set_index("row")
-    assert list(shaped.index[:3]) == ["Teacher", "SFT", "FKLD"] and len(shaped) == 10
+    assert list(shaped.index[:3]) == ["Teacher", "SFT", "FKLD"] and len(shaped) == 13
     assert list(shaped["group"][:3]) == ["context", "context", "paper"]
     assert list(shaped.columns[1:]) == ["Dolly Eval", "Self-Instruct", "Vicuna Eval", "Super-Natural", "Unnatural"]
     assert "(" in shaped.loc["FKLD", "Dolly Eval"] and set(shaped.loc["ABKD"][1:]) == {"missing"}

@@ -86,7 +86,7 @@ class AdaKD(Divergence):
 
     def for_batch(self, total: WholeBatch) -> Divergence:
         """The tokens above the threshold of this batch; the share of the next one follows from this one's loss."""
-        distances, losses = Collected.of(total, distance_and_kl, 2).unbind(-1)
+        distances, losses = Collected.of(total, distance_and_kl, 2, targets=False).unbind(-1)
         if not len(distances):
             return Focused()
         count = max(1, int(self._share * len(distances)))

@@ -224,10 +224,12 @@ class Collected(Divergence):
         measure: the numbers `[N, k]`, from the arguments of `value_and_slope`.
         numbers: receives them, token by token. As plain numbers: a small tensor a block between large ones that are
             freed would keep their memory from being used again (measured: 550 MB for 8,192 tokens).
+        reads_targets: see the base class.
     """
 
     measure: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     numbers: list[list[float]] = field(default_factory=list)
+    reads_targets: bool = False
 
     def value_and_slope(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """See the base class."""
@@ -235,12 +237,14 @@ class Collected(Divergence):
         return torch.zeros_like(student[:, 0]), torch.zeros_like(student)
 
     @staticmethod
-    def of(batch: WholeBatch, measure: Callable[[Tensor, Tensor, Tensor | None], Tensor], k: int = 1) -> Tensor:
+    def of(
+        batch: WholeBatch, measure: Callable[[Tensor, Tensor, Tensor | None], Tensor], k: int, targets: bool
+    ) -> Tensor:
         """The numbers `[N, k]` of all tokens of a batch in all processes, in float64.
 
         They descend by the first of the k, so that the result does not depend on the number of processes.
         """
-        collected = Collected(measure)
+        collected = Collected(measure, reads_targets=targets)
         batch(collected)
         every = batch.gather(torch.tensor(collected.numbers, dtype=torch.float64).view(-1, k))
         return every[every[:, 0].argsort(descending=True, stable=True)]

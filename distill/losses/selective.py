@@ -91,7 +91,7 @@ class Selective(Divergence):
         """Forward KL at the tokens above the threshold of this batch, or of the queue with this batch at its end."""
         if self.rate == 1:
             return HardTokens(0.0)
-        values = Collected.of(total, hardness)[:, 0]
+        values = Collected.of(total, hardness, 1, targets=True)[:, 0]
         if self.scope == "queue" and total.training:
             values = self._last = torch.cat((self._last, values))[-self.queue :]
         if not len(values):

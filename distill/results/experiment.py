@@ -152,6 +152,11 @@ class Experiment(Section):
                 )
         return self
 
+    @property
+    def method(self) -> str:
+        """The label of the paper's own method: its last row."""
+        return [label for label, row in self.rows.items() if row.group == "paper"][-1]
+
     def is_papers_pair(self, pair: str) -> bool:
         """Whether the paper prints numbers of the table for a pair."""
         of_columns = {name for column in self.columns.values() for name in column.paper}

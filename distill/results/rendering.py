@@ -273,7 +273,7 @@ def _ratios(
 
 def _papers_own_tests(experiment: Experiment, model: str, paper: Mapping[tuple[str, str], PaperNumber]) -> list[str]:
     """The p-values that a paper prints, beside those computed from its printed means and standard deviations."""
-    label, lines = list(experiment.rows)[-1], []  # the last row is the paper's own method
+    label, lines = experiment.method, []
     for title, column in experiment.columns.items():
         p = column.p.get(model) or column.p.get(experiment.model or "")
         number, baseline_number = paper.get((label, title)), paper.get((experiment.against or "", title))
