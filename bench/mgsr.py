@@ -40,12 +40,13 @@ WIDTHS = (64, 256)
 
 
 def parts() -> None:
-    found: dict[str, list[list[float]]] = {name: [] for name in RUNS}
+    """Each run of `RUNS`, and its ratio over the one that lacks the part."""
+    measured: dict[str, list[list[float]]] = {name: [] for name in RUNS}
     for _ in range(ROUNDS):
         for name in RUNS:
-            found[name].append(in_own_process("bench.mgsr", "run", name))
-            print(name, *(f"{x:.3g}" for x in found[name][-1]), flush=True)
-    best = {name: min(values) for name, values in found.items()}
+            measured[name].append(in_own_process("bench.mgsr", "run", name))
+            print(name, *(f"{x:.3g}" for x in measured[name][-1]), flush=True)
+    best = {name: min(values) for name, values in measured.items()}
     lines: list[dict[str, object]] = []
     for name, (seconds, _, tokens, peak) in best.items():
         without, asked = ASKED.get(name, (name, None))

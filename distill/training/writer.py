@@ -136,7 +136,7 @@ class StudentWriter:
             [hidden[-len(text) :] for (hidden, _), text in zip(of_model, texts, strict=True)]
             for of_model in (by_student, by_teacher)
         ]
-        found = errors(
+        text_errors = errors(
             (torch.cat(at_response[0]), torch.cat(at_response[1])),
             (output_head(model), output_head(teacher)),
             torch.tensor([token for text in texts for token in text]),
@@ -145,7 +145,7 @@ class StudentWriter:
             greedy,
         )
         requests = []
-        for (row, _), text, error, (_, known) in zip(written, texts, found, by_student, strict=True):
+        for (row, _), text, error, (_, known) in zip(written, texts, text_errors, by_student, strict=True):
             if error is not None and error.token != self.eos_id:
                 beginning = [*text[: error.place], error.token]
                 room = max(0, self._request(row, stream).room - len(beginning))
@@ -154,7 +154,7 @@ class StudentWriter:
                 requests.append(Request(row.id, row.prompt, name, room, beginning, of_prefix))
         responses = iter(zip(requests, self._generate(requests, model=model), strict=True))
         corrected, after = {}, []
-        for (row, sample), text, error in zip(written, texts, found, strict=True):
+        for (row, sample), text, error in zip(written, texts, text_errors, strict=True):
             if error is None:
                 self._corrections.append(None)
                 after.append((sample, text, len(text)))
@@ -193,9 +193,9 @@ class StudentWriter:
         before = [known[i].first(len(prompts[i]) + texts[i][2]) for i in new]
         results = read(self.teacher.live.model, to_read, self.pad_id, before)
         read_on = {i: hidden_of_new for i, (hidden_of_new, _) in zip(new, results, strict=True)}
-        for i, (sample, text, place) in enumerate(texts):
+        for i, (sample, _, place) in enumerate(texts):
             parts = [hidden[i][: place + 1], *([read_on[i]] if i in read_on else [])]
-            self.teacher.computed[sample.row.id] = torch.cat(parts)[: len(text)]
+            self.teacher.computed[sample.row.id] = torch.cat(parts)
 
     def _as_written(self, sample: Sample) -> list[int]:
         """A text's tokens as they were written. A quirk of published code erases EOS."""
