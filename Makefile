@@ -82,9 +82,10 @@ bench: setup  ## the benchmarks: ratios in one run, kept in bench/kept (installs
 	$(RUN) bench.mgsr
 	$(RUN) bench.startup
 
-docs: setup  ## write docs/losses.md and docs/fidelity.md
+docs: setup  ## write docs/losses.md, docs/fidelity.md and the tables of docs/findings.md
 	$(RUN) distill.losses.page > docs/losses.md
 	$(RUN) distill.pipeline.fidelity > docs/fidelity.md
+	$(RUN) distill.results.findings
 
 tables: setup  ## list every table with its target, and what is missing of it for MODEL (micro)
 	$(RUN) distill.list tables

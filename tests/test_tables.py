@@ -745,7 +745,7 @@ def test_kept_tables_are_written_again_from_kept_facts(tmp_path):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if source.is_dir() and not target.exists():
                     target.symlink_to(source)
-        found = experiment.load(manifest.table)
+        found = experiment.load(manifest.table).for_pair(manifest.model)
         (write_figure if found.kind == "figure" else write_table)(manifest, found, tmp_path)
         for file in manifest.folder(tmp_path).glob(f"{manifest.name}*"):
             if file.suffix != ".png" and not file.name.startswith("."):

@@ -97,6 +97,7 @@ class Experiment(Section):
             last part is the row's label: `OPT|1.3B|KD`.
         inconsistencies: what does not fit together in the paper's numbers, in sentences that stand under the table.
         against: the label of the baseline row, which the other rows are tested against.
+        claims: what the paper says of its rows: by a row's label the rows that it is said to score above.
         kind: `table`, or `figure`, drawn by `draw`.
         draw: the name of the figure's function in `distill.results.figures`.
         transposed: whether the paper prints the columns as rows.
@@ -114,6 +115,7 @@ class Experiment(Section):
     blocks: dict[str, str] = Field(default_factory=dict)
     inconsistencies: list[str] = Field(default_factory=list)
     against: str | None = None
+    claims: dict[str, list[str]] = Field(default_factory=dict)
     kind: Literal["table", "figure"] = "table"
     draw: str | None = None
     transposed: bool = False
@@ -135,6 +137,9 @@ class Experiment(Section):
             )
         if self.kind == "table" and self.against not in self.rows:
             raise ValueError(f"against={self.against} is not a row; the rows are {', '.join(self.rows)}")
+        claimed = [label for row, others in self.claims.items() for label in (row, *others)]
+        if unknown := [label for label in claimed if label not in self.rows]:
+            raise ValueError(f"claims name {unknown[0]}, which is not a row; the rows are {', '.join(self.rows)}")
         if self.context and (taken := [label for label in CONTEXT if label in self.rows]):
             raise ValueError(
                 f"a row is labelled {taken[0]}, which every table has above its own rows; give it another label, or set"

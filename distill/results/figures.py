@@ -15,7 +15,7 @@ from distill.results.drawing import FIGURES, Drawing, FigureData, figure
 from distill.results.experiment import Experiment, paper_numbers
 from distill.results.header import header, seeds_line
 from distill.results.manifest import Manifest
-from distill.results.rendering import Rendered, markdown_table
+from distill.results.rendering import Rendered, claims_section, markdown_table
 from distill.results.table import MISSING, columns_of, curves, epochs_table, logged, rows_of
 
 LOWEST, BIN = -12.0, 0.25  # the bins of `distill.evaluation.density`
@@ -60,6 +60,7 @@ def write_figure(manifest: Manifest, experiment: Experiment, results: str | Path
     seeds = [seeds_line(manifest, rows), ""] if rows else []
     page = [f"# {experiment.title}", "", *lines, "", *seeds, f"![{experiment.title}]({manifest.name}.svg)", ""]
     page += [markdown_table(drawing.table), ""] if drawing.table is not None else []
+    page += claims_section(rows, columns_of(experiment, manifest), experiment, manifest.model)
     write_whole(folder / f"{manifest.name}.md", "\n".join(page))
     return Rendered(drawing.frame, lines, path)
 

@@ -10,23 +10,14 @@ import pandas as pd
 
 from distill.base.files import write_whole
 from distill.results import metrics
+from distill.results.comparisons import LEVEL, Comparisons, Tested, against_baseline, of_claims, orders
 from distill.results.experiment import SET_APART, Experiment, PaperNumber, paper_numbers
 from distill.results.header import header, is_smoke, seeds_line
 from distill.results.latex import latex_table
 from distill.results.manifest import Manifest
 from distill.results.recipes import pair_recipe, row_recipe
 from distill.results.separation import separations
-from distill.results.statistics import (
-    Cell,
-    Column,
-    Comparison,
-    cell,
-    compare,
-    holm,
-    order_agreement,
-    p_text,
-    printed_p,
-)
+from distill.results.statistics import Agreement, Cell, Column, cell, p_text, printed_p
 from distill.results.table import (
     MISSING,
     RowData,
@@ -40,6 +31,15 @@ from distill.results.table import (
 
 # Columns of a section that are left out where they are empty
 OPTIONAL = ("paper", "difference", "against", "p", "p (Holm)", "p from printed", "tokens", "ended %")
+
+TAU = (
+    "tau is Kendall's, between measured and printed values of the paper's rows: 1 for the same order, -1 for the"
+    " reverse. Its 95 % interval is over resampled trainings and prompts."
+)
+CLAIMS = (
+    "The cell of a claim has the difference of its two rows with the 95 % interval, and `yes`, `reversed`, or `open`"
+    f" where p, adjusted by Holm's method, is {LEVEL:g} or more."
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _sections(
     paper, differences = paper_numbers(experiment, manifest.model)
     is_papers_pair = experiment.is_papers_pair(manifest.model) and not is_smoke(rows)
     measured = [column for column in columns if any(row.cell(column) is not None for row in rows)]
-    tests = _tests(rows, measured, experiment.against)
+    tests = against_baseline(rows, measured, experiment.against)
     text: list[str] = []
     any_printed = False
     for column in measured:
@@ -102,7 +102,7 @@ def _sections(
         unit = [f"{metrics.find(column.dataset, column.metric).unit}.", ""] if column.any_size else []
         text += [f"## {column.title}", "", *unit, markdown_table(section.rename(columns=names)), ""]
     text += _needed(experiment, paper)
-    text += _orders(rows, measured, paper)
+    text += claims_section(rows, measured, experiment, manifest.model)
     text += _papers_own_tests(experiment, manifest.model, paper)
     if any_printed:
         text += [
@@ -112,7 +112,7 @@ def _sections(
             "",
         ]
     if tests:
-        several = any(test.trainings > 1 for test, _ in tests.values())
+        several = any(test.comparison.trainings > 1 for test in tests.values())
         what = "resampled trainings and prompts" if several else "resampled prompts"
         scope = "" if several else "; they tell whether these trained models differ on such prompts, not whether"
         scope += "" if several else " another training would"
@@ -128,30 +128,10 @@ def _sections(
     return text
 
 
-Tests = Mapping[tuple[str, str], tuple[Comparison, float]]  # by (row, column): the test, and p by Holm's method
-
-
-def _tests(rows: Sequence[RowData], columns: Sequence[Column], against: str | None) -> Tests:
-    """The tests of all rows against the baseline row, in the columns that have scores by prompt."""
-    baseline = next((row for row in rows if row.label == against), None)
-    tests: dict[tuple[str, str], Comparison] = {}
-    for column in columns if baseline is not None else ():
-        if column.is_average or not metrics.find(column.dataset, column.metric).per_prompt:
-            continue
-        assert baseline is not None
-        of_baseline = baseline.prompt_scores(column.dataset, column.metric)
-        for row in (row for row in rows if row is not baseline):
-            test = compare(row.prompt_scores(column.dataset, column.metric), of_baseline)
-            if test is not None:
-                tests[row.label, column.title] = test
-    adjusted = holm([test.p for test in tests.values()])
-    return {key: (test, p) for (key, test), p in zip(tests.items(), adjusted, strict=True)}
-
-
 def _section(
     rows: Sequence[RowData],
     column: Column,
-    tests: Tests,
+    tests: Comparisons,
     experiment: Experiment,
     paper: Mapping[tuple[str, str], PaperNumber],
     is_papers_pair: bool,
@@ -163,7 +143,7 @@ def _section(
     baseline_value = baseline.cell(column) if baseline is not None else None
     for row in rows:
         value, number = row.cell(column), paper.get((row.label, column.title))
-        test = tests.get((row.label, column.title))
+        test = tests.get((row.label, experiment.against or "", column.title))
         line = _line(row, column, value, number, baseline_number, test, is_papers_pair)
         if column.any_size and baseline is not None:
             line |= _ratios(value, baseline_value, number, baseline_number)
@@ -185,41 +165,38 @@ def _needed(experiment: Experiment, paper: Mapping[tuple[str, str], PaperNumber]
     return text
 
 
-def _orders(
-    rows: Sequence[RowData], columns: Sequence[Column], paper: Mapping[tuple[str, str], PaperNumber]
-) -> list[str]:
-    """Whether the paper's order of its rows holds here: Kendall's tau between measured and printed values."""
+def claims_table(experiment: Experiment, agreements: Mapping[str, Agreement], tests: Comparisons) -> pd.DataFrame:
+    """What the paper says of its rows, column by column, a line a claim: their order, and which score above which.
+
+    Args:
+        experiment: the table.
+        agreements: how far the order of rows agrees with the printed one (`comparisons.orders`).
+        tests: the tests of the paper's claims (`comparisons.of_claims`).
+    """
     lines = []
-    for column in columns:
-        both = [
-            (row, value, number)
-            for row in rows
-            if row.row.group == "paper"
-            and (value := row.cell(column)) is not None
-            and (number := paper.get((row.label, column.title))) is not None
-        ]
-        scores = None
-        if not column.is_average and metrics.find(column.dataset, column.metric).per_prompt:
-            frames = [row.prompt_scores(column.dataset, column.metric) for row, _, _ in both]
-            same = frames and frames[0].shape[1] > 1 and all(f.columns.equals(frames[0].columns) for f in frames)
-            scores = [frame.to_numpy() for frame in frames] if same else None
-        measured, printed = [v.mean for _, v, _ in both], [float(n.mean) for _, _, n in both]
-        if (agreement := order_agreement(measured, printed, scores)) is not None:
-            interval = "" if agreement.low is None else f"[{agreement.low:+.2f}, {agreement.high:+.2f}]"
-            lines.append(
-                {"column": column.title, "rows": agreement.rows, "tau": f"{agreement.tau:+.2f}", "95 %": interval}
-            )
-    if not lines:
+    if agreements:
+        counts = sorted({agreement.rows for agreement in agreements.values()})
+        of_rows = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        lines.append({"claim": f"the order of {of_rows} rows: tau"} | {k: str(v) for k, v in agreements.items()})
+    for row, others in experiment.claims.items():
+        for other in others:
+            found = {column: test for (*pair, column), test in tests.items() if pair == [row, other]}
+            cells = {column: f"{test.comparison.interval} {test.verdict}" for column, test in found.items()}
+            lines += [{"claim": f"{row} above {other}", **cells}] if cells else []
+    titles = [title for title in experiment.columns if any(title in line for line in lines)]
+    return pd.DataFrame(lines, columns=["claim", *titles]).fillna("")
+
+
+def claims_section(rows: Sequence[RowData], columns: Sequence[Column], experiment: Experiment, model: str) -> list[str]:
+    """The section of a page on what the paper says of its rows; empty if nothing of it was measured."""
+    agreements = orders(rows, columns, paper_numbers(experiment, model)[0])
+    tests = of_claims(rows, columns, experiment)
+    if not agreements and not tests:
         return []
-    return [
-        "## The paper's order",
-        "",
-        "Kendall's tau between measured and printed values of the paper's rows: 1 for the same order, -1 for the"
-        " reverse. The interval is over resampled trainings and prompts.",
-        "",
-        markdown_table(pd.DataFrame(lines)),
-        "",
-    ]
+    text = ["## What the paper says", "", markdown_table(claims_table(experiment, agreements, tests)), ""]
+    text += [TAU, ""] if agreements else []
+    text += [f"{CLAIMS} Holm's method is over the {len(tests)} tests of this section.", ""] if tests else []
+    return text
 
 
 def _line(
@@ -228,7 +205,7 @@ def _line(
     value: Cell | None,
     number: PaperNumber | None,
     baseline_number: PaperNumber | None,
-    tested: tuple[Comparison, float] | None,
+    test: Tested | None,
     is_papers_pair: bool,
 ) -> dict[str, str]:
     difference = f"{value.mean - float(number.mean):+.2f}" if is_papers_pair and value and number else ""
@@ -244,15 +221,14 @@ def _line(
     length, eos_rate = (
         row.cell(Column("", ((column.dataset, name),))) if is_rouge_l else None for name in ("length", "eos_rate")
     )
-    test, adjusted = tested or (None, 1.0)
     return {
         "row": row.label,
         "measured": str(value or MISSING),
         "paper": str(number or ""),
         "difference": difference,
-        "against": f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}]" if test else "",
-        "p": p_text(test.p) if test else "",
-        "p (Holm)": p_text(adjusted) if test else "",
+        "against": test.comparison.interval if test else "",
+        "p": p_text(test.comparison.p) if test else "",
+        "p (Holm)": p_text(test.p) if test else "",
         "p from printed": p,
         "tokens": f"{length.mean:.1f}" if length else "",
         "ended %": f"{eos_rate.mean:.1f}" if eos_rate else "",

@@ -83,6 +83,11 @@ class Comparison:
     prompts: int
     trainings: int = 1
 
+    @property
+    def interval(self) -> str:
+        """The difference with its interval, as tables show it."""
+        return f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
 
 def p_text(p: float) -> str:
     """p as a table shows it. The tail of a distribution is not known to more than the smallest number here."""
@@ -233,6 +238,10 @@ class Agreement:
     tau: float
     low: float | None = None
     high: float | None = None
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.tau:+.2f}{interval}"
 
 
 def order_agreement(

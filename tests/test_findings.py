@@ -1,0 +1,119 @@
+"""The papers' claims against measurements: tests, verdicts, their tables, and the page that collects them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from distill.base.errors import UserError
+from distill.results import experiment, findings
+from distill.results.comparisons import of_claims, orders
+from distill.results.experiment import Experiment
+from distill.results.manifest import RowRuns
+from distill.results.rendering import claims_section, claims_table
+from distill.results.statistics import Column, holm
+from distill.results.table import RowData
+
+KEPT = experiment.PAPER.parent
+DOLLY, SNI = (Column(title, ((name, "rouge_l"),)) for title, name in (("Dolly Eval", "dolly"), ("S-NI", "sni")))
+
+
+def row(label, rng, dolly, sni, prompts=200, group="paper"):
+    """A row with one training, its scores by prompt around these means."""
+    frames, lines = [], []
+    for dataset, mean in (("dolly", dolly), ("sni", sni)):
+        values = mean + rng.normal(0, 2, prompts)
+        ids = [f"{dataset}{i}" for i in range(prompts)]
+        frames.append(pd.DataFrame({"dataset": dataset, "id": ids, "topic": "", "rouge_l": values}))
+        line = {"dataset": dataset, "metric": "rouge_l", "train_seed": 1, "seed": "10", "value": values.mean()}
+        lines.append(line)
+    return RowData(RowRuns(label, group, "student", "gpt2", []), pd.DataFrame(lines), [pd.concat(frames)], [])
+
+
+def own(claims):
+    return Experiment.model_validate(
+        {
+            "title": "T", "paper": "own", "model": "gpt2", "against": "A", "claims": claims,
+            "columns": {"Dolly Eval": {"dataset": "dolly"}, "S-NI": {"dataset": "sni"}},
+            "rows": {label: {"overrides": [f"loss={x}"]} for label, x in {"A": "fkl", "B": "rkl", "C": "skl"}.items()},
+        }
+    )  # fmt: skip
+
+
+def test_a_claim_holds_is_reversed_or_is_open():
+    rng = np.random.default_rng(0)
+    rows = [row("A", rng, 20, 20), row("B", rng, 25, 20)]  # C was not measured
+    found = own({"B": ["A", "C"], "A": ["B"]})
+    tests = of_claims(rows, [DOLLY, SNI], found)
+    assert [(*key, test.verdict) for key, test in tests.items()] == [
+        ("B", "A", "Dolly Eval", "yes"), ("B", "A", "S-NI", "open"),
+        ("A", "B", "Dolly Eval", "reversed"), ("A", "B", "S-NI", "open"),
+    ]  # fmt: skip
+    assert [test.p for test in tests.values()] == holm([test.comparison.p for test in tests.values()])
+    table = claims_table(found, {}, tests).set_index("claim")
+    assert list(table.index) == ["B above A", "A above B"]
+    cell = re.fullmatch(
+        r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\] yes", table.loc["B above A", "Dolly Eval"]
+    )
+    assert float(cell[2]) < float(cell[1]) < float(cell[3]) and float(cell[2]) > 0
+    text = "\n".join(claims_section(rows, [DOLLY, SNI], found, "gpt2"))
+    assert "over the 4 tests of this section" in text and "tau" not in text  # no numbers of a paper here
+    assert claims_section(rows[:1], [DOLLY, SNI], found, "gpt2") == []
+
+
+def test_a_small_difference_among_many_tests_is_open():
+    """An interval that leaves out 0 alone is no verdict: each of twenty tests has a chance."""
+    rng = np.random.default_rng(3)
+    rows = [row(label, rng, 20, 20) for label in "ABC"]
+    rows[1] = row("B", rng, 20.33, 20)
+    alone = of_claims(rows, [DOLLY], own({"B": ["A"]}))["B", "A", "Dolly Eval"]
+    assert 0.02 < alone.p < 0.05 and alone.verdict == "yes"
+    among = of_claims(rows, [DOLLY, SNI], own({"B": ["A", "C"], "C": ["A"]}))["B", "A", "Dolly Eval"]
+    assert among.comparison == alone.comparison and among.verdict == "open"
+
+
+def test_the_order_is_of_the_papers_own_rows():
+    rng = np.random.default_rng(1)
+    found = experiment.load("abkd/losses_gpt2")
+    paper, _ = experiment.paper_numbers(found, "gpt2")
+    labels = [label for label, r in found.rows.items() if r.group == "paper"]
+    printed = [float(paper[label, "Dolly Eval"].mean) for label in labels]
+    rows = [row(label, rng, 5 * value, 20) for label, value in zip(labels, printed, strict=True)]
+    mine = row("Mine", rng, 0, 20, group="added")
+    (agreement,) = orders([*rows, mine], [DOLLY], paper).values()
+    assert agreement.tau > 0.9 and agreement.rows == len(labels)
+    table = claims_table(found, {"Dolly Eval": agreement}, {}).set_index("claim")
+    assert table.loc["the order of 8 rows: tau", "Dolly Eval"] == str(agreement)
+
+
+def test_a_claim_of_a_row_that_the_table_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="claims name D, which is not a row; the rows are A, B, C"):
+        own({"B": ["D"]})
+
+
+@pytest.mark.parametrize("name", experiment.names())
+def test_every_table_with_two_numbers_of_a_paper_has_its_claims(name):
+    found = experiment.load(name)
+    rouge = [c for c in found.columns.values() if c.dataset not in (None, "training", "validation", "benchmarks")]
+    paper = [label for label, r in found.rows.items() if r.group == "paper"]
+    scored = any(c.metric.partition(":")[0] in ("rouge_l", "bertscore") for c in rouge)
+    assert bool(found.claims) == (bool(found.sources) and len(paper) > 1 and scored), name
+
+
+def test_the_page_of_findings_is_that_of_the_kept_results():
+    page = Path(__file__).parents[1].joinpath(findings.PAGE).read_text(encoding="utf-8")
+    assert page == findings.written_again(page, KEPT), "run make docs"
+
+
+def test_a_kept_table_without_a_place_in_the_page_and_a_place_without_a_table():
+    with pytest.raises(
+        UserError, match=re.escape("add the lines `<!-- abkd/losses_gpt2 micro -->` and `<!-- end -->`")
+    ):
+        findings.written_again("<!-- all -->\n<!-- end -->\n", KEPT)
+    page = Path(__file__).parents[1].joinpath(findings.PAGE).read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="has a place for own/table micro, which is not kept or says nothing"):
+        findings.written_again(page + "<!-- own/table micro -->\n<!-- end -->\n", KEPT)
