@@ -26,9 +26,9 @@ from distill.results.figures import FIGURES, write_figure
 from distill.results.folders import refuse_old_results
 from distill.results.manifest import Manifest, RowRuns, notes_of
 from distill.results.metrics import Finished
-from distill.results.rendering import write_table
+from distill.results.rendering import teachers_section, write_table
 from distill.results.runs import LONG_COLUMNS, Fact, Measured, RunFolder, unique_labels, write_runs_file
-from distill.results.separation import separations
+from distill.results.separation import between_teachers, by_teacher, separations
 from distill.results.statistics import (
     Cell,
     Column,
@@ -781,6 +781,28 @@ def test_columns_that_tell_little_are_named():
     assert single.ratio is None and single.lead == clear.lead  # single trainings
     assert separations([row_data("A", [10.0]), row_data("B", [20.0])], column) == []
     assert separations([row_data("A", [1.0, 2.0]), row_data("B", [1.0, 2.0])], column)[0].lead is None
+
+
+def test_how_far_rows_lie_apart_between_teachers():
+    """The row's first training with its own teacher beside those with others; a row without others does not count."""
+    column = Column("Dolly Eval", (("dolly", "rouge_l"),))
+
+    def with_others(label, own, others):
+        row = row_data(label, own)
+        lines = row.lines.assign(run=[f"{label}{i}" for i in range(len(own))])
+        told = RowRuns(label, "paper", "student", "gpt2", list(lines["run"]))
+        other_rows = {seed: row_data(label, [value]) for seed, value in others.items()}
+        return RowData(told, lines, [], [{"shared_seed": 10}], other_rows)
+
+    rows = [with_others("A", [20.0, 99.0], {"11": 22.0, "12": 24.0}), with_others("B", [30.0], {"11": 36.0}),
+            with_others("C", [1.0, 2.0], {})]  # fmt: skip
+    values = by_teacher(rows, column)
+    assert values.to_dict("index")["A"] == {"10": 20.0, "11": 22.0, "12": 24.0} and list(values.index) == ["A", "B"]
+    assert between_teachers(values) == pytest.approx(math.sqrt((4.0 + 18.0) / 2))
+    assert between_teachers(by_teacher(rows[2:], column)) is None
+    text = teachers_section(rows, [column])
+    assert "| B | 30.00 | 36.00 |  | 4.24 |" in "\n".join(text) and "rows: 3.32." in text[-1]
+    assert teachers_section(rows[2:], [column]) == []
 
 
 def test_the_header_says_the_epochs_of_every_row():

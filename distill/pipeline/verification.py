@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from distill.pipeline.rows import Row
 from distill.results import experiment as experiments
 from distill.results.manifest import Manifest, RowRuns
 from distill.results.runs import RunFolder
-from distill.results.separation import separations
+from distill.results.separation import between_teachers, by_teacher, separations
 from distill.results.statistics import Column
 from distill.results.table import columns_of, rows_of
 
-REACH = 2.0  # standard deviations of trainings that two means may lie apart
+REACH = 2.0  # standard deviations that two means may lie apart, of the difference of two teachers or trainings
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Cell:
         results: the results folder.
         row: the row's runs.
         column: the column.
-        spread: the standard deviation of trainings in this column, or over generation seeds if no row of the table has
-            several trainings; None without either.
-        of_trainings: whether it is of trainings.
+        spread: the standard deviation in this column between teachers, or else between trainings, or else over the
+            cell's generation seeds; None without any of them.
+        between: what it is between.
     """
 
     manifest: Manifest
@@ -45,7 +46,7 @@ class Cell:
     row: RowRuns
     column: Column
     spread: float | None
-    of_trainings: bool
+    between: str
 
     @staticmethod
     def of(file: str, label: str | None, title: str | None) -> Cell:
@@ -85,10 +86,15 @@ class Cell:
         if not cells:
             raise UserError(f"{file}: no such cell was measured; name another row or column, or none")
         row, column = random.choice(cells)
-        between = next((s.between_trainings for s in separations(rows, [column])), None)
         value = row.cell(column)
         assert value is not None
-        return Cell(manifest, results, row.row, column, between or value.std, between is not None)
+        spreads = {
+            "teachers": between_teachers(by_teacher(rows, column)),
+            "trainings": next((s.between_trainings for s in separations(rows, [column])), None),
+            "generation seeds": value.std,
+        }
+        between, spread = next(((name, std) for name, std in spreads.items() if std), ("trainings", None))
+        return Cell(manifest, results, row.row, column, spread, between)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Verdict:
     Attributes:
         values: a line a value: kept and made again.
         text: the verdict in a sentence.
-        holds: whether the cell is equal, or differs by no more than trainings do.
+        holds: whether the cell is equal, or differs by no more than teachers or trainings do.
     """
 
     values: pd.DataFrame
@@ -124,14 +130,14 @@ def verified(cell: Cell, store: str | Path) -> Verdict:
     values = pd.concat(lines, ignore_index=True)
     equal = (values["kept"] == values["again"]).all()
     difference = float(values["again"].mean() - values["kept"].mean())
-    what = "trainings" if cell.of_trainings else "generation seeds"
     if equal:
         text, holds = "equal to the byte", True
     elif cell.spread is None:
         text, holds = f"different by {difference:+.4g}; this column's spread over trainings is not known", False
     else:
-        holds = abs(difference) <= REACH * cell.spread
-        within = f"within {REACH:g} standard deviations of {what} ({cell.spread:.2f})"
+        of_difference = math.sqrt(2) * cell.spread
+        holds = abs(difference) <= REACH * of_difference
+        within = f"within {REACH:g} standard deviations of the difference of two {cell.between} ({of_difference:.2f})"
         text = f"different by {difference:+.2f}, {'' if holds else 'not '}{within}"
     return Verdict(values.astype(str), text, holds)
 

@@ -16,8 +16,8 @@ from distill.results.header import header, is_smoke, seeds_line
 from distill.results.latex import latex_table
 from distill.results.manifest import Manifest
 from distill.results.recipes import pair_recipe, row_recipe
-from distill.results.separation import separations
-from distill.results.statistics import Agreement, Cell, Column, cell, p_text, printed_p
+from distill.results.separation import between_teachers, by_teacher, separations
+from distill.results.statistics import Agreement, Cell, Column, p_text, printed_p
 from distill.results.table import (
     MISSING,
     RowData,
@@ -303,23 +303,13 @@ def teachers_section(rows: Sequence[RowData], columns: Sequence[Column]) -> list
     """What other teachers do to the rows; empty for a table with one teacher."""
     text: list[str] = []
     for column in columns:
-        lines, variances = [], []
-        for row in rows:
-            first = row.cell(column)
-            values = {seed: other.cell(column) for seed, other in row.other_teachers.items()}
-            measured = {seed: value.mean for seed, value in values.items() if value is not None}
-            if first is None or not measured or not row.descriptions:
-                continue
-            own = float(row.lines[row.lines["run"] == row.row.runs[0]].pipe(_mean_of, column))
-            every = {str(row.descriptions[0]["shared_seed"]): own, **measured}
-            variance = float(pd.Series(every).var(ddof=1))
-            variances.append(variance)
-            by_teacher = {f"teacher {seed}": f"{value:.2f}" for seed, value in every.items()}
-            lines.append({"row": row.label, **by_teacher, "std": f"{variance**0.5:.2f}"})
-        if lines:
-            spread = (sum(variances) / len(variances)) ** 0.5
-            text += ["", f"### {column.title}", "", markdown_table(pd.DataFrame(lines).fillna("")), ""]
-            text += [f"Standard deviation over teachers, root mean square of the rows: {spread:.2f}."]
+        values = by_teacher(rows, column)
+        if len(values):
+            shown = values.rename(columns="teacher {}".format).map("{:.2f}".format).replace("nan", "")
+            shown["std"] = values.std(axis=1, ddof=1).map("{:.2f}".format)
+            table = markdown_table(shown.rename_axis("row").reset_index())
+            text += ["", f"### {column.title}", "", table, ""]
+            text += [f"Standard deviation over teachers, root mean square of the rows: {between_teachers(values):.2f}."]
     if not text:
         return []
     return [
@@ -329,11 +319,6 @@ def teachers_section(rows: Sequence[RowData], columns: Sequence[Column]) -> list
         "Each row's first training with the table's teacher, and with teachers that were trained with other seeds.",
         *text,
     ]
-
-
-def _mean_of(lines: pd.DataFrame, column: Column) -> float:
-    value = cell(lines, column)
-    return float("nan") if value is None else value.mean
 
 
 def recipe_section(experiment: Experiment, manifest: Manifest) -> list[str]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from distill.results.experiment import CONTEXT
-from distill.results.statistics import Column
+from distill.results.statistics import Column, cell
 from distill.results.table import RowData
 
 LEAD, RATIO = 3.0, 2.0  # what a column should reach: the teacher's lead in ROUGE-L, and `Separation.ratio`
@@ -71,3 +72,22 @@ def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Sepa
         if lead is not None or len(means) > 1:
             result.append(Separation(column.title, lead, *spreads))
     return result
+
+
+def by_teacher(rows: Sequence[RowData], column: Column) -> pd.DataFrame:
+    """Each row's first training with each teacher: the mean in a column, by row and the seed of the teacher.
+
+    It has no lines if no row has another teacher.
+    """
+    values: dict[str, dict[str, float]] = {}
+    for row in rows:
+        others = {seed: value.mean for seed, data in row.other_teachers.items() if (value := data.cell(column))}
+        own = cell(row.lines[row.lines["run"] == row.row.runs[0]], column) if others else None
+        if own is not None and row.descriptions:
+            values[row.label] = {str(row.descriptions[0]["shared_seed"]): own.mean, **others}
+    return pd.DataFrame.from_dict(values, orient="index")
+
+
+def between_teachers(values: pd.DataFrame) -> float | None:
+    """The standard deviation over teachers (`by_teacher`), as the root mean square of the rows; None without any."""
+    return float(np.sqrt(values.var(axis=1, ddof=1).mean())) if len(values) else None
