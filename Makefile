@@ -18,7 +18,7 @@ DEMO := model=demo rows=[FKLD,ABKD] paths.store=.demo/store paths.results=.demo/
 .PHONY: abkd akl mgsr help setup smollm2 encoder vocabulary phrases demo test check lint format bench docs tables clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo; echo "tables (make tables says more):"; $(foreach t,$(TABLES),echo "  make $(subst _,-,$(subst /,-,$(t))) MODEL=micro";)
 
 setup: $(VENV)/ready  ## a virtual environment with everything pinned, the offline weights included
@@ -91,9 +91,8 @@ tables: setup  ## list every table with its target, and what is missing of it fo
 	$(RUN) distill.list tables
 	$(RUN) distill.table --dry-run model=$(or $(MODEL),micro)
 
-abkd: $(filter abkd-%,$(TARGETS))  ## all tables and figures of ABKD, for MODEL
-akl: $(filter akl-%,$(TARGETS))  ## all tables and figures of AKL, for MODEL
-mgsr: $(filter mgsr-%,$(TARGETS))  ## all tables and figures of MGSR, for MODEL
+abkd akl mgsr: setup  ## all tables and figures of a paper, for MODEL
+	$(RUN) distill.table $@ $(if $(MODEL),model=$(MODEL)) $(ARGS)
 
 clean:  ## remove the scratch folders of the demo and smoke runs (kept results and the store stay)
 	rm -rf .demo .smoke

@@ -58,6 +58,11 @@ def main(words: list[str]) -> int:
         if values is not None and [type(x) for x in values] != [kind]:
             raise UserError(f"{name}={values[0]}: give {'a number' if kind is int else 'true or false'}")
     table, labels = requested(words)
+    if not table.is_measured:
+        raise UserError(
+            f"{table.name}: it has no responses of its own, only a judge's numbers; judge the table whose rows it"
+            " compares, such as akl/main"
+        )
     judged_values = list(_judged_values(table, labels, options, " ".join(map(shlex.quote, words))))
     from distill.base.console import bar, say
     from distill.judging.judge import Judge

@@ -292,7 +292,9 @@ def test_no_loss_names_a_model_and_no_model_a_loss():
         assert "override /loss" not in Path(path).read_text()
 
 
-@pytest.mark.parametrize(("words", "stops"), [([], True), (["data.other_counts=true"], False), (["model=opt"], False)])
+@pytest.mark.parametrize(
+    ("words", "stops"), [([], True), (["data.other_counts=true"], False), (["model=opt", "other_pair=true"], False)]
+)
 def test_a_table_of_the_papers_own_pair_stops_at_other_counts(tmp_path, words, stops):
     """Its cells would stand beside the paper's numbers without being measured on the paper's data."""
     row = json.dumps({"instruction": "i", "output": "o"}) + "\n"

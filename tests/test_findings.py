@@ -11,7 +11,7 @@ import pytest
 
 from distill.base.errors import UserError
 from distill.results import experiment, findings
-from distill.results.comparisons import of_claims, orders
+from distill.results.comparisons import claimed, comparisons, orders
 from distill.results.experiment import Experiment
 from distill.results.manifest import RowRuns
 from distill.results.rendering import claims_section, claims_table
@@ -44,11 +44,15 @@ def own(claims):
     )  # fmt: skip
 
 
+def of_paper(rows, columns, found):
+    return claimed(comparisons(rows, columns, found), found)
+
+
 def test_a_claim_holds_is_reversed_or_is_open():
     rng = np.random.default_rng(0)
     rows = [row("A", rng, 20, 20), row("B", rng, 25, 20)]  # C was not measured
     found = own({"B": ["A", "C"], "A": ["B"]})
-    tests = of_claims(rows, [DOLLY, SNI], found)
+    tests = of_paper(rows, [DOLLY, SNI], found)
     assert [(*key, test.verdict) for key, test in tests.items()] == [
         ("B", "A", "Dolly Eval", "yes"), ("B", "A", "S-NI", "open"),
         ("A", "B", "Dolly Eval", "reversed"), ("A", "B", "S-NI", "open"),
@@ -57,22 +61,22 @@ def test_a_claim_holds_is_reversed_or_is_open():
     table = claims_table(found, {}, tests).set_index("claim")
     assert list(table.index) == ["B above A", "A above B"]
     cell = re.fullmatch(
-        r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\] yes", table.loc["B above A", "Dolly Eval"]
+        r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\] yes, p <?[\de.-]+", table.loc["B above A", "Dolly Eval"]
     )
     assert float(cell[2]) < float(cell[1]) < float(cell[3]) and float(cell[2]) > 0
-    text = "\n".join(claims_section(rows, [DOLLY, SNI], found, "gpt2"))
-    assert "over the 4 tests of this section" in text and "tau" not in text  # no numbers of a paper here
-    assert claims_section(rows[:1], [DOLLY, SNI], found, "gpt2") == []
+    text = "\n".join(claims_section(rows, [DOLLY, SNI], found, "gpt2", tests))
+    assert "`reversed`" in text and "tau" not in text  # no numbers of a paper here
+    assert claims_section(rows[:1], [DOLLY, SNI], found, "gpt2", {}) == []
 
 
 def test_a_small_difference_among_many_tests_is_open():
     """An interval that leaves out 0 alone is no verdict: each of twenty tests has a chance."""
     rng = np.random.default_rng(3)
     rows = [row(label, rng, 20, 20) for label in "ABC"]
-    rows[1] = row("B", rng, 20.33, 20)
-    alone = of_claims(rows, [DOLLY], own({"B": ["A"]}))["B", "A", "Dolly Eval"]
+    rows[1] = row("B", rng, 20.4, 20)
+    alone = of_paper(rows, [DOLLY], own({"B": ["A"]}))["B", "A", "Dolly Eval"]
     assert 0.02 < alone.p < 0.05 and alone.verdict == "yes"
-    among = of_claims(rows, [DOLLY, SNI], own({"B": ["A", "C"], "C": ["A"]}))["B", "A", "Dolly Eval"]
+    among = of_paper(rows, [DOLLY, SNI], own({"B": ["A", "C"], "C": ["A"]}))["B", "A", "Dolly Eval"]
     assert among.comparison == alone.comparison and among.verdict == "open"
 
 
@@ -117,3 +121,17 @@ def test_a_kept_table_without_a_place_in_the_page_and_a_place_without_a_table():
     page = Path(__file__).parents[1].joinpath(findings.PAGE).read_text(encoding="utf-8")
     with pytest.raises(UserError, match="has a place for own/table micro, which is not kept or says nothing"):
         findings.written_again(page + "<!-- own/table micro -->\n<!-- end -->\n", KEPT)
+
+
+@pytest.mark.parametrize("name", [name for name in experiment.names() if experiment.load(name).claims])
+def test_a_row_that_is_said_to_be_best_is_tested_against_the_second_best(name):
+    """Of each column in which a claiming row is printed as the best student."""
+    found = experiment.load(name)
+    for pair in found.printed_pairs:
+        paper, _ = experiment.paper_numbers(found, pair)
+        students = [label for label, r in found.rows.items() if r.group == "paper" and r.role == "student"]
+        for title in found.columns:
+            printed = {x: float(paper[x, title].mean) for x in students if (x, title) in paper}
+            ranked = sorted(printed, key=printed.__getitem__, reverse=True)
+            if len(ranked) > 2 and ranked[0] in found.claims and len(found.claims[ranked[0]]) > 2:
+                assert ranked[1] in found.claims[ranked[0]], (title, ranked)

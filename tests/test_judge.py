@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill import judge as judge_command
 from distill.base.errors import UserError
 from distill.config import load
 from distill.config.evaluation import JudgeConfig
@@ -313,3 +314,8 @@ def test_preferences_pair_rows_in_both_orders_and_skip_equal_answers():
     assert "A:\nx" in ours_first.text and "B:\nv" in ours_first.text
     assert "A:\nv" in theirs_first.text and "B:\nx" in theirs_first.text
     assert judged_values[0].combine([FIRST, SECOND]) == 1.0 and judged_values[0].combine([SECOND, FIRST]) == 0.0
+
+
+def test_a_table_of_a_judges_numbers_alone_is_refused():
+    with pytest.raises(UserError, match=r"akl/preference: it has no responses of its own.* such as akl/main"):
+        judge_command.main(["akl/preference", "model=micro", "eval.judge.model=x"])

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from distill import table as table_command
 from distill import verify
+from distill.base import locations
 from distill.base.errors import UserError
 from distill.pipeline.preview import Before, overview, preview, sets_line
 from distill.pipeline.request import requested
 from distill.pipeline.store import Store
-from distill.pipeline.verification import Cell, verified
+from distill.pipeline.verification import Cell, _again, verified
 from distill.results import experiment
 from distill.results.experiment import Experiment
 from distill.results.latex import latex_table
-from distill.results.manifest import RowRuns
+from distill.results.manifest import Manifest, RowRuns
+from distill.results.runs import Fact, Measured, RunFolder
 from distill.results.statistics import Column
 from distill.results.table import RowData, cells_table
 
@@ -57,11 +63,55 @@ def test_a_row_of_ones_own_stands_apart_and_is_never_dropped(words):
         ("row.SFT=loss=skl", "the label 'SFT' is taken"),
         ("row.Mine=loss=skll", "skll"),
         ("row.Mine=loss=skl loss.mixx=0.3", "mixx"),
+        (
+            "row.Mine=model=smollm2 loss=skl",
+            "row.Mine=model=smollm2 loss=skl: model=smollm2 is for all rows of a table",
+        ),
+        ("row.Mine=loss=skl seed=[1,2]", "seed=[1,2] is for all rows"),
+        ("row.Mine=loss=skl train.seed=7", "train.seed=7 is for all rows"),
+        ("row.Mine=loss=skl preset=reference", "preset=reference is for all rows"),
+        ("row.Mine=loss=skl data.train.skip=5", "data.train.skip=5 is for all rows"),
+        ("row.Mine=loss=skl paths.store=x", "paths.store=x is for all rows"),
+        ("row.Mine=loss=skl debug=smoke", "debug=smoke is for all rows"),
     ],
 )
 def test_a_row_that_cannot_be_added_is_refused(words, word, message):
     with pytest.raises(UserError, match=re.escape(message)):
         requested([TABLE, *words, word])
+
+
+def test_a_row_of_ones_own_may_prune_data_and_train_otherwise(words):
+    table, _ = requested([TABLE, *words, "row.Mine=loss=skl data.prune.share=0.2 train.student.lr=1e-4"])
+    config = table.rows["Mine"][0].config
+    assert (config.data.prune.share, config.train.student.lr) == (0.2, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "pair", "there"),
+    [("mgsr/main", "tinyllama", "openllama2, llama2, opt, gpt2"), ("abkd/losses_gpt2", "opt", "gpt2"),
+     ("akl/main", "opt", "gpt2, tinyllama")],
+)  # fmt: skip
+def test_a_pair_without_printed_numbers_is_refused(words, name, pair, there):
+    with pytest.raises(UserError, match=f"{name}: its paper has no numbers for {pair}, only for {there} "):
+        requested([name, f"model={pair}", *words])
+    assert requested([name, f"model={pair}", "other_pair=true", *words])[0].model == pair
+    for other in (*there.split(", "), "micro", "smollm2", "demo"):
+        requested([name, f"model={other}", *words])
+
+
+def test_all_tables_of_a_paper_in_one_command(tmp_path, words, capsys, monkeypatch):
+    """Those without numbers for the pair are left out with a line, and one that fails does not stop the others."""
+    names = {"akl/cost", "akl/main", "akl/fig_toy_gaussian", "akl/weights"}
+    there = {name: path for name, path in locations.tables().items() if name in names}
+    monkeypatch.setattr(locations, "tables", lambda *_: there)
+    words = [*words, "model=gpt2", "rows=[FKL]"]  # akl/weights has no such row
+    assert table_command.main(["akl", *words]) == 2
+    told = capsys.readouterr()
+    assert "left out: akl/cost: its paper has no numbers for gpt2" in told.out
+    assert told.err.count("no row is named FKL") == 2 and "table: " in told.out  # the figure has no rows
+    written = {path.name for path in (tmp_path / "results").glob("*/akl/*.csv")}
+    assert written == {"main.csv", "main_long.csv"}
+    assert table_command.main(["akl", "--dry-run", *words]) == 0
 
 
 def test_a_figure_has_no_rows_to_add_to():
@@ -100,8 +150,14 @@ def test_a_dry_run_makes_nothing_and_knows_what_is_there(tmp_path, words):
     assert ("train", "gpt2-student-fkl") in known.seconds and ("evaluate", "gpt2-student-fkl-dolly") in known.seconds
 
 
+@pytest.mark.parametrize("name", ["akl/fig_toy_convergence", "akl/fig_flipped", "akl/preference", "mgsr/teacher_size"])
+def test_a_dry_run_of_every_kind_of_table(words, name, capsys):
+    assert table_command.main([name, "--dry-run", "model=micro", *words]) == 0
+    assert "Sets: " in capsys.readouterr().out
+
+
 def test_all_tables_in_one_overview(words):
-    tables = overview(["model=micro", *words]).set_index("table")
+    tables = overview(experiment.names(), ["model=micro", *words]).set_index("table")
     assert set(tables.index) == set(experiment.names())
     assert int(tables["rows"][TABLE]) > 10 and tables["there"][TABLE] == "0" and tables["rows"]["akl/preference"] == "0"
 
@@ -190,10 +246,82 @@ def test_what_cannot_be_verified_is_refused(measured, tmp_path):
         Cell.of(str(measured), "AKL", None)
     with pytest.raises(UserError, match="not a word of this command"):
         verify.main([str(measured), "FKLD"])
-    run = next(measured.parents[1].glob(f"runs/{Cell.of(str(measured), 'FKLD', None).row.runs[0]}/run.json"))
-    run.write_text(run.read_text().replace('"max_new_tokens": ', '"max_new_tokens": 1'))
-    with pytest.raises(UserError, match="made again it would be another run"):
-        verified(Cell.of(str(measured), "FKLD", "Dolly Eval"), tmp_path / "again")
+    cell = Cell.of(str(measured), "FKLD", "Dolly Eval")
+    run = next(measured.parents[1].glob(f"runs/{cell.row.runs[0]}/run.json"))
+    text = run.read_text()
+    run.write_text(text.replace('"max_new_tokens": ', '"max_new_tokens": 1'))
+    with pytest.raises(UserError, match=r"another measurement: its settings or code"):
+        verified(cell, tmp_path / "again")
+    run.write_text(text.replace('"max_new_tokens": ', '"max_tokens": '))
+    with pytest.raises(UserError, match=r"not settings of this version \(eval\.max_\w+: .*; commit") as told:
+        verified(cell, tmp_path / "again")
+    assert "\n" not in str(told.value)
+    run.write_text(text)
+    changed = {**cell.manifest.sets, "dolly": {**cell.manifest.sets["dolly"], "hash": "0" * 16}}
+    facts = run.with_name("facts.csv")
+    of_run = json.loads(text)["data"]["dolly"]["hash"]
+    facts.write_text(facts.read_text().replace(of_run, "0" * 16))
+    with pytest.raises(UserError, match="another measurement: the data of dolly changed; restore what commit"):
+        verified(replace(cell, manifest=replace(cell.manifest, sets=changed)), tmp_path / "again")
+
+
+def test_costs_are_not_verified(tmp_path, words):
+    table, chosen = requested(["akl/cost", *words, "rows=[FKL]"])
+    assert table.measure(chosen) == []
+    written = str(table.write().path)
+    with pytest.raises(UserError, match="column=Training Time: costs are of a machine"):
+        Cell.of(written, "FKL", "Training Time")
+    with pytest.raises(UserError, match="no such cell was measured"):
+        Cell.of(written, None, None)
+
+
+def test_how_far_a_cell_may_differ(tmp_path):
+    """By trainings, of which a cell is the mean, and by teachers; of another table of the pair if its own has one."""
+    values = {"A": [20.0, 22.0, 24.0], "B": [30.0, 33.0, 36.0], "C": [10.0]}
+    of_table = {"one": ["C"], "several": ["A", "B"], "teachers": ["A", "B"]}
+    for label, by_training in values.items():
+        for seed, value in enumerate(by_training, 1):
+            kept(tmp_path, f"{label}{seed}", value, seed)
+    kept(tmp_path, "A-other", 26.0, 1)
+    for name, labels in of_table.items():
+        rows = [RowRuns(x, "paper", "student", "gpt2", [f"{x}{i + 1}" for i in range(len(values[x]))]) for x in labels]
+        if name == "teachers":
+            rows[0] = replace(rows[0], other_teachers={"11": "A-other"})
+        sets = {"dolly": {"title": "Dolly", "hash": "h", "rows": 2, "note": ""}}
+        Manifest(f"own/{name}", "gpt2", [10], [1], {"D": ["dolly", "rouge_l"]}, sets, rows).write(tmp_path)
+    of_trainings, of_teachers = (4.0 + 9.0) / 2, 18.0
+    in_table = lambda name, label: Cell.of(str(tmp_path / f"gpt2/own/{name}.csv"), label, "D").spread()  # noqa: E731
+    single = math.sqrt(2 * (of_trainings + of_teachers - of_trainings))
+    assert in_table("one", "C") == pytest.approx(single)
+    mean_of_three = math.sqrt(2 * (of_trainings / 3 + of_teachers - of_trainings))
+    assert in_table("teachers", "A") == in_table("several", "A") == pytest.approx(mean_of_three)
+    (tmp_path / "gpt2/own/teachers.manifest.json").unlink()
+    assert in_table("several", "A") == pytest.approx(math.sqrt(2 * of_trainings / 3))
+    (tmp_path / "gpt2/own/several.manifest.json").unlink()
+    assert in_table("one", "C") is None
+
+
+def kept(results, run, value, train_seed):
+    """A run with one ROUGE-L."""
+    facts = [Fact("dolly", "h", "rouge_l", value, 2, "c", 10)]
+    told = {"run": run, "model": "gpt2", "label": "x", "role": "student", "train_seed": train_seed, "shared_seed": 10,
+            "decode": "d", "commit": "c", "data": {}, "stages": {}, "artifacts": [], "evaluations": [],
+            "wall_seconds": 1.0}  # fmt: skip
+    RunFolder(results, "gpt2", run).add(Measured(facts, told))
+
+
+KEPT = sorted((experiment.PAPER.parent / "micro/runs").glob("*/run.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
+def test_the_settings_of_kept_runs_are_read_today(path, tmp_path):
+    """Each composes to the run that it was; its data is generated by the project."""
+    told = json.loads(path.read_text())
+    row = RowRuns("x", "paper", told["role"], told["model"], [told["run"]])
+    cell = Cell(
+        Manifest("own/t", "micro", [10], [1], {}, {}, [row]), path.parents[3], row, Column("D", (("dolly", "rouge_l"),))
+    )
+    assert _again(RunFolder(path.parents[3], "micro", told["run"]), cell, tmp_path).run == told["run"]
 
 
 @pytest.mark.parametrize(

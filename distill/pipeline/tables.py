@@ -193,10 +193,9 @@ class Table:
         if row.role != "teacher" and self.train_seeds:
             trainings = [[f"train.seed={seed}"] for seed in self.train_seeds]
         last = [] if row.model is None else [f"model={row.model}"]
-        recipe = overrides_of(row.reference)
-        if row.label in self._without_corpus:
-            recipe = ["loss.w_lm=0.0"]
-        words = [*self.experiment.overrides, *self._sets(), *row.overrides, *recipe, *self.overrides, *last]
+        corpus = ["loss.w_lm=0.0"] if row.label in self._without_corpus else []
+        of_row = [*corpus, *row.overrides, *overrides_of(row.reference)]
+        words = [*self.experiment.overrides, *self._sets(), *of_row, *self.overrides, *last]
         return [load([*words, *training, *more], of_method=not row.reference) for training in trainings]
 
     def _rows_without_corpus(self) -> list[str]:
@@ -207,7 +206,7 @@ class Table:
         recipes = {
             row.label: row_recipe(self.experiment, row.label, row.model or str(self.model))
             for row in self.row_definitions.values()
-            if self._is_reference and row.group == "paper" and row.role == "student"
+            if self._is_reference and row.group != "context" and row.role == "student"
         }
         return [label for label, recipe in recipes.items() if not recipe] if any(recipes.values()) else []
 

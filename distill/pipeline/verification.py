@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ import pandas as pd
 from pydantic import ValidationError
 
 from distill.base.errors import UserError, nearest
+from distill.config import load
 from distill.config.plugins import import_plugins
 from distill.config.schema import Config
 from distill.pipeline.measure import measure, measurements_for
 from distill.pipeline.rows import Row
-from distill.results import experiment as experiments
+from distill.results import metrics
 from distill.results.manifest import Manifest, RowRuns
 from distill.results.runs import RunFolder
-from distill.results.separation import between_teachers, by_teacher, separations
+from distill.results.separation import between_teachers, between_trainings, by_teacher
 from distill.results.statistics import Column
-from distill.results.table import columns_of, rows_of
+from distill.results.table import rows_of
 
-REACH = 2.0  # standard deviations that two means may lie apart, of the difference of two teachers or trainings
+REACH = 2.0  # standard deviations that two means may lie apart, of the difference of two such rows
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,16 @@ class Cell:
         results: the results folder.
         row: the row's runs.
         column: the column.
-        spread: the standard deviation in this column between teachers, or else between trainings, or else over the
-            cell's generation seeds; None without any of them.
-        between: what it is between.
     """
 
     manifest: Manifest
     results: Path
     row: RowRuns
     column: Column
-    spread: float | None
-    between: str
 
     @staticmethod
     def of(file: str, label: str | None, title: str | None) -> Cell:
-        """The named cell of a table, or one that is drawn from its measured cells.
+        """The named cell of a table or of a figure with bars, or one that is drawn from its measured cells.
 
         Args:
             file: any file of the table.
@@ -58,7 +54,7 @@ class Cell:
             title: the column's title; None draws.
 
         Raises:
-            UserError: there is no such table, row, column or cell.
+            UserError: there is no such table, row, column or cell, or the column has costs.
         """
         path = Path(file)
         stem = path.name.removesuffix(".manifest.json").split(".")[0].removesuffix("_long")
@@ -66,11 +62,11 @@ class Cell:
         if not source.is_file():
             raise UserError(f"{file}: not the file of a measured table: there is no {source}")
         manifest, results = Manifest.read(source), path.resolve().parents[2]
-        experiment = experiments.load(manifest.table).for_pair(manifest.model)
-        if experiment.kind != "table":
-            raise UserError(f"{file}: this is a figure; give the file of a table")
+        parts = {name: (part[0], part[1]) for name, part in manifest.columns.items() if part is not None}
+        if title in parts and parts[title][0] == metrics.TRAINING:
+            raise UserError(f"column={title}: costs are of a machine, and differ from run to run; name another column")
+        columns = [Column(name, (part,)) for name, part in parts.items() if part[0] != metrics.TRAINING]
         rows = rows_of(manifest, results)
-        columns = [column for column in columns_of(experiment, manifest) if not column.is_average]
         for name, wanted, known in (
             ("row", label, [row.label for row in rows]), ("column", title, [column.title for column in columns])
         ):  # fmt: skip
@@ -86,15 +82,43 @@ class Cell:
         if not cells:
             raise UserError(f"{file}: no such cell was measured; name another row or column, or none")
         row, column = random.choice(cells)
-        value = row.cell(column)
-        assert value is not None
-        spreads = {
-            "teachers": between_teachers(by_teacher(rows, column)),
-            "trainings": next((s.between_trainings for s in separations(rows, [column])), None),
-            "generation seeds": value.std,
-        }
-        between, spread = next(((name, std) for name, std in spreads.items() if std), ("trainings", None))
-        return Cell(manifest, results, row.row, column, spread, between)
+        return Cell(manifest, results, row.row, column)
+
+    def values(self, run: str, results: Path, teacher: str) -> pd.Series:
+        """A run's values in the cell's column over the table's sets and seeds, by generation seed.
+
+        Args:
+            run: the run's name.
+            results: the results folder that has it.
+            teacher: the key of the teacher that the row is compared with (`RowRuns.teacher`).
+        """
+        only = replace(self.row, runs=[run], teacher=teacher, other_teachers={})
+        (row,) = rows_of(replace(self.manifest, rows=[only]), results)
+        dataset, metric = self.column.parts[0]
+        lines = row.lines[(row.lines["dataset"] == dataset) & (row.lines["metric"] == metric)]
+        return lines.set_index("seed")["value"].astype(float)
+
+    def spread(self) -> float | None:
+        """How far two such cells lie apart by chance: the standard deviation of the difference of two.
+
+        It is of trainings, by their number, and of teachers as far as a kept table of the pair has several. The first
+        table that has both counts, else the first that has one, this table before others. None if no table has either.
+        """
+        path = self.manifest.path(self.results)
+        others = sorted(self.results.glob(f"{self.manifest.model}/*/*.manifest.json"))
+        found: list[tuple[float | None, float | None]] = []
+        for manifest in (Manifest.read(p) for p in [path, *(other for other in others if other != path)]):
+            if manifest.preset == self.manifest.preset and list(self.column.parts[0]) in manifest.columns.values():
+                rows = rows_of(manifest, self.results)
+                found.append((between_trainings(rows, self.column), between_teachers(by_teacher(rows, self.column))))
+        known = sorted((pair for pair in found if pair != (None, None)), key=lambda pair: pair.count(None))
+        if not known:
+            return None
+        of_trainings, of_teachers = known[0]
+        variance = (of_trainings or 0.0) ** 2 / len(self.row.runs)
+        # a row with another teacher is another training too
+        variance += max(0.0, (of_teachers or 0.0) ** 2 - (of_trainings or 0.0) ** 2)
+        return math.sqrt(2 * variance)
 
 
 @dataclass(frozen=True)
@@ -120,65 +144,59 @@ def verified(cell: Cell, store: str | Path) -> Verdict:
     """
     lines = []
     for run in cell.row.runs:
-        folder = RunFolder(cell.results, cell.row.model, run)
-        kept = _values(folder, cell)
+        kept = cell.values(run, cell.results, cell.row.teacher)
         if kept.empty:
             continue
-        row = _again(folder, cell, store)
-        measure(row, measurements_for([(cell.column.dataset, cell.column.metric)]))
-        lines.append(pd.DataFrame({"run": run, "kept": kept, "again": _values(row.folder, cell)}).reset_index())
+        row = _again(RunFolder(cell.results, cell.row.model, run), cell, store)
+        measure(row, measurements_for([cell.column.parts[0]]))
+        teacher = row.plan.other_teacher if cell.row.teacher else ""
+        again = cell.values(run, Path(row.config.paths.results), teacher)
+        lines.append(pd.DataFrame({"run": run, "kept": kept, "again": again}).reset_index())
     values = pd.concat(lines, ignore_index=True)
-    equal = (values["kept"] == values["again"]).all()
     difference = float(values["again"].mean() - values["kept"].mean())
-    if equal:
+    if (values["kept"] == values["again"]).all():
         text, holds = "equal to the byte", True
-    elif cell.spread is None:
-        text, holds = f"different by {difference:+.4g}; this column's spread over trainings is not known", False
+    elif (spread := cell.spread()) is None:
+        text, holds = f"different by {difference:+.4g}; no kept table tells how far trainings differ here", False
     else:
-        of_difference = math.sqrt(2) * cell.spread
-        holds = abs(difference) <= REACH * of_difference
-        within = f"within {REACH:g} standard deviations of the difference of two {cell.between} ({of_difference:.2f})"
-        text = f"different by {difference:+.2f}, {'' if holds else 'not '}{within}"
+        holds = abs(difference) <= REACH * spread
+        of = f"of the difference of two such rows ({spread:.2f}, by trainings and teachers as far as they are known)"
+        text = f"different by {difference:+.2f}, {'' if holds else 'not '}within {REACH:g} standard deviations {of}"
     return Verdict(values.astype(str), text, holds)
-
-
-def _values(folder: RunFolder, cell: Cell) -> pd.Series:
-    """A run's values in the cell's column over the table's seeds, by generation seed."""
-    facts = folder.facts()
-    seeds = {"", *map(str, cell.manifest.seeds)}
-    chosen = facts[
-        (facts["dataset"] == cell.column.dataset) & (facts["metric"] == cell.column.metric) & facts["seed"].isin(seeds)
-    ]
-    return chosen.set_index("seed")["value"].astype(float)
 
 
 def _again(folder: RunFolder, cell: Cell, store: str | Path) -> Row:
     """The row of a run, from the config that the run recorded, with results of its own beside the store.
 
     Raises:
-        UserError: the config is not one of this version, or the row would be another run.
+        UserError: the config is not one of this version, or the row would be another run, or over other data.
     """
     description = folder.description()
     recorded: dict[str, Any] = description["config"]
     import_plugins(recorded.get("plugins"))
     sets = [cell.column.dataset] if cell.column.dataset in recorded["data"]["eval"] else []
+    preset = load([f"preset={recorded['preset']['name']}"]).preset.model_dump(mode="json")
     settings = {
         **recorded,
         "seed": cell.manifest.seeds or [10],
+        "preset": {**preset, **recorded["preset"]},  # an older run lacks the quirks that were found since
         "paths": {**recorded["paths"], "store": str(store), "results": f"{store}/results"},
         "eval": {**recorded["eval"], **({"sets": sets} if sets else {})},
     }
     try:
         row = Row(cell.row.label, Config.model_validate(settings), description["role"])
     except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{folder.folder}: its settings are not settings of this version ({error}); commit"
+            f"{folder.folder}: its settings are not settings of this version ({key}: {first['msg']}); commit"
             f" {description['commit']} reads them"
         ) from None
-    if row.run != folder.run:
-        raise UserError(
-            f"{folder.folder}: made again it would be another run ({row.run}): {_changes(row, description)}"
-        )
+    kept_sets = {name: data["hash"] for name, data in cell.manifest.sets.items()}
+    changed = [name for name, data in row.plan.sets.items() if kept_sets.get(name) not in (None, data.fingerprint)]
+    if row.run != folder.run or changed:
+        why = _changes(row, description) if row.run != folder.run else _of_data(changed, description)
+        raise UserError(f"{folder.folder}: made again it would be another measurement: {why}")
     return row
 
 
@@ -192,5 +210,9 @@ def _changes(row: Row, description: Mapping[str, Any]) -> str:
         if name in description["data"] and description["data"][name]["hash"] != data.fingerprint
     ]
     if changed:
-        return f"the data of {', '.join(changed)} changed; restore what commit {description['commit']} read"
+        return _of_data(changed, description)
     return f"its settings or code are no longer those of commit {description['commit']}"
+
+
+def _of_data(changed: Sequence[str], description: Mapping[str, Any]) -> str:
+    return f"the data of {', '.join(changed)} changed; restore what commit {description['commit']} read"

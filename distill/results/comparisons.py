@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from distill.results import metrics
 from distill.results.experiment import Experiment, PaperNumber
-from distill.results.statistics import Agreement, Column, Comparison, compare, holm, order_agreement
+from distill.results.statistics import Agreement, Column, Comparison, compare, holm, order_agreement, p_text
 from distill.results.table import RowData
 
 LEVEL = 0.05
@@ -32,38 +34,41 @@ class Tested:
             return "open"
         return "yes" if self.comparison.difference > 0 else "reversed"
 
+    def __str__(self) -> str:
+        return f"{self.comparison.interval} {self.verdict}, p {p_text(self.p)}"
 
-def compared(rows: Sequence[RowData], columns: Sequence[Column], pairs: Iterable[tuple[str, str]]) -> Comparisons:
-    """The tests of pairs of rows in the columns that have scores by prompt, by (row, other row, column).
 
-    Holm's adjustment is over all of them. A pair with a row that was not measured has none.
+Comparisons = Mapping[tuple[str, str, str], Tested]  # by row, other row and column
+
+
+def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: Experiment) -> Comparisons:
+    """The tests of a table: all rows against its baseline, and those that the paper says to score above others.
+
+    Columns without scores by prompt have none, and so have rows that were not measured. Holm's adjustment is over all
+    of them.
     """
     by_label = {row.label: row for row in rows}
+    pairs = [(row.label, experiment.against) for row in rows if row.label != experiment.against]
+    pairs += [(row, other) for row, others in experiment.claims.items() for other in others]
     tests: dict[tuple[str, str, str], Comparison] = {}
-    for label, other in pairs:
-        if label not in by_label or other not in by_label:
+    for label, other in dict.fromkeys(pairs):
+        if label not in by_label or other is None or other not in by_label:
             continue
-        for column in columns:
-            if column.is_average or not metrics.find(column.dataset, column.metric).per_prompt:
-                continue
-            scores = (by_label[name].prompt_scores(column.dataset, column.metric) for name in (label, other))
-            if (test := compare(*scores)) is not None:
+        for column in (column for column in columns if _has_prompt_scores(column)):
+            both = [by_label[name].prompt_scores_of(column) for name in (label, other)]
+            if (test := compare(*zip(*both, strict=True))) is not None:
                 tests[label, other, column.title] = test
     adjusted = holm([test.p for test in tests.values()])
     return {key: Tested(test, p) for (key, test), p in zip(tests.items(), adjusted, strict=True)}
 
 
-Comparisons = Mapping[tuple[str, str, str], Tested]
+def claimed(tests: Comparisons, experiment: Experiment) -> Comparisons:
+    """The tests of what the paper says of its rows."""
+    return {key: test for key, test in tests.items() if key[1] in experiment.claims.get(key[0], ())}
 
 
-def against_baseline(rows: Sequence[RowData], columns: Sequence[Column], baseline: str | None) -> Comparisons:
-    """The tests of all rows against the baseline row (`compared`)."""
-    return compared(rows, columns, [(row.label, baseline) for row in rows if baseline and row.label != baseline])
-
-
-def of_claims(rows: Sequence[RowData], columns: Sequence[Column], experiment: Experiment) -> Comparisons:
-    """The tests of what the paper says of its rows (`compared`)."""
-    return compared(rows, columns, [(row, other) for row, others in experiment.claims.items() for other in others])
+def _has_prompt_scores(column: Column) -> bool:
+    return all(metrics.find(dataset, metric).per_prompt for dataset, metric in column.parts)
 
 
 def orders(
@@ -79,12 +84,14 @@ def orders(
             and (value := row.cell(column)) is not None
             and (number := paper.get((row.label, column.title))) is not None
         ]
-        scores = None
-        if not column.is_average and metrics.find(column.dataset, column.metric).per_prompt:
-            frames = [row.prompt_scores(column.dataset, column.metric) for row, _, _ in both]
-            same = frames and frames[0].shape[1] > 1 and all(f.columns.equals(frames[0].columns) for f in frames)
-            scores = [frame.to_numpy() for frame in frames] if same else None
+        sets: list[list[np.ndarray]] = []
+        if both and _has_prompt_scores(column):
+            for frames in zip(*(row.prompt_scores_of(column) for row, _, _ in both), strict=True):
+                if frames[0].shape[1] > 1 and all(frame.columns.equals(frames[0].columns) for frame in frames):
+                    sets.append([frame.to_numpy() for frame in frames])
+        if len(sets) < len(column.parts):
+            sets = []
         measured, printed = [v.mean for _, v, _ in both], [float(n.mean) for _, _, n in both]
-        if (agreement := order_agreement(measured, printed, scores)) is not None:
+        if (agreement := order_agreement(measured, printed, sets)) is not None:
             agreements[column.title] = agreement
     return agreements

@@ -162,10 +162,15 @@ class Experiment(Section):
         """The label of the paper's own method: its last row."""
         return [label for label, row in self.rows.items() if row.group == "paper"][-1]
 
+    @property
+    def printed_pairs(self) -> list[str]:
+        """The pairs for which the paper prints numbers of the table."""
+        of_columns = [name for column in self.columns.values() for name in column.paper]
+        return list(dict.fromkeys(p for p in (self.model, *self.blocks, *of_columns) if p is not None))
+
     def is_papers_pair(self, pair: str) -> bool:
         """Whether the paper prints numbers of the table for a pair."""
-        of_columns = {name for column in self.columns.values() for name in column.paper}
-        return pair in {self.model, *self.blocks, *of_columns}
+        return pair in self.printed_pairs
 
     def with_row(self, label: str, overrides: Sequence[str]) -> Experiment:
         """The table with one more row below its own.
@@ -228,6 +233,11 @@ class PaperNumber:
 def names() -> list[str]:
     """The names of all tables and figures, as `paper/table`."""
     return list(locations.tables(EXPERIMENTS))
+
+
+def papers_pairs() -> set[str]:
+    """The pairs for which the papers print numbers, of whatever table."""
+    return {pair for name in names() for pair in load(name).printed_pairs}
 
 
 def load(name: str) -> Experiment:

@@ -11,11 +11,18 @@ import pandas as pd
 from distill.base.errors import UserError
 from distill.base.files import write_whole
 from distill.results import toys  # noqa: F401  registers its figures
+from distill.results.comparisons import comparisons
 from distill.results.drawing import FIGURES, Drawing, FigureData, figure
 from distill.results.experiment import Experiment, paper_numbers
-from distill.results.header import header, seeds_line
+from distill.results.header import header, is_smoke, seeds_line
 from distill.results.manifest import Manifest
-from distill.results.rendering import Rendered, claims_section, markdown_table
+from distill.results.rendering import (
+    Rendered,
+    claims_section,
+    inconsistencies_section,
+    markdown_table,
+    tests_line,
+)
 from distill.results.table import MISSING, columns_of, curves, epochs_table, logged, rows_of
 
 LOWEST, BIN = -12.0, 0.25  # the bins of `distill.evaluation.density`
@@ -60,7 +67,11 @@ def write_figure(manifest: Manifest, experiment: Experiment, results: str | Path
     seeds = [seeds_line(manifest, rows), ""] if rows else []
     page = [f"# {experiment.title}", "", *lines, "", *seeds, f"![{experiment.title}]({manifest.name}.svg)", ""]
     page += [markdown_table(drawing.table), ""] if drawing.table is not None else []
-    page += claims_section(rows, columns_of(experiment, manifest), experiment, manifest.model)
+    columns = columns_of(experiment, manifest)
+    tests = comparisons(rows, columns, experiment)
+    page += claims_section(rows, columns, experiment, manifest.model, tests)
+    page += [tests_line(tests), ""] if tests else []
+    page += inconsistencies_section(experiment)
     write_whole(folder / f"{manifest.name}.md", "\n".join(page))
     return Rendered(drawing.frame, lines, path)
 
@@ -141,7 +152,7 @@ def bars(data: FigureData) -> Drawing:
             )
     frame = pd.DataFrame(lines)
     titles, labels = list(dict.fromkeys(frame["column"])), list(dict.fromkeys(frame["row"]))
-    is_papers_pair = data.experiment.is_papers_pair(data.manifest.model)
+    is_papers_pair = data.experiment.is_papers_pair(data.manifest.model) and not is_smoke(data.rows)
 
     def plot(axes: Any) -> None:
         width = 0.8 / len(labels)

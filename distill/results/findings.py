@@ -16,7 +16,7 @@ from distill.base import locations
 from distill.base.errors import UserError, command
 from distill.base.files import write_whole
 from distill.results import experiment as experiments
-from distill.results.comparisons import of_claims, orders
+from distill.results.comparisons import claimed, comparisons, orders
 from distill.results.header import header
 from distill.results.manifest import Manifest
 from distill.results.rendering import claims_table, markdown_table
@@ -40,6 +40,8 @@ def written_again(page: str, results: Path) -> str:
     """
     blocks, counts = {}, []
     for manifest in kept(results):
+        if manifest.table not in experiments.names():
+            continue  # a table's file of one's own
         block, counted = _block(manifest, results)
         if block:
             blocks[f"{manifest.table} {manifest.model}"] = block
@@ -61,7 +63,7 @@ def _block(manifest: Manifest, results: Path) -> tuple[str, list[dict[str, str]]
     rows = rows_of(manifest, results)
     columns = [c for c in columns_of(experiment, manifest) if any(row.cell(c) is not None for row in rows)]
     agreements = orders(rows, columns, experiments.paper_numbers(experiment, manifest.model)[0])
-    tests = of_claims(rows, columns, experiment)
+    tests = claimed(comparisons(rows, columns, experiment), experiment)
     if not agreements and not tests:
         return "", []
     path = manifest.folder("../results") / f"{manifest.name}.md"

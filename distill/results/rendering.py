@@ -10,7 +10,7 @@ import pandas as pd
 
 from distill.base.files import write_whole
 from distill.results import metrics
-from distill.results.comparisons import LEVEL, Comparisons, Tested, against_baseline, of_claims, orders
+from distill.results.comparisons import LEVEL, Comparisons, Tested, claimed, comparisons, orders
 from distill.results.experiment import SET_APART, Experiment, PaperNumber, paper_numbers
 from distill.results.header import header, is_smoke, seeds_line
 from distill.results.latex import latex_table
@@ -34,11 +34,11 @@ OPTIONAL = ("paper", "difference", "against", "p", "p (Holm)", "p from printed",
 
 TAU = (
     "tau is Kendall's, between measured and printed values of the paper's rows: 1 for the same order, -1 for the"
-    " reverse. Its 95 % interval is over resampled trainings and prompts."
+    " reverse. Its 95 % interval is over resampled prompts and, of rows with several, trainings."
 )
 CLAIMS = (
-    "The cell of a claim has the difference of its two rows with the 95 % interval, and `yes`, `reversed`, or `open`"
-    f" where p, adjusted by Holm's method, is {LEVEL:g} or more."
+    "The cell of a claim has the difference of its two rows with the 95 % interval, and by p (Holm) `yes`, `reversed`,"
+    f" or `open` where that is {LEVEL:g} or more."
 )
 
 
@@ -90,7 +90,7 @@ def _sections(
     paper, differences = paper_numbers(experiment, manifest.model)
     is_papers_pair = experiment.is_papers_pair(manifest.model) and not is_smoke(rows)
     measured = [column for column in columns if any(row.cell(column) is not None for row in rows)]
-    tests = against_baseline(rows, measured, experiment.against)
+    tests = comparisons(rows, measured, experiment)
     text: list[str] = []
     any_printed = False
     for column in measured:
@@ -102,7 +102,7 @@ def _sections(
         unit = [f"{metrics.find(column.dataset, column.metric).unit}.", ""] if column.any_size else []
         text += [f"## {column.title}", "", *unit, markdown_table(section.rename(columns=names)), ""]
     text += _needed(experiment, paper)
-    text += claims_section(rows, measured, experiment, manifest.model)
+    text += claims_section(rows, measured, experiment, manifest.model, tests)
     text += _papers_own_tests(experiment, manifest.model, paper)
     if any_printed:
         text += [
@@ -112,20 +112,33 @@ def _sections(
             "",
         ]
     if tests:
-        several = any(test.comparison.trainings > 1 for test in tests.values())
-        what = "resampled trainings and prompts" if several else "resampled prompts"
-        scope = "" if several else "; they tell whether these trained models differ on such prompts, not whether"
-        scope += "" if several else " another training would"
-        text.append(
-            f"Tests against {experiment.against} are paired over prompts: interval and two-sided p from one t"
-            f" distribution, whose standard error is over {what}{scope}. p (Holm) is adjusted for the {len(tests)}"
-            " tests of this page."
-        )
+        text.append(tests_line(tests))
     if differences:
         text += ["", "The documents disagree with each other:", "", *(f"- {line}" for line in differences)]
-    if experiment.inconsistencies:
-        text += ["", "What does not fit together in the paper:", "", *(f"- {x}" for x in experiment.inconsistencies)]
-    return text
+    return [*text, *([""] if text and text[-1] else []), *inconsistencies_section(experiment)]
+
+
+def inconsistencies_section(experiment: Experiment) -> list[str]:
+    """What does not fit together in the paper's numbers."""
+    lines = [f"- {line}" for line in experiment.inconsistencies]
+    return ["What does not fit together in the paper:", "", *lines, ""] if lines else []
+
+
+def tests_line(tests: Comparisons) -> str:
+    """What the tests of a page are over, in words."""
+    counts = [(test.comparison.fewest_trainings, test.comparison.trainings) for test in tests.values()]
+    several, single = any(most > 1 for _, most in counts), any(most == 1 for _, most in counts)
+    what = "resampled trainings and prompts" if several else "resampled prompts"
+    text = (
+        "Tests are paired over prompts: interval and two-sided p from one t distribution, whose standard error is over"
+        f" {what}"
+    )
+    if several and any(fewest == 1 < most for fewest, most in counts):
+        text += "; a row with one training is taken to vary between trainings as the row beside it"
+    if single:
+        where = "; between rows with one training each they tell" if several else "; they tell"
+        text += f"{where} whether these trained models differ on such prompts, not whether another training would"
+    return f"{text}. p (Holm) is adjusted for the {len(tests)} tests of this page."
 
 
 def _section(
@@ -171,7 +184,7 @@ def claims_table(experiment: Experiment, agreements: Mapping[str, Agreement], te
     Args:
         experiment: the table.
         agreements: how far the order of rows agrees with the printed one (`comparisons.orders`).
-        tests: the tests of the paper's claims (`comparisons.of_claims`).
+        tests: the tests of the paper's claims (`comparisons.claimed`).
     """
     lines = []
     if agreements:
@@ -181,21 +194,30 @@ def claims_table(experiment: Experiment, agreements: Mapping[str, Agreement], te
     for row, others in experiment.claims.items():
         for other in others:
             found = {column: test for (*pair, column), test in tests.items() if pair == [row, other]}
-            cells = {column: f"{test.comparison.interval} {test.verdict}" for column, test in found.items()}
+            cells = {
+                column: f"{test.comparison.interval} {test.verdict}, p {p_text(test.p)}"
+                for column, test in found.items()
+            }
             lines += [{"claim": f"{row} above {other}", **cells}] if cells else []
     titles = [title for title in experiment.columns if any(title in line for line in lines)]
     return pd.DataFrame(lines, columns=["claim", *titles]).fillna("")
 
 
-def claims_section(rows: Sequence[RowData], columns: Sequence[Column], experiment: Experiment, model: str) -> list[str]:
-    """The section of a page on what the paper says of its rows; empty if nothing of it was measured."""
+def claims_section(
+    rows: Sequence[RowData], columns: Sequence[Column], experiment: Experiment, model: str, tests: Comparisons
+) -> list[str]:
+    """The section of a page on what the paper says of its rows; empty if nothing of it was measured.
+
+    Args:
+        tests: all tests of the page (`comparisons`).
+    """
     agreements = orders(rows, columns, paper_numbers(experiment, model)[0])
-    tests = of_claims(rows, columns, experiment)
-    if not agreements and not tests:
+    of_claims = claimed(tests, experiment)
+    if not agreements and not of_claims:
         return []
-    text = ["## What the paper says", "", markdown_table(claims_table(experiment, agreements, tests)), ""]
+    text = ["## What the paper says", "", markdown_table(claims_table(experiment, agreements, of_claims)), ""]
     text += [TAU, ""] if agreements else []
-    text += [f"{CLAIMS} Holm's method is over the {len(tests)} tests of this section.", ""] if tests else []
+    text += [CLAIMS, ""] if of_claims else []
     return text
 
 

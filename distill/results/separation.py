@@ -74,6 +74,12 @@ def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Sepa
     return result
 
 
+def between_trainings(rows: Sequence[RowData], column: Column) -> float | None:
+    """The standard deviation over trainings in a column, as the root mean square of the rows with several."""
+    stds = [value.std or 0.0 for row in rows if row.lines["train_seed"].nunique() > 1 and (value := row.cell(column))]
+    return float(np.sqrt(np.mean(np.square(stds)))) if stds else None
+
+
 def by_teacher(rows: Sequence[RowData], column: Column) -> pd.DataFrame:
     """Each row's first training with each teacher: the mean in a column, by row and the seed of the teacher.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,6 +75,7 @@ class Comparison:
         p: the two-sided p. It is below 0.05 exactly if the interval does not contain 0.
         prompts: the number of prompts.
         trainings: the most trainings of either row.
+        fewest_trainings: the fewest trainings of either row.
     """
 
     difference: float
@@ -82,6 +84,7 @@ class Comparison:
     p: float
     prompts: int
     trainings: int = 1
+    fewest_trainings: int = 1
 
     @property
     def interval(self) -> str:
@@ -141,50 +144,84 @@ def printed_p(
     return float(test.pvalue)
 
 
-def compare(row: pd.DataFrame, baseline: pd.DataFrame) -> Comparison | None:
-    """The test of a row against a baseline over the trainings of both and the prompts of a set.
+def compare(*sets: tuple[pd.DataFrame, pd.DataFrame]) -> Comparison | None:
+    """The test of a row against a baseline over the trainings of both and the prompts of a set, or of several sets.
 
     Interval and p are those of one t distribution around the measured difference: its standard error is that of a
     hierarchical bootstrap (`resampled_means`), and its degrees of freedom are Satterthwaite's for the variances between
-    prompts and between trainings. With one training each the test tells nothing of other trainings.
+    prompts and between trainings. A row with one training is taken to vary between trainings as the other row does;
+    if both have one, the test tells nothing of other trainings.
 
     Args:
-        row: the row's scores, a line a training and a column a prompt, by example id (`prompt_scores`).
-        baseline: the same of the baseline row.
+        sets: the scores of the row and of the baseline on each set, a line a training and a column a prompt, by example
+            id (`prompt_scores`). Over several sets the difference is that of the means over sets.
 
     Returns:
-        The comparison; None if the two have different prompts, fewer than two prompts, or a prompt without a score.
+        The comparison; None if on a set the two have different prompts, fewer than two prompts, or a prompt without a
+        score, or if a row has fewer trainings on one set than on another.
     """
-    if set(row.columns) != set(baseline.columns) or row.shape[1] < 2 or row.isna().any(axis=None):
-        return None
-    if baseline.isna().any(axis=None):
+    for row, baseline in sets:
+        if set(row.columns) != set(baseline.columns) or row.shape[1] < 2 or row.isna().any(axis=None):
+            return None
+        if baseline.isna().any(axis=None):
+            return None
+    if len({(len(row), len(baseline)) for row, baseline in sets}) != 1:
         return None
     from scipy import stats
 
-    both = [row.to_numpy(), baseline[row.columns].to_numpy()]
-    difference = float(both[0].mean() - both[1].mean())
-    draws = resampled_means(both)
-    error = float((draws[:, 0] - draws[:, 1]).std(ddof=1))
-    trainings = max(len(scores) for scores in both)
+    both = [[row.to_numpy(), baseline[row.columns].to_numpy()] for row, baseline in sets]
+    by_training = [np.mean([of_set[i].mean(1) for of_set in both], axis=0) for i in (0, 1)]
+    difference = float(by_training[0].mean() - by_training[1].mean())
+    draws = resampled_means(*both)
+    parts, of_a_single_training = _training_variances(by_training)
+    variance = float((draws[:, 0] - draws[:, 1]).var(ddof=1)) + of_a_single_training
+    prompts, trainings = sum(row.shape[1] for row, _ in sets), [len(means) for means in by_training]
+    told = {"prompts": prompts, "trainings": max(trainings), "fewest_trainings": min(trainings)}
+    error = math.sqrt(variance)
     if error <= 1e-12 * max(1.0, abs(difference)):  # all differences are equal
-        return Comparison(difference, difference, difference, float(difference == 0), row.shape[1], trainings)
-    degrees = _degrees_of_freedom(both)
+        return Comparison(difference, difference, difference, float(difference == 0), **told)
+    for of_row, of_baseline in both:
+        differences = of_row.mean(0) - of_baseline.mean(0)
+        parts.append((differences.var(ddof=1) / len(differences) / len(both) ** 2, len(differences) - 1))
+    weight = sum(part**2 / degrees for part, degrees in parts)
+    degrees = sum(part for part, _ in parts) ** 2 / weight if weight else 1.0
     reach = float(stats.t.ppf(0.975, degrees)) * error
     p = 2 * float(stats.t.sf(abs(difference) / error, degrees))
-    return Comparison(difference, difference - reach, difference + reach, p, row.shape[1], trainings)
+    return Comparison(difference, difference - reach, difference + reach, p, **told)
 
 
-def resampled_means(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Means of several rows over resampled trainings and prompts `[RESAMPLES, rows]`: a hierarchical bootstrap.
-
-    A draw takes the same prompts for all rows, and trainings of each row. It takes one less than there are, with
-    replacement, so that the variance of the means is unbiased for a few trainings too (Rao and Wu 1988). The only
-    training of a row is taken as it is. The seed is fixed.
+def _training_variances(by_training: Sequence[np.ndarray]) -> tuple[list[tuple[float, int]], float]:
+    """The variances that trainings add to a difference of two rows, with their degrees of freedom.
 
     Args:
-        scores: for each row `[trainings, prompts]`, the prompts in one order.
+        by_training: the means of both rows' trainings.
+
+    Returns:
+        The variances, and that of a single training whose variance is the other row's; 0 if there is none.
     """
-    rng, counts = np.random.default_rng(0), _prompt_counts(scores[0].shape[1])
+    several = [means for means in by_training if len(means) > 1]
+    variances = [float(means.var(ddof=1)) for means in several]
+    if len(several) == 1:
+        return [(variances[0] / len(several[0]) + variances[0], len(several[0]) - 1)], variances[0]
+    return [(v / len(means), len(means) - 1) for v, means in zip(variances, several, strict=True)], 0.0
+
+
+def resampled_means(*sets: Sequence[np.ndarray]) -> np.ndarray:
+    """Means of several rows over resampled trainings and prompts `[RESAMPLES, rows]`: a hierarchical bootstrap.
+
+    A draw takes the same prompts for all rows, and trainings of each row, the same on all sets. It takes one less than
+    there are, with replacement, so that the variance of the means is unbiased for a few trainings too (Rao and Wu
+    1988). The only training of a row is taken as it is. The seed is fixed.
+
+    Args:
+        sets: on each set the scores of each row, `[trainings, prompts]`, the prompts in one order. The means over
+            several sets are averaged.
+    """
+    return np.mean([_means_on_set(scores, number) for number, scores in enumerate(sets)], axis=0)
+
+
+def _means_on_set(scores: Sequence[np.ndarray], number: int) -> np.ndarray:
+    rng, counts = np.random.default_rng(0), _prompt_counts(scores[0].shape[1], number)
     means = np.empty((RESAMPLES, len(scores)))
     for place, of_row in enumerate(scores):
         trainings = len(of_row)
@@ -194,23 +231,12 @@ def resampled_means(scores: Sequence[np.ndarray]) -> np.ndarray:
     return means
 
 
-@lru_cache(maxsize=1)  # all comparisons over one set have the same
-def _prompt_counts(prompts: int) -> np.ndarray:
+@lru_cache(maxsize=5)  # the columns of a table have a few sets between them
+def _prompt_counts(prompts: int, number: int) -> np.ndarray:
     """How often each draw takes each prompt `[RESAMPLES, prompts]`: one less than there are, with replacement."""
-    rng, shares = np.random.default_rng(1), np.full(prompts, 1 / prompts)
+    rng, shares = np.random.default_rng(1 + number), np.full(prompts, 1 / prompts)
     blocks = [rng.multinomial(prompts - 1, shares, size=BLOCK).astype(np.float32) for _ in range(RESAMPLES // BLOCK)]
     return np.concatenate(blocks)
-
-
-def _degrees_of_freedom(scores: Sequence[np.ndarray]) -> float:
-    """Satterthwaite's degrees of freedom of a difference of two rows, from their scores `[trainings, prompts]`."""
-    differences = scores[0].mean(0) - scores[1].mean(0)
-    parts = [(differences.var(ddof=1) / len(differences), len(differences) - 1)]
-    for of_row in scores:
-        if len(of_row) > 1:
-            parts.append((of_row.mean(1).var(ddof=1) / len(of_row), len(of_row) - 1))
-    weight = sum(variance**2 / degrees for variance, degrees in parts)
-    return float(sum(variance for variance, _ in parts) ** 2 / weight) if weight else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -245,20 +271,20 @@ class Agreement:
 
 
 def order_agreement(
-    measured: Sequence[float], printed: Sequence[float], scores: Sequence[np.ndarray] | None = None
+    measured: Sequence[float], printed: Sequence[float], sets: Sequence[Sequence[np.ndarray]] = ()
 ) -> Agreement | None:
     """Kendall's tau between measured and printed values of the same rows; None for fewer than three rows.
 
     Args:
         measured: the rows' measured values.
         printed: the paper's.
-        scores: each row's scores, as in `resampled_means`.
+        sets: the rows' scores on each set, as in `resampled_means`; none for a metric without scores by prompt.
     """
     if len(measured) < 3:
         return None
     signs = _signs(np.asarray(printed, dtype=float))
     (tau,) = _tau(np.asarray(measured, dtype=float)[None], signs)
-    draws = np.zeros(0) if scores is None else _tau(resampled_means(scores), signs)
+    draws = _tau(resampled_means(*sets), signs) if sets else np.zeros(0)
     if np.isnan(draws).all():  # no scores, or only ties
         return Agreement(len(measured), float(tau))
     low, high = np.nanpercentile(draws, [2.5, 97.5])

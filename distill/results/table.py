@@ -65,6 +65,10 @@ class RowData:
         column, topic = metrics.per_prompt_column(metric)
         return prompt_scores(self.scores, dataset, column, topic)
 
+    def prompt_scores_of(self, column: Column) -> list[pd.DataFrame]:
+        """The scores in a column, one frame for each part of it (`prompt_scores`)."""
+        return [self.prompt_scores(dataset, metric) for dataset, metric in column.parts]
+
 
 def columns_of(experiment: Experiment, manifest: Manifest) -> list[Column]:
     """The columns of a table that are measured, with data sets and metrics as result files name them."""
