@@ -61,7 +61,8 @@ def test_a_claim_holds_is_reversed_or_is_open():
     table = claims_table(found, {}, tests).set_index("claim")
     assert list(table.index) == ["B above A", "A above B"]
     cell = re.fullmatch(
-        r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\] yes, p <?[\de.-]+", table.loc["B above A", "Dolly Eval"]
+        r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\] yes \(p <?[\de.-]+\)",
+        table.loc["B above A", "Dolly Eval"],
     )
     assert float(cell[2]) < float(cell[1]) < float(cell[3]) and float(cell[2]) > 0
     text = "\n".join(claims_section(rows, [DOLLY, SNI], found, "gpt2", tests))
@@ -69,15 +70,16 @@ def test_a_claim_holds_is_reversed_or_is_open():
     assert claims_section(rows[:1], [DOLLY, SNI], found, "gpt2", {}) == []
 
 
-def test_a_small_difference_among_many_tests_is_open():
-    """An interval that leaves out 0 alone is no verdict: each of twenty tests has a chance."""
+def test_p_is_adjusted_for_all_tests_of_the_table():
+    """The verdict is the interval's, which does not depend on how many other claims there are."""
     rng = np.random.default_rng(3)
     rows = [row(label, rng, 20, 20) for label in "ABC"]
     rows[1] = row("B", rng, 20.4, 20)
-    alone = of_paper(rows, [DOLLY], own({"B": ["A"]}))["B", "A", "Dolly Eval"]
-    assert 0.02 < alone.p < 0.05 and alone.verdict == "yes"
-    among = of_paper(rows, [DOLLY, SNI], own({"B": ["A", "C"], "C": ["A"]}))["B", "A", "Dolly Eval"]
-    assert among.comparison == alone.comparison and among.verdict == "open"
+    alone = comparisons(rows[:2], [DOLLY], own({"B": ["A"]}))["B", "A", "Dolly Eval"]
+    assert alone.p == alone.comparison.p < 0.05 and alone.verdict == "yes"
+    among = comparisons(rows, [DOLLY, SNI], own({"B": ["A", "C"], "C": ["A"]}))["B", "A", "Dolly Eval"]
+    assert among.comparison == alone.comparison and among.verdict == "yes" and among.p > 3 * alone.p
+    assert str(among).startswith(f"{among.comparison.interval} yes (p 0.0")
 
 
 def test_the_order_is_of_the_papers_own_rows():

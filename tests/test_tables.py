@@ -38,7 +38,7 @@ from distill.results.statistics import (
     order_agreement,
     p_text,
     printed_p,
-    resampled_means,
+    resampled_mean,
 )
 from distill.results.table import RowData, cells_table, columns_of, curves, rows_of, transposed
 from distill.results.terminal import show
@@ -122,7 +122,7 @@ def test_the_standard_error_is_of_prompts_and_trainings(trainings):
     rng = np.random.default_rng(2)
     prompts = rng.normal(50, 20, 300)
     both = [made_up(rng, n, prompts) for n in trainings]
-    draws = resampled_means(both)
+    draws = np.stack([resampled_mean([x], i) for i, x in enumerate(both)], axis=1)
     of_prompts = (both[0].mean(0) - both[1].mean(0)).var(ddof=1) / 300
     of_trainings = sum(x.mean(1).var(ddof=1) / len(x) for x in both if len(x) > 1)
     # the noise of single scores is in both levels of a resample, so its variance may be a little larger
@@ -160,7 +160,8 @@ def test_an_average_is_tested_over_its_sets():
     reach = stats.t.ppf(0.975, degrees) * error
     assert tested.high - tested.difference == pytest.approx(reach, rel=0.12)
     assert compare(*((scores(*a), scores(*b[:n])) for (a, b), n in zip(sets, (3, 2), strict=True))) is None
-    agreement = order_agreement([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [[s[0], s[0] + 9, s[0] + 20] for s in sets])
+    draws = np.stack([resampled_mean([s[0] + shift for s in sets], shift) for shift in (0, 9, 20)], axis=1)
+    agreement = order_agreement([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], draws)
     assert (agreement.tau, agreement.low, agreement.high) == (-1.0, -1.0, -1.0)
 
 
@@ -180,7 +181,11 @@ def test_tau_of_measured_and_printed_order():
     prompts = rng.normal(50, 20, 200)
     clear = [made_up(rng, 3, prompts, 8.0 * place) for place in range(4)]
     near = [made_up(rng, 3, prompts, 0.2 * place) for place in range(4)]
-    told = [order_agreement([x.mean() for x in rows], [1.0, 2.0, 3.0, 4.0], [rows]) for rows in (clear, near)]
+    draws = [np.stack([resampled_mean([x], i) for i, x in enumerate(rows)], axis=1) for rows in (clear, near)]
+    told = [
+        order_agreement([x.mean() for x in rows], [1.0, 2.0, 3.0, 4.0], of_rows)
+        for rows, of_rows in zip((clear, near), draws, strict=True)
+    ]
     assert (told[0].tau, told[0].low, told[0].high) == (1.0, 1.0, 1.0)
     assert told[1].low <= 0 < told[1].high and told[1].rows == 4
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.results import metrics
 from distill.results.experiment import Experiment, PaperNumber
 from distill.results.statistics import Agreement, Column, Comparison, compare, holm, order_agreement, p_text
 from distill.results.table import RowData
@@ -29,13 +28,13 @@ class Tested:
 
     @property
     def verdict(self) -> str:
-        """Whether the first row scores above the second: `yes`, `reversed`, or `open` where chance may decide it."""
-        if self.p >= LEVEL:
+        """Whether the first row scores above the second: `yes`, `reversed`, or `open` if the interval contains 0."""
+        if self.comparison.p >= LEVEL:
             return "open"
         return "yes" if self.comparison.difference > 0 else "reversed"
 
     def __str__(self) -> str:
-        return f"{self.comparison.interval} {self.verdict}, p {p_text(self.p)}"
+        return f"{self.comparison.interval} {self.verdict} (p {p_text(self.p)})"
 
 
 Comparisons = Mapping[tuple[str, str, str], Tested]  # by row, other row and column
@@ -54,9 +53,12 @@ def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: 
     for label, other in dict.fromkeys(pairs):
         if label not in by_label or other is None or other not in by_label:
             continue
-        for column in (column for column in columns if _has_prompt_scores(column)):
-            both = [by_label[name].prompt_scores_of(column) for name in (label, other)]
-            if (test := compare(*zip(*both, strict=True))) is not None:
+        for column in columns:
+            one, two = (by_label[name].resampled(column) for name in (label, other))
+            if one is None or two is None or not one.has_prompts_of(two):
+                continue
+            test = compare(*zip(one.frames, two.frames, strict=True), draws=(one.means, two.means))
+            if test is not None:
                 tests[label, other, column.title] = test
     adjusted = holm([test.p for test in tests.values()])
     return {key: Tested(test, p) for (key, test), p in zip(tests.items(), adjusted, strict=True)}
@@ -65,10 +67,6 @@ def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: 
 def claimed(tests: Comparisons, experiment: Experiment) -> Comparisons:
     """The tests of what the paper says of its rows."""
     return {key: test for key, test in tests.items() if key[1] in experiment.claims.get(key[0], ())}
-
-
-def _has_prompt_scores(column: Column) -> bool:
-    return all(metrics.find(dataset, metric).per_prompt for dataset, metric in column.parts)
 
 
 def orders(
@@ -84,14 +82,10 @@ def orders(
             and (value := row.cell(column)) is not None
             and (number := paper.get((row.label, column.title))) is not None
         ]
-        sets: list[list[np.ndarray]] = []
-        if both and _has_prompt_scores(column):
-            for frames in zip(*(row.prompt_scores_of(column) for row, _, _ in both), strict=True):
-                if frames[0].shape[1] > 1 and all(frame.columns.equals(frames[0].columns) for frame in frames):
-                    sets.append([frame.to_numpy() for frame in frames])
-        if len(sets) < len(column.parts):
-            sets = []
+        scores = [resampled for row, _, _ in both if (resampled := row.resampled(column)) is not None]
+        alike = len(scores) == len(both) and all(x.has_prompts_of(scores[0]) for x in scores)
+        draws = np.stack([x.means for x in scores], axis=1) if both and alike else None
         measured, printed = [v.mean for _, v, _ in both], [float(n.mean) for _, _, n in both]
-        if (agreement := order_agreement(measured, printed, sets)) is not None:
+        if (agreement := order_agreement(measured, printed, draws)) is not None:
             agreements[column.title] = agreement
     return agreements

@@ -74,14 +74,10 @@ def _block(manifest: Manifest, results: Path) -> tuple[str, list[dict[str, str]]
     claims = markdown_table(claims_table(experiment, agreements, tests))
     lines = [f"{link}: {scale} {each}.", "", claims, ""]
     counts = []
-    for row, other in dict.fromkeys((row, other) for row, other, _ in tests):
-        verdicts = [test.verdict for key, test in tests.items() if key[:2] == (row, other)]
-        named = {
-            "paper": manifest.paper.upper(),
-            "claim": f"{row} above {other}",
-            "table": link,
-            "pair": manifest.model,
-        }
+    for row in dict.fromkeys(row for row, _, _ in tests):
+        others = dict.fromkeys(other for claiming, other, _ in tests if claiming == row)
+        verdicts = [test.verdict for (claiming, _, _), test in tests.items() if claiming == row]
+        named = {"claim": f"{row} above {', '.join(others)}", "table": link, "pair": manifest.model}
         counts.append(named | {word: _count(verdicts, word) for word in ("yes", "open", "reversed")})
     return "\n".join(lines), counts
 

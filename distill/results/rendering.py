@@ -10,7 +10,7 @@ import pandas as pd
 
 from distill.base.files import write_whole
 from distill.results import metrics
-from distill.results.comparisons import LEVEL, Comparisons, Tested, claimed, comparisons, orders
+from distill.results.comparisons import Comparisons, Tested, claimed, comparisons, orders
 from distill.results.experiment import SET_APART, Experiment, PaperNumber, paper_numbers
 from distill.results.header import header, is_smoke, seeds_line
 from distill.results.latex import latex_table
@@ -37,8 +37,8 @@ TAU = (
     " reverse. Its 95 % interval is over resampled prompts and, of rows with several, trainings."
 )
 CLAIMS = (
-    "The cell of a claim has the difference of its two rows with the 95 % interval, and by p (Holm) `yes`, `reversed`,"
-    f" or `open` where that is {LEVEL:g} or more."
+    "The cell of a claim has the difference of its two rows with the 95 % interval, `yes`, `reversed`, or `open` where"
+    " the interval contains 0, and p (Holm)."
 )
 
 

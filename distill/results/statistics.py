@@ -144,17 +144,20 @@ def printed_p(
     return float(test.pvalue)
 
 
-def compare(*sets: tuple[pd.DataFrame, pd.DataFrame]) -> Comparison | None:
+def compare(
+    *sets: tuple[pd.DataFrame, pd.DataFrame], draws: tuple[np.ndarray, np.ndarray] | None = None
+) -> Comparison | None:
     """The test of a row against a baseline over the trainings of both and the prompts of a set, or of several sets.
 
     Interval and p are those of one t distribution around the measured difference: its standard error is that of a
-    hierarchical bootstrap (`resampled_means`), and its degrees of freedom are Satterthwaite's for the variances between
+    hierarchical bootstrap (`resampled_mean`), and its degrees of freedom are Satterthwaite's for the variances between
     prompts and between trainings. A row with one training is taken to vary between trainings as the other row does;
     if both have one, the test tells nothing of other trainings.
 
     Args:
         sets: the scores of the row and of the baseline on each set, a line a training and a column a prompt, by example
             id (`prompt_scores`). Over several sets the difference is that of the means over sets.
+        draws: the resampled means of the row and of the baseline, if they were computed before.
 
     Returns:
         The comparison; None if on a set the two have different prompts, fewer than two prompts, or a prompt without a
@@ -172,9 +175,10 @@ def compare(*sets: tuple[pd.DataFrame, pd.DataFrame]) -> Comparison | None:
     both = [[row.to_numpy(), baseline[row.columns].to_numpy()] for row, baseline in sets]
     by_training = [np.mean([of_set[i].mean(1) for of_set in both], axis=0) for i in (0, 1)]
     difference = float(by_training[0].mean() - by_training[1].mean())
-    draws = resampled_means(*both)
+    if draws is None:
+        draws = (resampled_mean([x[0] for x in both], 0), resampled_mean([x[1] for x in both], 1))
     parts, of_a_single_training = _training_variances(by_training)
-    variance = float((draws[:, 0] - draws[:, 1]).var(ddof=1)) + of_a_single_training
+    variance = float((draws[0] - draws[1]).var(ddof=1)) + of_a_single_training
     prompts, trainings = sum(row.shape[1] for row, _ in sets), [len(means) for means in by_training]
     told = {"prompts": prompts, "trainings": max(trainings), "fewest_trainings": min(trainings)}
     error = math.sqrt(variance)
@@ -206,29 +210,26 @@ def _training_variances(by_training: Sequence[np.ndarray]) -> tuple[list[tuple[f
     return [(v / len(means), len(means) - 1) for v, means in zip(variances, several, strict=True)], 0.0
 
 
-def resampled_means(*sets: Sequence[np.ndarray]) -> np.ndarray:
-    """Means of several rows over resampled trainings and prompts `[RESAMPLES, rows]`: a hierarchical bootstrap.
+def resampled_mean(sets: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """Means of a row over resampled trainings and prompts `[RESAMPLES]`: a hierarchical bootstrap.
 
     A draw takes the same prompts for all rows, and trainings of each row, the same on all sets. It takes one less than
     there are, with replacement, so that the variance of the means is unbiased for a few trainings too (Rao and Wu
-    1988). The only training of a row is taken as it is. The seed is fixed.
+    1988). The only training of a row is taken as it is.
 
     Args:
-        sets: on each set the scores of each row, `[trainings, prompts]`, the prompts in one order. The means over
+        sets: on each set the row's scores `[trainings, prompts]`, the prompts in one order for all rows. The means over
             several sets are averaged.
+        seed: of the draws of trainings; another one for each row.
     """
-    return np.mean([_means_on_set(scores, number) for number, scores in enumerate(sets)], axis=0)
-
-
-def _means_on_set(scores: Sequence[np.ndarray], number: int) -> np.ndarray:
-    rng, counts = np.random.default_rng(0), _prompt_counts(scores[0].shape[1], number)
-    means = np.empty((RESAMPLES, len(scores)))
-    for place, of_row in enumerate(scores):
-        trainings = len(of_row)
-        by_training = np.concatenate([part @ of_row.T for part in np.split(counts, RESAMPLES // BLOCK)])
-        chosen = rng.integers(trainings, size=(RESAMPLES, max(1, trainings - 1)))
-        means[:, place] = np.take_along_axis(by_training, chosen, axis=1).mean(axis=1) / (of_row.shape[1] - 1)
-    return means
+    trainings = len(sets[0])
+    chosen = np.random.default_rng(seed).integers(trainings, size=(RESAMPLES, max(1, trainings - 1)))
+    means = np.zeros(RESAMPLES)
+    for number, of_set in enumerate(sets):
+        counts = _prompt_counts(of_set.shape[1], number)
+        by_training = np.concatenate([part @ of_set.T for part in np.split(counts, RESAMPLES // BLOCK)])
+        means += np.take_along_axis(by_training, chosen, axis=1).mean(axis=1) / (of_set.shape[1] - 1)
+    return means / len(sets)
 
 
 @lru_cache(maxsize=5)  # the columns of a table have a few sets between them
@@ -271,23 +272,23 @@ class Agreement:
 
 
 def order_agreement(
-    measured: Sequence[float], printed: Sequence[float], sets: Sequence[Sequence[np.ndarray]] = ()
+    measured: Sequence[float], printed: Sequence[float], draws: np.ndarray | None = None
 ) -> Agreement | None:
     """Kendall's tau between measured and printed values of the same rows; None for fewer than three rows.
 
     Args:
         measured: the rows' measured values.
         printed: the paper's.
-        sets: the rows' scores on each set, as in `resampled_means`; none for a metric without scores by prompt.
+        draws: the rows' resampled means `[RESAMPLES, rows]`; None for a metric without scores by prompt.
     """
     if len(measured) < 3:
         return None
     signs = _signs(np.asarray(printed, dtype=float))
     (tau,) = _tau(np.asarray(measured, dtype=float)[None], signs)
-    draws = _tau(resampled_means(*sets), signs) if sets else np.zeros(0)
-    if np.isnan(draws).all():  # no scores, or only ties
+    taus = np.zeros(0) if draws is None else _tau(draws, signs)
+    if np.isnan(taus).all():  # no scores, or only ties
         return Agreement(len(measured), float(tau))
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    low, high = np.nanpercentile(taus, [2.5, 97.5])
     return Agreement(len(measured), float(tau), float(low), float(high))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from distill.base.files import lock_beside, write_whole
@@ -15,7 +17,7 @@ from distill.results import metrics
 from distill.results.experiment import Experiment
 from distill.results.manifest import Manifest, RowRuns
 from distill.results.runs import LONG_COLUMNS, RunFolder, long_lines
-from distill.results.statistics import Cell, Column, cell, prompt_scores
+from distill.results.statistics import Cell, Column, cell, prompt_scores, resampled_mean
 
 MISSING = "missing"  # the text of a cell that was not measured
 
@@ -43,6 +45,7 @@ class RowData:
     descriptions: list[dict[str, Any]]
     other_teachers: dict[str, RowData] = field(default_factory=dict)
     _cells: dict[Column, Cell | None] = field(default_factory=dict)
+    _resampled: dict[Column, Resampled | None] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -65,9 +68,38 @@ class RowData:
         column, topic = metrics.per_prompt_column(metric)
         return prompt_scores(self.scores, dataset, column, topic)
 
-    def prompt_scores_of(self, column: Column) -> list[pd.DataFrame]:
-        """The scores in a column, one frame for each part of it (`prompt_scores`)."""
-        return [self.prompt_scores(dataset, metric) for dataset, metric in column.parts]
+    def resampled(self, column: Column) -> Resampled | None:
+        """The scores by prompt in a column and their resampled means; None for a column without them, or with gaps.
+
+        Each row draws its trainings by a seed from its label, so that a table's numbers do not depend on other rows.
+        """
+        if column not in self._resampled:
+            has_prompts = all(metrics.find(dataset, metric).per_prompt for dataset, metric in column.parts)
+            frames = [self.prompt_scores(dataset, metric) for dataset, metric in column.parts] if has_prompts else []
+            usable = frames and all(f.shape[1] > 1 and not f.isna().any(axis=None) for f in frames)
+            if usable and len({len(frame) for frame in frames}) == 1:
+                means = resampled_mean([f.to_numpy() for f in frames], zlib.crc32(self.label.encode()))
+                self._resampled[column] = Resampled(frames, means)
+            else:
+                self._resampled[column] = None
+        return self._resampled[column]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A row's scores by prompt in a column.
+
+    Attributes:
+        frames: for each set of the column the scores, a line a training and a column a prompt.
+        means: the row's means over resampled trainings and prompts `[RESAMPLES]`.
+    """
+
+    frames: list[pd.DataFrame]
+    means: np.ndarray
+
+    def has_prompts_of(self, other: Resampled) -> bool:
+        """Whether both are over the same prompts."""
+        return all(a.columns.equals(b.columns) for a, b in zip(self.frames, other.frames, strict=True))
 
 
 def columns_of(experiment: Experiment, manifest: Manifest) -> list[Column]:
