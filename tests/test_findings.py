@@ -115,6 +115,15 @@ def test_the_page_of_findings_is_that_of_the_kept_results():
     assert page == findings.written_again(page, KEPT), "run make docs"
 
 
+def test_what_is_said_by_hand_stands_in_a_kept_table():
+    """Every difference with its interval in the text of the page is that of a page under results/."""
+    page = Path(__file__).parents[1].joinpath(findings.PAGE).read_text(encoding="utf-8")
+    by_hand = " ".join(findings.MARK.sub("", page).split())
+    kept = "\n".join(path.read_text(encoding="utf-8") for path in sorted(KEPT.glob("*/*/*.md")))
+    said = re.findall(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", by_hand)
+    assert len(said) > 5 and [interval for interval in said if interval not in kept] == []
+
+
 def test_a_kept_table_without_a_place_in_the_page_and_a_place_without_a_table():
     with pytest.raises(
         UserError, match=re.escape("add the lines `<!-- abkd/losses_gpt2 micro -->` and `<!-- end -->`")

@@ -194,10 +194,7 @@ def claims_table(experiment: Experiment, agreements: Mapping[str, Agreement], te
     for row, others in experiment.claims.items():
         for other in others:
             found = {column: test for (*pair, column), test in tests.items() if pair == [row, other]}
-            cells = {
-                column: f"{test.comparison.interval} {test.verdict}, p {p_text(test.p)}"
-                for column, test in found.items()
-            }
+            cells = {column: str(test) for column, test in found.items()}
             lines += [{"claim": f"{row} above {other}", **cells}] if cells else []
     titles = [title for title in experiment.columns if any(title in line for line in lines)]
     return pd.DataFrame(lines, columns=["claim", *titles]).fillna("")
