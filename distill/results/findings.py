@@ -58,11 +58,12 @@ def written_again(page: str, results: Path) -> str:
 
 
 def _block(manifest: Manifest, results: Path) -> tuple[str, list[dict[str, str]]]:
-    """What a kept table says of the paper's claims, and its lines of the count; empty if it says nothing."""
+    """What a kept table says of the paper's claims with an interval, and its lines of the count; empty if nothing."""
     experiment = experiments.load(manifest.table).for_pair(manifest.model)
     rows = rows_of(manifest, results)
     columns = [c for c in columns_of(experiment, manifest) if any(row.cell(c) is not None for row in rows)]
-    agreements = orders(rows, columns, experiments.paper_numbers(experiment, manifest.model)[0])
+    orders_of_rows = orders(rows, columns, experiments.paper_numbers(experiment, manifest.model)[0])
+    agreements = {title: found for title, found in orders_of_rows.items() if found.low is not None}
     tests = claimed(comparisons(rows, columns, experiment), experiment)
     if not agreements and not tests:
         return "", []
