@@ -44,30 +44,30 @@ def own(claims):
     )  # fmt: skip
 
 
-def of_paper(rows, columns, found):
-    return claimed(comparisons(rows, columns, found), found)
+def of_paper(rows, columns, table):
+    return claimed(comparisons(rows, columns, table), table)
 
 
 def test_a_claim_holds_is_reversed_or_is_open():
     rng = np.random.default_rng(0)
     rows = [row("A", rng, 20, 20), row("B", rng, 25, 20)]  # C was not measured
-    found = own({"B": ["A", "C"], "A": ["B"]})
-    tests = of_paper(rows, [DOLLY, SNI], found)
+    table = own({"B": ["A", "C"], "A": ["B"]})
+    tests = of_paper(rows, [DOLLY, SNI], table)
     assert [(*key, test.verdict) for key, test in tests.items()] == [
         ("B", "A", "Dolly Eval", "yes"), ("B", "A", "S-NI", "open"),
         ("A", "B", "Dolly Eval", "reversed"), ("A", "B", "S-NI", "open"),
     ]  # fmt: skip
     assert [test.p for test in tests.values()] == holm([test.comparison.p for test in tests.values()])
-    table = claims_table(found, {}, tests).set_index("claim")
-    assert list(table.index) == ["B above A", "A above B"]
+    shown = claims_table(table, {}, tests).set_index("claim")
+    assert list(shown.index) == ["B above A", "A above B"]
     cell = re.fullmatch(
         r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\] yes \(p <?[\de.-]+\)",
-        table.loc["B above A", "Dolly Eval"],
+        shown.loc["B above A", "Dolly Eval"],
     )
     assert float(cell[2]) < float(cell[1]) < float(cell[3]) and float(cell[2]) > 0
-    text = "\n".join(claims_section(rows, [DOLLY, SNI], found, "gpt2", tests))
+    text = "\n".join(claims_section(rows, [DOLLY, SNI], table, "gpt2", tests))
     assert "`reversed`" in text and "tau" not in text  # no numbers of a paper here
-    assert claims_section(rows[:1], [DOLLY, SNI], found, "gpt2", {}) == []
+    assert claims_section(rows[:1], [DOLLY, SNI], table, "gpt2", {}) == []
 
 
 def test_p_is_adjusted_for_all_tests_of_the_table():
@@ -84,16 +84,16 @@ def test_p_is_adjusted_for_all_tests_of_the_table():
 
 def test_the_order_is_of_the_papers_own_rows():
     rng = np.random.default_rng(1)
-    found = experiment.load("abkd/losses_gpt2")
-    paper, _ = experiment.paper_numbers(found, "gpt2")
-    labels = [label for label, r in found.rows.items() if r.group == "paper"]
+    table = experiment.load("abkd/losses_gpt2")
+    paper, _ = experiment.paper_numbers(table, "gpt2")
+    labels = [label for label, r in table.rows.items() if r.group == "paper"]
     printed = [float(paper[label, "Dolly Eval"].mean) for label in labels]
     rows = [row(label, rng, 5 * value, 20) for label, value in zip(labels, printed, strict=True)]
     mine = row("Mine", rng, 0, 20, group="added")
     (agreement,) = orders([*rows, mine], [DOLLY], paper).values()
     assert agreement.tau > 0.9 and agreement.rows == len(labels)
-    table = claims_table(found, {"Dolly Eval": agreement}, {}).set_index("claim")
-    assert table.loc["the order of 8 rows: tau", "Dolly Eval"] == str(agreement)
+    shown = claims_table(table, {"Dolly Eval": agreement}, {}).set_index("claim")
+    assert shown.loc["the order of 8 rows: tau", "Dolly Eval"] == str(agreement)
 
 
 def test_a_claim_of_a_row_that_the_table_does_not_have_is_refused():
@@ -103,11 +103,11 @@ def test_a_claim_of_a_row_that_the_table_does_not_have_is_refused():
 
 @pytest.mark.parametrize("name", experiment.names())
 def test_every_table_with_two_numbers_of_a_paper_has_its_claims(name):
-    found = experiment.load(name)
-    rouge = [c for c in found.columns.values() if c.dataset not in (None, "training", "validation", "benchmarks")]
-    paper = [label for label, r in found.rows.items() if r.group == "paper"]
+    table = experiment.load(name)
+    rouge = [c for c in table.columns.values() if c.dataset not in (None, "training", "validation", "benchmarks")]
+    paper = [label for label, r in table.rows.items() if r.group == "paper"]
     scored = any(c.metric.partition(":")[0] in ("rouge_l", "bertscore") for c in rouge)
-    assert bool(found.claims) == (bool(found.sources) and len(paper) > 1 and scored), name
+    assert bool(table.claims) == (bool(table.sources) and len(paper) > 1 and scored), name
 
 
 def test_the_page_of_findings_is_that_of_the_kept_results():
@@ -137,12 +137,12 @@ def test_a_kept_table_without_a_place_in_the_page_and_a_place_without_a_table():
 @pytest.mark.parametrize("name", [name for name in experiment.names() if experiment.load(name).claims])
 def test_a_row_that_is_said_to_be_best_is_tested_against_the_second_best(name):
     """Of each column in which a claiming row is printed as the best student."""
-    found = experiment.load(name)
-    for pair in found.printed_pairs:
-        paper, _ = experiment.paper_numbers(found, pair)
-        students = [label for label, r in found.rows.items() if r.group == "paper" and r.role == "student"]
-        for title in found.columns:
+    table = experiment.load(name)
+    for pair in table.printed_pairs:
+        paper, _ = experiment.paper_numbers(table, pair)
+        students = [label for label, r in table.rows.items() if r.group == "paper" and r.role == "student"]
+        for title in table.columns:
             printed = {x: float(paper[x, title].mean) for x in students if (x, title) in paper}
             ranked = sorted(printed, key=printed.__getitem__, reverse=True)
-            if len(ranked) > 2 and ranked[0] in found.claims and len(found.claims[ranked[0]]) > 2:
-                assert ranked[1] in found.claims[ranked[0]], (title, ranked)
+            if len(ranked) > 2 and ranked[0] in table.claims and len(table.claims[ranked[0]]) > 2:
+                assert ranked[1] in table.claims[ranked[0]], (title, ranked)

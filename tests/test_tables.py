@@ -818,9 +818,9 @@ def test_how_far_rows_lie_apart_between_teachers():
     def with_others(label, own, others):
         row = row_data(label, own)
         lines = row.lines.assign(run=[f"{label}{i}" for i in range(len(own))])
-        told = RowRuns(label, "paper", "student", "gpt2", list(lines["run"]))
+        runs = RowRuns(label, "paper", "student", "gpt2", list(lines["run"]))
         other_rows = {seed: row_data(label, [value]) for seed, value in others.items()}
-        return RowData(told, lines, [], [{"shared_seed": 10}], other_rows)
+        return RowData(runs, lines, [], [{"shared_seed": 10}], other_rows)
 
     rows = [with_others("A", [20.0, 99.0], {"11": 22.0, "12": 24.0}), with_others("B", [30.0], {"11": 36.0}),
             with_others("C", [1.0, 2.0], {})]  # fmt: skip

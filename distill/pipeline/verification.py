@@ -106,12 +106,12 @@ class Cell:
         """
         path = self.manifest.path(self.results)
         others = sorted(self.results.glob(f"{self.manifest.model}/*/*.manifest.json"))
-        found: list[tuple[float | None, float | None]] = []
+        spreads: list[tuple[float | None, float | None]] = []  # between trainings, between teachers
         for manifest in (Manifest.read(p) for p in [path, *(other for other in others if other != path)]):
             if manifest.preset == self.manifest.preset and list(self.column.parts[0]) in manifest.columns.values():
                 rows = rows_of(manifest, self.results)
-                found.append((between_trainings(rows, self.column), between_teachers(by_teacher(rows, self.column))))
-        known = sorted((pair for pair in found if pair != (None, None)), key=lambda pair: pair.count(None))
+                spreads.append((between_trainings(rows, self.column), between_teachers(by_teacher(rows, self.column))))
+        known = sorted((pair for pair in spreads if pair != (None, None)), key=lambda pair: pair.count(None))
         if not known:
             return None
         of_trainings, of_teachers = known[0]

@@ -43,8 +43,8 @@ Comparisons = Mapping[tuple[str, str, str], Tested]  # by row, other row and col
 def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: Experiment) -> Comparisons:
     """The tests of a table: all rows against its baseline, and those that the paper says to score above others.
 
-    Columns without scores by prompt have none, and so have rows that were not measured. Holm's adjustment is over all
-    of them.
+    There are none in columns without scores by prompt, and none of rows that were not measured. Holm's adjustment is
+    over all tests.
     """
     by_label = {row.label: row for row in rows}
     pairs = [(row.label, experiment.against) for row in rows if row.label != experiment.against]

@@ -27,7 +27,7 @@ MARK = re.compile(r"(<!-- (all|\S+ \S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ALL = "all"
 
 
-def kept(results: Path) -> list[Manifest]:
+def kept_manifests(results: Path) -> list[Manifest]:
     """The manifests of all kept tables and figures."""
     return [Manifest.read(path) for path in sorted(results.glob("*/*/*.manifest.json"))]
 
@@ -39,7 +39,7 @@ def written_again(page: str, results: Path) -> str:
         UserError: the page has no marks for a kept table with claims, or marks for one that is not kept.
     """
     blocks, counts = {}, []
-    for manifest in kept(results):
+    for manifest in kept_manifests(results):
         if manifest.table not in experiments.names():
             continue  # a table's file of one's own
         block, counted = _block(manifest, results)
@@ -63,7 +63,7 @@ def _block(manifest: Manifest, results: Path) -> tuple[str, list[dict[str, str]]
     rows = rows_of(manifest, results)
     columns = [c for c in columns_of(experiment, manifest) if any(row.cell(c) is not None for row in rows)]
     orders_of_rows = orders(rows, columns, experiments.paper_numbers(experiment, manifest.model)[0])
-    agreements = {title: found for title, found in orders_of_rows.items() if found.low is not None}
+    agreements = {title: agreement for title, agreement in orders_of_rows.items() if agreement.low is not None}
     tests = claimed(comparisons(rows, columns, experiment), experiment)
     if not agreements and not tests:
         return "", []

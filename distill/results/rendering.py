@@ -193,8 +193,7 @@ def claims_table(experiment: Experiment, agreements: Mapping[str, Agreement], te
         lines.append({"claim": f"the order of {of_rows} rows: tau"} | {k: str(v) for k, v in agreements.items()})
     for row, others in experiment.claims.items():
         for other in others:
-            found = {column: test for (*pair, column), test in tests.items() if pair == [row, other]}
-            cells = {column: str(test) for column, test in found.items()}
+            cells = {column: str(test) for (*pair, column), test in tests.items() if pair == [row, other]}
             lines += [{"claim": f"{row} above {other}", **cells}] if cells else []
     titles = [title for title in experiment.columns if any(title in line for line in lines)]
     return pd.DataFrame(lines, columns=["claim", *titles]).fillna("")

@@ -57,15 +57,11 @@ def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Sepa
     for column in columns:
         if column.metric.partition(":")[0] != "rouge_l":
             continue
-        means, variances = [], []
-        for row in rows:
-            value = row.cell(column)
-            if row.row.group == "paper" and value is not None and row.lines["train_seed"].nunique() > 1:
-                means.append(value.mean)
-                variances.append((value.std or 0.0) ** 2)
+        several = [row for row in _with_several_trainings(rows, column) if row.row.group == "paper"]
+        means = [value.mean for row in several if (value := row.cell(column)) is not None]
         spreads: tuple[float | None, float | None] = (None, None)
         if len(means) > 1:
-            spreads = (float(np.std(means, ddof=1)), float(np.sqrt(np.mean(variances))))
+            spreads = (float(np.std(means, ddof=1)), between_trainings(several, column))
         context = [by_label[label].cell(column) if label in by_label else None for label in CONTEXT]
         teacher, sft = context
         lead = teacher.mean - sft.mean if teacher is not None and sft is not None else None
@@ -74,9 +70,14 @@ def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Sepa
     return result
 
 
+def _with_several_trainings(rows: Sequence[RowData], column: Column) -> list[RowData]:
+    return [row for row in rows if row.cell(column) is not None and row.lines["train_seed"].nunique() > 1]
+
+
 def between_trainings(rows: Sequence[RowData], column: Column) -> float | None:
     """The standard deviation over trainings in a column, as the root mean square of the rows with several."""
-    stds = [value.std or 0.0 for row in rows if row.lines["train_seed"].nunique() > 1 and (value := row.cell(column))]
+    cells = [row.cell(column) for row in _with_several_trainings(rows, column)]
+    stds = [value.std or 0.0 for value in cells if value is not None]
     return float(np.sqrt(np.mean(np.square(stds)))) if stds else None
 
 

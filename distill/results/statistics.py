@@ -180,10 +180,10 @@ def compare(
     parts, of_a_single_training = _training_variances(by_training)
     variance = float((draws[0] - draws[1]).var(ddof=1)) + of_a_single_training
     prompts, trainings = sum(row.shape[1] for row, _ in sets), [len(means) for means in by_training]
-    told = {"prompts": prompts, "trainings": max(trainings), "fewest_trainings": min(trainings)}
+    sizes = {"prompts": prompts, "trainings": max(trainings), "fewest_trainings": min(trainings)}
     error = math.sqrt(variance)
     if error <= 1e-12 * max(1.0, abs(difference)):  # all differences are equal
-        return Comparison(difference, difference, difference, float(difference == 0), **told)
+        return Comparison(difference, difference, difference, float(difference == 0), **sizes)
     for of_row, of_baseline in both:
         differences = of_row.mean(0) - of_baseline.mean(0)
         parts.append((differences.var(ddof=1) / len(differences) / len(both) ** 2, len(differences) - 1))
@@ -191,7 +191,7 @@ def compare(
     degrees = sum(part for part, _ in parts) ** 2 / weight if weight else 1.0
     reach = float(stats.t.ppf(0.975, degrees)) * error
     p = 2 * float(stats.t.sf(abs(difference) / error, degrees))
-    return Comparison(difference, difference - reach, difference + reach, p, **told)
+    return Comparison(difference, difference - reach, difference + reach, p, **sizes)
 
 
 def _training_variances(by_training: Sequence[np.ndarray]) -> tuple[list[tuple[float, int]], float]:
