@@ -13,9 +13,10 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from distill.base.errors import FAILED, UserError, command, report_and_go_on
+from distill.base.errors import FAILED, UserError, command, failed_job, of_machine
 from distill.base.locations import CONF, add_config_dir, take_config_dir
 from distill.base.processes import name_command
 from distill.config.compose import checked, for_hydra, jobs, load, search_path
@@ -75,13 +76,31 @@ def check(overrides: list[str], sweep: bool) -> None:
 def run_job(composed: DictConfig) -> None:
     """Run one job: measure the row and print its table.
 
-    A UserError is reported and added to `FAILED`, so that the other jobs of a sweep still run.
+    An error is reported and added to `FAILED`, so that the other jobs of a sweep still run; the sweep's table has a
+    line for it.
     """
+    hydra_config = HydraConfig.get()
+    alone = hydra_config.mode != RunMode.MULTIRUN
     try:
-        _measure(composed)
+        with of_machine():
+            _measure(composed)
     except UserError as error:
-        FAILED.append(error)
-        report_and_go_on(error)
+        _note_failure(failed_job(error), Path(hydra_config.runtime.output_dir))
+    except Exception as error:
+        if alone:
+            raise
+        _note_failure(failed_job(error), Path(hydra_config.runtime.output_dir))
+
+
+def _note_failure(error: UserError, output: Path) -> None:
+    """Leave a line for the sweep's table that this job failed, and why."""
+    from distill.base.processes import is_main_process
+    from distill.pipeline.rows import run_label
+    from distill.results.sweep import note_failure
+
+    if is_main_process():
+        _, config = checked(list(HydraConfig.get().overrides.task))
+        note_failure(output, run_label(config), config.model.name, config.paths.results, error.problems)
 
 
 def _measure(composed: DictConfig) -> None:

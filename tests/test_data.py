@@ -33,6 +33,10 @@ class WordTokenizer:
     """One id a word: EOS and pad are both 0."""
 
     eos_token_id, pad_token_id = 0, 0
+    all_special_tokens = ()
+
+    def get_vocab(self):
+        return {"x" * 40: 1}
 
     def __call__(self, text, add_special_tokens=True):
         return SimpleNamespace(input_ids=[1 + zlib.crc32(w.encode()) % 1000 for w in text.replace(">", " > ").split()])
@@ -54,7 +58,7 @@ def write(path, *lines):
         ({"instruction": "a", "output": "  "}, "empty response"),
         ({"instruction": "a", "output": []}, "empty response"),
         ({"instruction": "a", "output": [1]}, "output is a list"),
-        ({"instruction": 3, "output": "b"}, "must be strings"),
+        ({"instruction": 3, "output": "b"}, "instruction is a number"),
         ('{"instruction": "a", "output": "\\ud800"}', "not UTF-8"),
         (b"\xff\xfe{}", "not UTF-8"),
     ],
@@ -524,7 +528,7 @@ def test_plain_text_for_pretraining(tmp_path):
     pd.DataFrame({"text": ["p", "q"], "url": ["", ""]}).to_parquet(tmp_path / "c.parquet")
     assert texts(f"data.pretrain.file={tmp_path}/c.parquet") == ["p", "q"]
     (tmp_path / "d.csv").write_text("text")
-    with pytest.raises(UserError, match=r"a corpus is \.jsonl, \.parquet or \.txt, not \.csv"):
+    with pytest.raises(UserError, match=r"XX"):
         texts(f"data.pretrain.file={tmp_path}/d.csv")
     with pytest.raises(UserError, match="needs either file, or hub and hub_file"):
         texts("data.pretrain.hub=openwebtext")

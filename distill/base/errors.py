@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from distill.base.console import keep_alive
 from distill.base.processes import abandon, leave_processes, world_size
@@ -30,6 +33,42 @@ class UserError(Exception):
 
 # Errors of single jobs after which a sweep continued; if there are any, the command exits with code 2.
 FAILED: list[UserError] = []
+
+
+FULL, DENIED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
+# torch and safetensors report a full disk by errors of their own
+FULL_DISK = ("No space left on device", "PytorchStreamWriter failed writing", "Disk quota exceeded")
+
+
+@contextmanager
+def of_machine() -> Iterator[None]:
+    """Raise a full disk and a folder without permission as a UserError, whichever library met them."""
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        if number in FULL or any(text in str(error) for text in FULL_DISK):
+            raise UserError(
+                f"the disk is full{place}; make room (python -m distill.store prune) and run the same command again,"
+                " which goes on from what is finished"
+            ) from error
+        if number in DENIED:
+            raise UserError(
+                f"no permission to write or read{place}; change it, or choose other folders (paths.*)"
+            ) from error
+        raise
+
+
+def failed_job(error: Exception) -> UserError:
+    """Report why one job of several failed, so that the others still run: a UserError by its lines, another error by
+    its traceback, since it is a fault of the program. It is added to `FAILED`."""
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+        error = UserError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    FAILED.append(error)
+    report_and_go_on(error)
+    return error
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
@@ -62,7 +101,8 @@ def command(main: Callable[[list[str]], int]) -> int:
     """
     keep_alive()
     try:
-        code = main(sys.argv[1:])
+        with of_machine():
+            code = main(sys.argv[1:])
         if code == 0:  # leaving waits for the other processes, so a process that failed alone must not do it
             leave_processes()
         return code

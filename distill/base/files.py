@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+
+from distill.base.errors import UserError
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -21,6 +25,26 @@ def write_whole(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it is missing, empty, a pointer of Git LFS, or not JSON.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be read ({error.strerror})") from None
+    if not content.strip():
+        raise UserError(f"{path}: it is empty, as after a crash or on a full disk; copy it again, or remove its folder")
+    if content.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: it is a pointer of Git LFS and not the file itself; run first: git lfs pull")
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: damaged, not JSON ({error}); copy it again, or remove its folder") from None
 
 
 def lock_beside(path: Path) -> FileLock:

@@ -130,6 +130,7 @@ class DataConfig(Section):
         title: name of the data for readers.
         root: folder of the local files; None reads from the hub.
         template: the prompt template; in a config its name.
+        fields: the files' own names of the fields `instruction`, `input`, `output` and `topic`, where they differ.
         generator: sizes of a generated data set; None reads files.
         train: the training set.
         valid: the validation set.
@@ -146,6 +147,7 @@ class DataConfig(Section):
     title: str
     root: str | None
     template: TemplateConfig
+    fields: dict[Literal["instruction", "input", "output", "topic"], str] = Field(default_factory=dict)
     generator: GeneratorConfig | None = None
     train: SplitConfig
     valid: SplitConfig
@@ -178,6 +180,8 @@ class DataConfig(Section):
     def _root_is_used(self) -> DataConfig:
         if self.generator is not None and self.root is not None:
             raise ValueError(f"root={self.root} has no effect on generated data; choose data=jsonl or data=dolly")
+        if self.generator is not None and self.fields:
+            raise ValueError("fields has no effect on generated data; choose data=jsonl or data=dolly")
         return self
 
 

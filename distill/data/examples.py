@@ -5,18 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from distill.base.console import say
 from distill.base.errors import UserError
+from distill.data.files import open_text, records, suffix
 
 Row = tuple[str, str, Sequence[str], str]  # instruction, input, references, topic
 TEST_TASKS = "splits/default/test_tasks.txt"  # in the repository of Super-NaturalInstructions
 INSTANCES = 100  # of each task, the number that Super-NaturalInstructions' own evaluation uses
-ALLOWED = "a line is {'instruction': str, 'output': str or list of str, 'input': str (optional)}"
+NOT_JSON = "not JSON"
+NEEDED = ("instruction", "output")
+FIELDS = ("instruction", "input", "output", "topic")
+ALLOWED = "a record is {'instruction': str, 'output': str or list of str, 'input': str (optional)}"
+OTHER_NAMES = {  # what other data sets call the fields, for a hint
+    "instruction": ("prompt", "question", "query", "text"),
+    "output": ("response", "completion", "answer", "answers", "target", "output_text"),
+    "input": ("context", "input_text"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,39 +76,46 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def folder_hash(folder: Path) -> str:
-    """Hash of the content of all files under a folder, with their names."""
+def folder_hash(folder: Path, counts: Callable[[Path], bool] = lambda file: True) -> str:
+    """Hash of the content of the files under a folder, with their names.
+
+    Args:
+        counts: whether a file is part of the hash.
+    """
     content = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        if file.is_file():
+        if file.is_file() and counts(file):
             content.update(str(file.relative_to(folder)).encode())
             with file.open("rb") as handle:
                 content.update(hashlib.file_digest(handle, "sha256").digest())
     return content.hexdigest()
 
 
-def read(path: Path, rows: slice = slice(None), empty: bool = False) -> list[Example]:
-    """The examples of a JSONL file, or of a folder of Super-NaturalInstructions' task files.
+def read(
+    path: Path, rows: slice = slice(None), empty: bool = False, fields: Mapping[str, str] | None = None
+) -> list[Example]:
+    """The examples of a file of JSON (see `distill.data.files`), or of a folder of Super-NaturalInstructions' tasks.
 
-    A line of JSONL is one example or, as in Unnatural Instructions' raw file, an instruction with its `instances`.
+    A record is one example or, as in Unnatural Instructions' raw file, an instruction with its `instances`.
 
     Args:
         path: the file or folder.
-        rows: which lines or task files are read.
+        rows: which records or task files are read.
         empty: whether rows with an empty response are left out and counted in a message (raw sets have some); if not,
             they are an error.
+        fields: the file's own names of `FIELDS`.
 
     Raises:
-        UserError: the file is missing or empty, or lines (the first ten are named) are not JSON, lack a field, have a
+        UserError: the file is missing or empty, or records (the first ten are named) are not JSON, lack a field, have a
             field of a wrong type, or have an empty response.
     """
+    numbered: list[tuple[str, bytes | dict[str, Any]]]
     if path.is_dir():
         numbered = [(str(file), file.read_bytes()) for file in _task_files(path)]
         parse = _parse_task
     elif path.is_file():
-        with path.open("rb") as lines:
-            numbered = [(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
-        parse = _parse
+        numbered = list(records(path))
+        parse = partial(_parse, fields=dict(fields or {}))
     else:
         raise UserError(f"{path}: no such data file; set data.root=DIR (or DISTILL_DATA) to the folder that holds it")
     problems: list[str] = []
@@ -118,6 +136,10 @@ def read(path: Path, rows: slice = slice(None), empty: bool = False) -> list[Exa
                 problems.append(f"{place}: empty response; give a text or leave the row out")
     if left_out:
         say(f"{path.name}: {left_out} rows without a response left out")
+    if len(problems) > 1 and all(NOT_JSON in problem for problem in problems) and not parsed:
+        raise UserError(
+            f"{path}: no line of it is JSON; a data file is JSONL or a JSON list of objects ({problems[0]})"
+        )
     if problems:
         rest = len(problems) - 10
         raise UserError(problems[:10] + ([f"{path}: {rest} more like these"] if rest > 0 else []))
@@ -130,11 +152,10 @@ def is_raw(path: Path) -> bool:
     """Whether a set is raw, not filtered as in the papers: task files, or lines with `instances`."""
     if not path.is_file():
         return path.is_dir()
-    with path.open("rb") as lines:
-        first = next((line for line in lines if line.strip()), b"{}")
     try:
+        _, first = next(records(path), ("", b"{}"))
         row = _object(first)
-    except ValueError:
+    except (ValueError, UserError):
         return False  # `read` names the line
     return "instances" in row and "output" not in row
 
@@ -169,34 +190,72 @@ def _instance(value: Any) -> dict[str, Any]:
     return {"input": value.get("input"), "output": value["output"]}
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _object(record: bytes | dict[str, Any]) -> dict[str, Any]:
+    """A record as an object, which can be written as UTF-8 again.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON or not an object.
+    """
     try:
-        row: Any = json.loads(line.decode())
+        row: Any = json.loads(record.decode().removeprefix("\ufeff")) if isinstance(record, bytes) else record
         json.dumps(row, ensure_ascii=False).encode()  # raises for an escape that is half of a surrogate pair
     except UnicodeError as error:
         raise ValueError(f"not UTF-8 ({error}); {ALLOWED}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno}); {ALLOWED}") from None
+        raise ValueError(f"{NOT_JSON} ({error.msg}, column {error.colno}); {ALLOWED}") from None
     if not isinstance(row, dict):
-        raise ValueError(f"a {type(row).__name__}, not an object; {ALLOWED}")
+        raise ValueError(f"{_kind(row)}, not an object; {ALLOWED}")
     return row
 
 
-def _parse(row: dict[str, Any]) -> list[Row]:
+def _parse(row: dict[str, Any], fields: Mapping[str, str] | None = None) -> list[Row]:
+    fields = fields or {}
     if isinstance(row.get("instances"), list) and "output" not in row:
         flat_rows = [{**row, **_instance(x)} for x in row["instances"]]
         return [parsed for x in flat_rows for parsed in _parse({k: v for k, v in x.items() if k != "instances"})]
-    missing = [field for field in ("instruction", "output") if field not in row]
+    values = {name: row.get(fields.get(name, name)) for name in FIELDS}
+    missing = [fields.get(name, name) for name in NEEDED if fields.get(name, name) not in row]
     if missing:
-        raise ValueError(f"lacks {' and '.join(missing)} (has {', '.join(sorted(row)) or 'nothing'}); {ALLOWED}")
-    output = row["output"]
-    references = [output] if isinstance(output, str) else output
-    text = row.get("input") or ""
-    if not isinstance(row["instruction"], str) or not isinstance(text, str):
-        raise ValueError(f"instruction and input must be strings; {ALLOWED}")
+        raise ValueError(f"lacks {' and '.join(missing)} (has {', '.join(sorted(row)) or 'nothing'}){_hint(row)}")
+    if values["instruction"] is None:
+        raise ValueError(f"{fields.get('instruction', 'instruction')} is null; {ALLOWED}")
+    texts = [_text_or_empty(fields.get(name, name), values[name]) for name in ("instruction", "input", "topic")]
+    output = values["output"]
+    references = [output or ""] if output is None or isinstance(output, str) else output
     if not isinstance(references, list) or not all(isinstance(r, str) for r in references):
-        raise ValueError(f"output is a {type(output).__name__}; {ALLOWED}")
-    return [(row["instruction"], text, references, str(row.get("topic") or row.get("category") or ""))]
+        within = [_kind(x) for x in references if not isinstance(x, str)] if isinstance(references, list) else []
+        raise ValueError(
+            f"{fields.get('output', 'output')} is {' with '.join([_kind(output), *within[:1]])}; {ALLOWED}"
+        )
+    topic = texts[2]
+    if not topic and "topic" not in fields:
+        topic = _text_or_empty("category", row.get("category"))
+    return [(texts[0], texts[1], references, topic)]
+
+
+def _text_or_empty(field: str, value: Any) -> str:
+    """A field's text; "" where it is missing or null.
+
+    Raises:
+        ValueError: it is no string.
+    """
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{field} is {_kind(value)} ({json.dumps(value, ensure_ascii=False)[:40]}); {ALLOWED}")
+    return value or ""
+
+
+def _kind(value: Any) -> str:
+    """The kind of a JSON value in words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return {int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}[type(value)]
+
+
+def _hint(row: Mapping[str, Any]) -> str:
+    """How the names of a record's fields can be given, with those that other data sets use for ours."""
+    likely = {name: next((x for x in OTHER_NAMES[name] if x in row), None) for name in OTHER_NAMES if name not in row}
+    words = ",".join(f"{name}: {x}" for name, x in likely.items() if x is not None)
+    return f"; its own names are given as 'data.fields={{{words or 'instruction: NAME,output: NAME'}}}' ({ALLOWED})"
 
 
 def read_texts(path: Path, limit: int | None = None) -> list[str]:
@@ -221,24 +280,23 @@ def read_texts(path: Path, limit: int | None = None) -> list[str]:
             raise UserError(f"{path}: reading parquet needs pyarrow (pip install pyarrow)") from None
         except (ValueError, KeyError) as error:
             raise UserError(f"{path}: no parquet file with a column text ({error})") from None
-    if path.suffix == ".txt":
-        parts = path.read_text(encoding="utf-8").split("\n\n")
-        return [text.strip() for text in parts if text.strip()][:limit]
-    if path.suffix != ".jsonl":
-        raise UserError(f"{path}: a corpus is .jsonl, .parquet or .txt, not {path.suffix or 'without a suffix'}")
-    texts: list[str] = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if limit is not None and len(texts) == limit:
-                break
-            if line.strip():
-                texts.append(_text(line, f"{path}:{number}"))
-    return texts
+    if suffix(path) == ".txt":
+        try:
+            with open_text(path) as file:
+                whole = file.read().decode().replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 ({error})") from None
+        return [text.strip() for text in whole.split("\n\n") if text.strip()][:limit]
+    if suffix(path) not in (".jsonl", ".json"):
+        raise UserError(
+            f"{path}: a corpus is .jsonl, .json, .txt (also .gz) or .parquet, not {path.suffix or 'without a suffix'}"
+        )
+    return [_text(record, place) for place, record in islice(records(path), limit)]
 
 
-def _text(line: bytes, place: str) -> str:
+def _text(record: bytes | dict[str, Any], place: str) -> str:
     try:
-        text = _object(line).get("text")
+        text = _object(record).get("text")
     except ValueError as error:
         raise UserError(f"{place}: {error}") from None
     if not isinstance(text, str):

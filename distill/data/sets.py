@@ -115,7 +115,7 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
     else:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
     raw = is_raw(path)
-    examples = read(path, rows, empty=raw)
+    examples = read(path, rows, raw, {str(name): own for name, own in data.fields.items()})
     whole = choose(examples, split, raw)
     if not whole:
         raise UserError(f"{path}: {_key(name)}.min_gpt2_tokens={split.min_gpt2_tokens} keeps none of its rows")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.model import LoraConfig
 from distill.losses import Head
+from distill.models.checkpoint import is_adapter, refuse_gaps, refuse_missing_folder
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,13 @@ def supplied(text: str, base: Weights | None) -> Weights:
     """
     path = Path(text).expanduser()
     if path.is_dir():
-        if (path / "config.json").is_file():
+        if not is_adapter(path):
             return Weights(str(path))
-        if not (path / "adapter_config.json").is_file():
-            raise UserError(f"{text} holds no model: neither config.json nor adapter_config.json is there")
         if base is None:
             raise UserError(f"{text} holds an adapter; give its base model as the id beside it")
         return Weights(base.base, base.revision, str(path))
+    refuse_missing_folder(text)
     name, _, revision = text.partition("@")
-    if text.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{text}: no such folder; a supplied checkpoint is a folder or a hub id (owner/name@revision)")
     return Weights(name, revision or "main")
 
 
@@ -72,15 +71,24 @@ def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool
         dtype: of its weights.
         merge: whether an adapter is merged into the weights; if not, it stays separate and trainable.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    model = _from(AutoModelForCausalLM, weights, dtype=dtype)
+    model, loading = _from(
+        AutoModelForCausalLM, weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    refuse_gaps(weights.base, loading)
+    # Settings that lie beside the weights would change texts; only the special tokens stay, for those who use the model
+    beside = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=beside.bos_token_id, eos_token_id=beside.eos_token_id, pad_token_id=beside.pad_token_id
+    )
     if weights.adapter is None:
         return model
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(model, weights.adapter, is_trainable=not merge)
-    return adapted.merge_and_unload() if merge else adapted
+    # peft has frozen the base weights, and the merged ones are trained
+    return adapted.merge_and_unload().requires_grad_(True) if merge else adapted
 
 
 @torch.inference_mode()
@@ -231,10 +239,27 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _from(auto: Any, weights: Weights, **options: Any) -> Any:
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' warnings about gaps in weights, which are reported as errors here."""
+    from transformers.utils import logging
+
     quiet_transformers()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        return auto.from_pretrained(weights.base, revision=weights.revision or "main", **options)
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _from(auto: Any, weights: Weights, **options: Any) -> Any:
+    refuse_missing_folder(weights.base)
+    try:
+        with quietly():
+            return auto.from_pretrained(
+                weights.base, revision=weights.revision or "main", trust_remote_code=False, **options
+            )
     except (OSError, ValueError) as error:
         if Path(weights.base).is_dir():
             raise

