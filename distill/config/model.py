@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distill.base.errors import nearest
+from distill.base.errors import UserError, nearest
+from distill.base.hub import refuse_missing_folder
 from distill.config.reference import ReferenceConfig
 from distill.config.section import Count, Positive, Section
 
@@ -49,6 +50,16 @@ class WeightsConfig(Section):
     hidden: Count | None = None
     heads: Count | None = None
     keep_layers: Count | None = None
+
+    @field_validator("id", "path")
+    @classmethod
+    def _is_there(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                refuse_missing_folder(value)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> WeightsConfig:

@@ -23,7 +23,10 @@ from distill.models.tokenizers import check_tokenizer
 CONFIG, ADAPTER_CONFIG, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
 WHOLE = ("model*.safetensors", "pytorch_model*.bin")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
-WITHOUT_EFFECT = {"transformers_version", "_from_model_config", "eos_token_id", "bos_token_id", "pad_token_id"}
+WITHOUT_EFFECT = {  # of generation_config.json, on the texts
+    "transformers_version", "_from_model_config", "eos_token_id", "bos_token_id", "pad_token_id", "use_cache",
+    "output_attentions", "output_hidden_states",
+}  # fmt: skip
 TOKENIZER = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
 )  # fmt: skip
@@ -94,6 +97,26 @@ def examine(base: str, revision: str, adapter: str | None) -> None:
         _check_adapter(model, Path(adapter))
 
 
+def examine_encoder(folder: Path) -> None:
+    """Check an encoder as `examine` checks a language model. A pooler, which no score reads, may be missing.
+
+    Raises:
+        UserError: with what is missing, of another shape or not finite.
+    """
+    from transformers import AutoModel
+
+    settings = read_json(folder / CONFIG)
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds {CONFIG} and no weights ({' or '.join(WHOLE)})")
+    _check_files(files)
+    loading = _meta(AutoModel, folder, settings)[1]
+    missing = [name for name in loading["missing_keys"] if "pooler." not in name]
+    refuse_gaps(str(folder), {**loading, "missing_keys": missing, "unexpected_keys": []})
+    _check_finite(files)
+    _tokenizer(folder)
+
+
 def _folder(base: str, revision: str) -> Path | None:
     """Where a checkpoint lies on this machine; None if the hub's cache lacks it."""
     path = Path(base).expanduser()
@@ -159,11 +182,22 @@ def _check_names(folder: Path, settings: dict[str, Any]) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    model, loading = _meta(AutoModelForCausalLM, folder, settings)
+    refuse_gaps(str(folder), loading)
+    return model
+
+
+def _meta(auto: Any, folder: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model on the meta device, and what transformers says of the names and shapes of its weights.
+
+    Raises:
+        UserError: transformers cannot make the model.
+    """
     from distill.models.load import quietly
 
     try:
         with quietly():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, loading = auto.from_pretrained(
                 folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True,
                 trust_remote_code=False,
             )  # fmt: skip
@@ -171,9 +205,7 @@ def _check_names(folder: Path, settings: dict[str, Any]) -> Any:
         kind = settings.get("model_type", "no model_type")
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"{folder}: transformers cannot load it ({kind}; {reason})") from None
-    model, loading = loaded
-    refuse_gaps(str(folder), loading)
-    return model
+    return model, loading
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -290,14 +322,3 @@ def _check_adapter(model: Any, folder: Path) -> None:
     }
     refuse_gaps(str(folder), loading)
     _check_finite(files)
-
-
-def refuse_missing_folder(text: str) -> None:
-    """Refuse a text that is written like a path and names no folder.
-
-    Raises:
-        UserError: it is such a text.
-    """
-    looks_like_path = text.startswith((".", "/", "~")) or text.partition("@")[0].count("/") > 1
-    if looks_like_path and not Path(text).expanduser().is_dir():
-        raise UserError(f"{text}: no such folder; a checkpoint is a folder or a hub id (owner/name@revision)")

@@ -15,7 +15,7 @@ from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.model import LoraConfig
 from distill.losses import Head
-from distill.models.checkpoint import is_adapter, refuse_gaps, refuse_missing_folder
+from distill.models.checkpoint import is_adapter, refuse_gaps
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def supplied(text: str, base: Weights | None) -> Weights:
         if base is None:
             raise UserError(f"{text} holds an adapter; give its base model as the id beside it")
         return Weights(base.base, base.revision, str(path))
-    refuse_missing_folder(text)
+    hub.refuse_missing_folder(text)
     name, _, revision = text.partition("@")
     return Weights(name, revision or "main")
 
@@ -254,7 +254,7 @@ def quietly() -> Iterator[None]:
 
 
 def _from(auto: Any, weights: Weights, **options: Any) -> Any:
-    refuse_missing_folder(weights.base)
+    hub.refuse_missing_folder(weights.base)
     try:
         with quietly():
             return auto.from_pretrained(

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.base import hub
+from distill.base.console import say
 from distill.base.errors import UserError
 from distill.config.schema import Config
 from distill.data import chunkers
 from distill.evaluation.bertscore import WHEEL, check
+from distill.evaluation.rouge import can_score
 from distill.models.checkpoint import examine
 from distill.models.tokenizers import check_same_tokenizer
 from distill.pipeline import inputs
 from distill.pipeline.keys import ExternalWeights
 from distill.pipeline.nodes import Node
+from distill.results.metrics import ROUGE
 
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan, Role
@@ -61,9 +64,39 @@ def check_data(plan: Plan, texts: bool = True) -> None:
             check(plan.config.eval.bertscore)
         except UserError as error:
             problems += error.problems
+    if not problems:
+        _tell_unscorable(plan, texts)
     if problems:
         hint = [hub.WITHOUT] if hub.WITHOUT in problems else []
         raise UserError([*dict.fromkeys(p for p in problems if p not in hint), *hint])
+
+
+_TOLD: set[str] = set()  # what was said in this process, since all rows of a table have the same sets
+
+
+def _tell_unscorable(plan: Plan, texts: bool) -> None:
+    """Say where ROUGE-L cannot be above 0, because its tokenizer finds no word in any reference."""
+    tokenizer, train = plan.config.eval.rouge_tokenizer, plan.config.train
+    lines = []
+    if not plan.validation_can_score and ROUGE in {
+        s.select for s in (train.teacher, train.start, plan.config.schedule)
+    }:
+        lines.append(
+            "validation set: ROUGE-L finds no word in its references, so checkpoints are selected by loss;"
+            f" {_OTHER_TOKENIZERS}"
+        )
+    lines += [
+        f"{dataset.title}: ROUGE-L finds no word in its references and will be 0; {_OTHER_TOKENIZERS}"
+        for dataset in (plan.sets.values() if texts else ())
+        if not can_score((example.references for example in dataset.examples), tokenizer)
+    ]
+    for line in lines:
+        if line not in _TOLD:
+            say(line)
+            _TOLD.add(line)
+
+
+_OTHER_TOKENIZERS = "eval.rouge_tokenizer=words (of any alphabet) or characters (scripts without spaces) finds others"
 
 
 def check_models(plan: Plan, nodes: Sequence[Node]) -> None:

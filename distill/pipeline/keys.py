@@ -44,7 +44,7 @@ NOT_DETERMINING = {
 }
 # Keys of `eval` that are not hashed as decoding settings: they change no response (batch_tokens changes it only by
 # rounding), or the plan hashes them separately (engine).
-NO_DECODING = {"sets", "engine", "batch_tokens", "bertscore", "judge", "benchmarks"}
+NO_DECODING = {"sets", "engine", "batch_tokens", "bertscore", "judge", "benchmarks", "rouge_tokenizer"}
 
 
 _HASHES: dict[tuple[Path, bool], str] = {}  # of folders, each read once per process

@@ -17,7 +17,17 @@ from distill.pipeline.nodes import ExternalWeights, Node, available, ensure, fac
 from distill.pipeline.record import curves, description, samples, scores_by_prompt
 from distill.pipeline.rows import Row
 from distill.pipeline.stages.comparison import is_plain
-from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, stage_metrics, without_teacher
+from distill.results.metrics import (
+    BENCHMARKS,
+    ROUGE,
+    TRAINING,
+    VALIDATION,
+    find,
+    is_rouge,
+    of_tokenizer,
+    stage_metrics,
+    without_teacher,
+)
 from distill.results.runs import FACT_KEY, Measured
 
 FAMILIES = {"exposure": "exaccerr:", "corrections": "scrg:", "density": "density:"}  # stages with one family of metrics
@@ -232,8 +242,11 @@ def _has_facts(node: Node, run_metrics: dict[Key, set[str]], every: bool = False
     measured = run_metrics.get((subject.dataset, subject.data, seed), set())
     if node.stage == "train":
         measured = measured | run_metrics.get((VALIDATION, "", ""), set())
+    if node.stage in ("train", "evaluate"):  # ROUGE-L with the run's tokenizer, by the name of the papers' one
+        rouge = subject.details.get(ROUGE, ROUGE)
+        measured = {x.replace(rouge, ROUGE, 1) for x in measured if not is_rouge(x) or of_tokenizer(x, rouge)}
     if node.stage == "evaluate" and not every:
-        return "rouge_l" in measured
+        return ROUGE in measured
     if node.stage == "bertscore":
         return subject.details["metric"] in measured
     if node.stage == "benchmark":

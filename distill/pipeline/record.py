@@ -23,6 +23,7 @@ from distill.pipeline.nodes import Node
 from distill.pipeline.rows import Row, decode_name, run_label
 from distill.pipeline.stages.scoring import SCORES
 from distill.results.manifest import set_descriptions
+from distill.results.metrics import rouge_name
 from distill.results.runs import SCORE_KEY
 from distill.results.table import seeds_name
 
@@ -41,7 +42,7 @@ def scores_by_prompt(row: Row) -> pd.DataFrame | None:
     Sets whose scores the run already has, or whose responses are not all in the store, are left out. None if no set is
     left.
     """
-    plan, seeds = row.plan, list(row.config.seed)
+    plan, seeds, rouge = row.plan, list(row.config.seed), rouge_name(row.config.eval.rouge_tokenizer)
     bertscore = metric_name(row.config.eval.bertscore) if row.config.eval.bertscore.encoder is not None else None
     run_scores = row.folder.scores()
     run_scores = run_scores[run_scores["seeds"] == seeds_name(seeds)]
@@ -53,10 +54,11 @@ def scores_by_prompt(row: Row) -> pd.DataFrame | None:
         bertscores = [plan.bertscore(row.role, dataset, seed) for seed in seeds] if bertscore else []
         column = bertscore if bertscores and all(plan.store.has(node) for node in bertscores) else None
         of_set = run_scores[(run_scores["dataset"] == dataset.name) & (run_scores["data"] == dataset.fingerprint)]
-        if len(of_set) and (column is None or (column in of_set.columns and of_set[column].notna().all())):
+        there = [name in of_set.columns and of_set[name].notna().all() for name in (rouge, column) if name is not None]
+        if len(of_set) and all(there):
             continue
         responses = [read_responses(plan.store.folder(node)) for node in nodes]
-        scores = pd.DataFrame([(r.id, r.rouge_l) for of_seed in responses for r in of_seed], columns=["id", "rouge_l"])
+        scores = pd.DataFrame([(r.id, r.rouge_l) for of_seed in responses for r in of_seed], columns=["id", rouge])
         if column is not None:
             values = [json.loads((plan.store.folder(node) / SCORES).read_text()) for node in bertscores]
             scores[column] = [value for of_seed in values for value in of_seed]
@@ -190,7 +192,8 @@ def shareable(config: dict[str, Any], root: Path) -> dict[str, Any]:
     """A dumped config for a file that is shared, without folders of this machine.
 
     A path is relative to `root`, or only a name; that of a checkpoint, an encoder or benchmark tasks has the beginning
-    of its content's hash, so that two of one name are told apart. Generation seeds and selected sets are left out: a run has the facts of all seeds and sets that were ever measured.
+    of its content's hash, so that two of one name are told apart. Generation seeds and selected sets are left out: a
+    run has the facts of all seeds and sets that were ever measured.
     """
     result = {key: value for key, value in config.items() if key != "seed"}
     result["eval"] = {key: value for key, value in config["eval"].items() if key != "sets"}

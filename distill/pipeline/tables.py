@@ -25,7 +25,7 @@ from distill.results.experiment import CONTEXT, Experiment
 from distill.results.figures import check_figure, write_figure
 from distill.results.folders import check_folders
 from distill.results.manifest import WITHOUT_MODEL, Manifest, RowRuns, notes_of, set_descriptions
-from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, names
+from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, names, with_tokenizer
 from distill.results.recipes import row_recipe
 from distill.results.rendering import Rendered, write_table
 
@@ -237,7 +237,7 @@ class Table:
         if column.dataset == BENCHMARKS:
             return BENCHMARKS, Benchmark.parse(column.metric).named(evaluation.benchmarks)
         if column.metric != "bertscore":
-            return column.dataset, column.metric
+            return column.dataset, with_tokenizer(column.metric, evaluation.rouge_tokenizer)
         if evaluation.bertscore.encoder is None:
             raise UserError(
                 f"{self.experiment.title}: column {title} is BERTScore, and eval.bertscore.encoder is null; set it to"

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from distill.base.errors import FAILED, UserError, report
 from distill.base.files import write_whole
 from distill.base.processes import is_main_process
+from distill.results.metrics import ROUGE_NAMES
 from distill.results.runs import LONG_COLUMNS, RUNS, RunFolder, long_lines, unique_labels
 from distill.results.statistics import Column, cell
 
@@ -47,9 +48,10 @@ def note_failure(folder: Path, label: str, model: str, results: str, problems: S
 
 def rouge_table(lines: pd.DataFrame) -> pd.DataFrame:
     """A table of ROUGE-L: one line a row label, one column a data set, and cells as text."""
-    measured = lines[lines["metric"] == "rouge_l"].drop_duplicates("dataset")
+    measured = lines[lines["metric"].isin(ROUGE_NAMES)].drop_duplicates(["dataset", "metric"])
     columns = [
-        Column(title, ((name, "rouge_l"),)) for title, name in zip(measured["column"], measured["dataset"], strict=True)
+        Column(title, ((name, metric),))
+        for title, name, metric in measured[["column", "dataset", "metric"]].itertuples(index=False, name=None)
     ]
     data = []
     for label, row_lines in lines.groupby("row", sort=False):

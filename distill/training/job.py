@@ -27,7 +27,7 @@ from distill.generation.requests import Decoding, Request, stream_name
 from distill.losses import build
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import Weights, add_lora, check_head, check_positions, load_model, load_tokenizer, output_head
-from distill.models.tokenizers import check_same_tokenizer, pad_id
+from distill.models.tokenizers import check_same_tokenizer, common_vocabulary, pad_id
 from distill.samplers import Sampler
 from distill.samplers import build as build_sampler
 from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
@@ -265,6 +265,7 @@ def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: A
         eos,
         pad,
         job.config.train.max_length,
+        common_vocabulary(tokenizer, load_tokenizer(job.teacher)) if job.teacher is not None else None,
         late=quirks.get("labels") == "late",
         erased=eos if quirks.get("eos") == "erased" and eos == pad else None,
         dtype=teacher_dtype(job.config),
@@ -281,7 +282,9 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     examples = list(job.valid_examples)[: settings.valid_rows]
     prompts = encoder.prompts(examples).rows
     by_id = {e.id: e for e in examples}
-    decoding = Decoding(plain_sampling(evaluation), tokenizer.eos_token_id, pad_id(tokenizer))
+    decoding = Decoding(
+        plain_sampling(evaluation), tokenizer.eos_token_id, pad_id(tokenizer), common_vocabulary(tokenizer)
+    )
     requests = [
         Request(p.id, p.prompt, stream_name(job.seed, "valid", p.id), evaluation.max_new_tokens) for p in prompts
     ]
@@ -290,7 +293,8 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
         with bar(len(requests), "  validation ROUGE-L", "row") as progress_bar:
             responses = generate(model, requests, decoding, progress_bar.update)
         texts = [tokenizer.decode(response.tokens, skip_special_tokens=True) for response in responses]
-        scores = rouge_l(texts, [by_id[request.id].references for request in requests])
+        references = [by_id[request.id].references for request in requests]
+        scores = rouge_l(texts, references, tokenizer=evaluation.rouge_tokenizer)
         return sum(scores) / len(scores)
 
     return score

@@ -140,11 +140,12 @@ def chinese(w: Workshop) -> Outcome:
     return w.pair("loss=sft", "train.student.select=rouge_l")
 
 
-@case("i", "the same with a tokenizer for other scripts", "rouge_l", code=0)
+@case("i", "the same with a tokenizer for other scripts", code=0)
 def chinese_by_characters(w: Workshop) -> Outcome:
     w.data(train=CHINESE, valid=CHINESE[:4], test=CHINESE[:4])
     outcome = w.pair("loss=sft", "train.student.select=rouge_l", "eval.rouge_tokenizer=characters")
     assert "selected by loss" not in outcome.text
+    assert "rouge_l_characters" in (w.folder / "results/gpt2/runs/long.csv").read_text()
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""Cases about checkpoints, adapters and tokenizers that were made elsewhere (kinds a, b, c, h, p, r, and parts of d)."""
+"""Cases about checkpoints, adapters and tokenizers that were made elsewhere (kinds a, b, c, h, p, r, some of d)."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def no_weights(w: Workshop) -> Outcome:
     return refused_before_work(w.pair(teacher=folder))
 
 
-@case("d", "an encoder whose tokenizer names no limit", "BERTScore", code=0)
+@case("d", "an encoder whose tokenizer names no limit", "bertscore", code=0)
 def encoder_without_limit(w: Workshop) -> Outcome:
     folder = _encoder(w, model_max_length=None)
     long = [{**row, "output": "red old house " * 60} for row in rows(4)]

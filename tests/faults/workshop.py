@@ -26,7 +26,8 @@ WORDS = ("red", "green", "old", "new", "house", "river", "stone", "bird", "the",
 SMALL = (
     "train.precision=fp32", "train.teacher.epochs=1", "train.start.epochs=0", "train.student.epochs=1",
     "train.teacher.global_batch_size=8", "train.student.global_batch_size=8", "train.micro_batch_size=8",
-    "train.max_length=96", "train.max_prompt_length=80", "eval.max_new_tokens=6", "eval.bertscore.encoder=null", "seed=[10]", "data.template=short",
+    "train.max_length=96", "train.max_prompt_length=80", "eval.max_new_tokens=6", "seed=[10]", "data.template=short",
+    "eval.bertscore.encoder=null",
 )  # fmt: skip
 
 

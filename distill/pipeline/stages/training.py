@@ -149,9 +149,9 @@ class Answers(Maker):
 
     def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
         """See the base class."""
-        plan = self.plan
-        teacher = plan.weights(plan.teacher, "teacher")
-        return [write_answers(plan.config, sampler_of(plan), teacher, plan.data[0].examples, folders[0])]
+        plan, vocabulary = self.plan, self.plan.session.vocabulary("teacher")
+        teacher, examples = plan.weights(plan.teacher, "teacher"), plan.data[0].examples
+        return [write_answers(plan.config, sampler_of(plan), teacher, examples, vocabulary, folders[0])]
 
     def estimate(self) -> Estimate:
         """See the base class."""
