@@ -26,6 +26,7 @@ def _note_output() -> None:
     _last_output = time.monotonic()
 
 
+@cache
 def keep_alive() -> None:
     """From now on print a line on stderr whenever nothing was printed for a while, so that a person sees that it runs.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from distill.base.console import keep_alive
-from distill.base.processes import abandon, leave_processes, world_size
+from distill.base.processes import abandon, leave_processes, settle_environment, world_size
 
 
 class UserError(Exception):
@@ -73,7 +73,8 @@ def failed_job(error: Exception) -> UserError:
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """`; did you mean a or b?` with the names in `options` that resemble `word`, or an empty string."""
-    similar = difflib.get_close_matches(word, list(dict.fromkeys(options)), n=3, cutoff=0.6)
+    by_lower = {option.lower(): option for option in options}  # whoever types fkld means FKLD
+    similar = [by_lower[x] for x in difflib.get_close_matches(word.lower(), list(by_lower), n=3, cutoff=0.6)]
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
@@ -101,6 +102,11 @@ def command(main: Callable[[list[str]], int]) -> int:
     """
     keep_alive()
     try:
+        try:
+            for line in settle_environment():
+                print(line, file=sys.stderr)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         with of_machine():
             code = main(sys.argv[1:])
         if code == 0:  # leaving waits for the other processes, so a process that failed alone must not do it

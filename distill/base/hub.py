@@ -24,15 +24,24 @@ def prepare() -> None:
     Must be called before huggingface_hub is first imported, because that reads the variable at import. Behind a proxy
     nothing is tested or set: a direct connection would say nothing about the one through the proxy.
     """
-    endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
-    if os.environ.get("HF_HUB_OFFLINE") or proxied:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE") or reachable(endpoint):
         return
+    say(f"{urlparse(endpoint).hostname} cannot be reached; only files in the hub's local cache are used")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def reachable(url: str) -> bool:
+    """Whether a server can be connected to, tried for five seconds; behind a proxy that is assumed."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    server = urlparse(url)
     try:
-        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=5).close()
+        port = server.port or (80 if server.scheme == "http" else 443)
+        socket.create_connection((server.hostname or "", port), timeout=5).close()
     except OSError:
-        say(f"{endpoint.hostname} cannot be reached; only files in the hub's local cache are used")
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        return False
+    return True
 
 
 def problems(repo: str, file: str | None, kind: str, error: Exception) -> list[str]:

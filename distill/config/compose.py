@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from hydra import compose as hydra_compose
@@ -30,9 +31,28 @@ from distill.config.smoke import apply_smoke
 NO_GROUP = {"template": "data.template"}  # folders of conf/ that are no groups: a key names one of their files
 
 
+def as_typed(override: str) -> str:
+    """An override in Hydra's grammar: `~` is the home folder, and a value that Hydra cannot parse is quoted."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return override
+    if value == "~" or value.startswith("~/"):
+        value = str(Path(value).expanduser())
+    try:
+        composer.parse(f"{key}={value}")
+    except HydraException:
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        try:  # a path with a space, = or a bracket
+            composer.parse(quoted := f"{key}='{escaped}'")
+        except HydraException:
+            return override  # what is wrong is said where it is used
+        return quoted
+    return f"{key}={value}"
+
+
 def jobs(overrides: list[str]) -> list[list[str]]:
     """The override lists of every job of a sweep (`a=1,2 b=3` is two jobs)."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    parsed = OverridesParser.create().parse_overrides([as_typed(override) for override in overrides])
     return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 
@@ -122,6 +142,7 @@ def resolve(composed: DictConfig) -> Config:
         raise UserError(_first_line(error)) from None
     assert isinstance(raw, dict)
     raw.pop("hydra", None)
+    raw = _with_home(raw)
     import_plugins(raw.get("plugins"))
     try:
         config = Config.model_validate(raw)
@@ -130,11 +151,21 @@ def resolve(composed: DictConfig) -> Config:
     return apply_smoke(config) if config.debug.smoke else config
 
 
+def _with_home(value: Any) -> Any:
+    """A config whose texts that begin with `~/` begin with the home folder."""
+    if isinstance(value, dict):
+        return {key: _with_home(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_with_home(x) for x in value]
+    is_at_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
+    return str(Path(value).expanduser()) if is_at_home else value
+
+
 def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
     parsed = []
     for text in overrides:
         try:
-            parsed.append(composer.parse(text))
+            parsed.append(composer.parse(as_typed(text)))
         except HydraException as error:
             problems.append(f"{text}: not an override ({_first_line(error)}); write key=value or group=option")
     return parsed

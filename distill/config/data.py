@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from distill.base import locations
-from distill.config.section import Count, Natural, Section, Seed
+from distill.config.section import Count, Name, Natural, Section, Seed
 from distill.config.template import TemplateConfig, fields
 
 REMOVED = {"min_words"}  # keys of earlier versions; a validator says what takes their place
@@ -143,7 +143,7 @@ class DataConfig(Section):
             papers'.
     """
 
-    name: str
+    name: Name
     title: str
     root: str | None
     template: TemplateConfig
@@ -151,7 +151,7 @@ class DataConfig(Section):
     generator: GeneratorConfig | None = None
     train: SplitConfig
     valid: SplitConfig
-    eval: dict[str, SplitConfig]
+    eval: dict[Name, SplitConfig]
     pretrain: PretrainConfig | Literal["off"] | None = None
     prune: PruneConfig | None = None
     chunker: str = "spacy"

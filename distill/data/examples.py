@@ -117,7 +117,7 @@ def read(
         numbered = list(records(path))
         parse = partial(_parse, fields=dict(fields or {}))
     else:
-        raise UserError(f"{path}: no such data file; set data.root=DIR (or DISTILL_DATA) to the folder that holds it")
+        raise UserError(f"{path}: no such data file")
     problems: list[str] = []
     parsed: list[Row] = []
     left_out = 0

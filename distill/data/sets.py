@@ -112,6 +112,8 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
         if split.file is None:
             raise UserError(f"{_key(name)}: no file given; set {_key(name)}.file")
         path, rows = Path(data.root) / split.file, slice(None)
+        if not path.exists():
+            raise UserError(f"{path}: no such data file; {_what_is_there(Path(data.root), name)}")
     else:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
     raw = is_raw(path)
@@ -153,6 +155,17 @@ def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Da
         raise UserError(f"{source}: {_key(name)}.skip={split.skip} leaves nothing of {len(whole)} rows")
     note = f"{len(examples)} of {len(whole)}" if len(examples) < len(whole) else ""
     return Dataset(name, split.title or name, examples, note, split.topics)
+
+
+def _what_is_there(root: Path, name: str) -> str:
+    """What a folder of data holds and how to name a file of it; or how to name the folder."""
+    if not root.is_dir():
+        return f"data.root={root} is no folder; set data.root=DIR (or DISTILL_DATA) to the one that holds the files"
+    files = sorted(file.name for file in root.iterdir() if not file.name.startswith("."))
+    listed = ", ".join(files[:8]) + (" and more" if len(files) > 8 else "") if files else "nothing"
+    return (
+        f"data.root={root} holds {listed}; name the file as {_key(name)}.file=NAME, or another folder as data.root=DIR"
+    )
 
 
 def _key(name: str) -> str:

@@ -6,6 +6,7 @@ gap is an error that names the file, the weights and the way out.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from functools import cache
@@ -149,6 +150,30 @@ def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"{file}: {_damage(file)} ({' '.join(str(error).split())[:120]})") from None
 
 
+def damage_of(checkpoint: Path) -> str | None:
+    """What is damaged in the checkpoint of a training, weights and states of optimizer and trainer; None if nothing."""
+    try:
+        for file in sorted(checkpoint.iterdir()):
+            if file.suffix == ".json":
+                read_json(file)
+            elif file.suffix == ".safetensors":
+                next(tensors(file), None)
+            elif file.suffix in (".pt", ".pth", ".bin") and not _is_whole_archive(file):
+                return f"{file}: {_damage(file)}"
+    except UserError as error:
+        return error.problems[0].partition(";")[0]
+    return None
+
+
+def _is_whole_archive(file: Path) -> bool:
+    """Whether what `torch.save` wrote is complete, by its checksums."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
+
+
 def _damage(file: Path) -> str:
     size = file.stat().st_size
     with file.open("rb") as opened:
@@ -156,6 +181,23 @@ def _damage(file: Path) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS and not the weights; run first: git lfs pull"
     return f"damaged or cut off, {size} bytes; copy or download it again" if size else "it is empty; copy it again"
+
+
+def refuse_damage(folder: Path) -> None:
+    """Refuse a folder whose files cannot be read, for a message that names the file.
+
+    Raises:
+        UserError: weights, config.json or an adapter's settings are damaged.
+    """
+    try:
+        _check_files([*weight_files(folder), *weight_files(folder, ADAPTER)])
+        for name in (CONFIG, ADAPTER_CONFIG):
+            if (folder / name).is_file():
+                read_json(folder / name)
+    except UserError as error:
+        raise UserError(
+            [f"{x}; if {folder} is of the store, remove it and it is made again" for x in error.problems]
+        ) from None
 
 
 def _check_files(files: Sequence[Path]) -> None:

@@ -15,7 +15,9 @@ from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.model import LoraConfig
 from distill.losses import Head
-from distill.models.checkpoint import is_adapter, refuse_gaps
+from distill.models.checkpoint import is_adapter, refuse_damage, refuse_gaps
+
+ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output head
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class Shape:
 
     def lora_parameters(self, rank: int, targets: Sequence[str]) -> int:
         """Number of parameters of low-rank adapters on the layers with these names."""
-        return sum(rank * (i + o) for name, i, o in self.linear if name in targets)
+        every = ALL_LINEAR in targets
+        return sum(rank * (i + o) for name, i, o in self.linear if every or name in targets)
 
 
 def shape_of(weights: Weights, layers: int | None = None) -> Shape:
@@ -175,7 +178,8 @@ def add_lora(model: Any, lora: LoraConfig) -> Any:
     from peft import TaskType, get_peft_model
 
     module_names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    missing = [t for t in lora.targets if t not in module_names]
+    every = ALL_LINEAR in lora.targets
+    missing = [] if every else [t for t in lora.targets if t not in module_names]
     if missing:
         raise UserError(f"model.lora.targets names {missing}, which {type(model).__name__} does not have")
     settings = PeftLoraConfig(
@@ -183,7 +187,7 @@ def add_lora(model: Any, lora: LoraConfig) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        target_modules=ALL_LINEAR if every else lora.targets,
     )
     return get_peft_model(model, settings)
 
@@ -260,7 +264,10 @@ def _from(auto: Any, weights: Weights, **options: Any) -> Any:
             return auto.from_pretrained(
                 weights.base, revision=weights.revision or "main", trust_remote_code=False, **options
             )
-    except (OSError, ValueError) as error:
-        if Path(weights.base).is_dir():
-            raise
-        raise UserError(hub.problems(weights.base, None, "model", error)) from None
+    except Exception as error:
+        folder = Path(weights.base)
+        if folder.is_dir():
+            refuse_damage(folder)
+        elif isinstance(error, (OSError, ValueError)):
+            raise UserError(hub.problems(weights.base, None, "model", error)) from None
+        raise

@@ -11,6 +11,7 @@ from distill.base.errors import UserError
 from distill.base.processes import from_main_process, is_main_process
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.responses import read_responses
+from distill.models.precision import check_precision
 from distill.pipeline import checks
 from distill.pipeline.leases import lease
 from distill.pipeline.nodes import ExternalWeights, Node, available, ensure, facts_of, upcoming
@@ -93,7 +94,10 @@ def check_row(row: Row, needed: Measurements) -> tuple[dict[Key, set[str]], list
     checks.check_data(row.plan, needed.texts)
     run_metrics = from_main_process(_metrics_of_run(row))
     _, missing = missing_nodes(row, needed, run_metrics)
-    checks.check_models(row.plan, upcoming(row.plan.store, missing))
+    to_make = upcoming(row.plan.store, missing)
+    if to_make and not row.config.debug.smoke:  # whose models are too small for the precision to matter
+        check_precision(row.config.train.precision)
+    checks.check_models(row.plan, to_make)
     return run_metrics, missing
 
 

@@ -117,8 +117,24 @@ def _write(values: pd.DataFrame, failures: pd.DataFrame, model: str, target: Pat
     table = pd.DataFrame(columns=["row"]) if values.empty else rouge_table(values.assign(row=_labels(values)))
     frame = with_failures(table, failures)
     show(frame, f"{model}, ROUGE-L: mean (sample standard deviation) over the sweep's seeds")
+    for line in _keys_of_labels(values):
+        say(line)
     write_whole(target, frame.to_csv(index=False, lineterminator="\n"))
     say(f"table: {target}")
+
+
+def _keys_of_labels(values: pd.DataFrame) -> list[str]:
+    """For runs that share a label, and have their run's name behind it, the overrides that tell them apart."""
+    if values.empty:
+        return []
+    runs = values.assign(label=_labels(values)).drop_duplicates("run")
+    words = {run: set(str(text).split()) for run, text in zip(runs["run"], runs["overrides"], strict=True)}
+    common = set.intersection(*words.values())
+    return [
+        f"{label}: {' '.join(word for word in str(text).split() if word not in common)}"
+        for run, label, text in runs[["run", "label", "overrides"]].itertuples(index=False, name=None)
+        if str(run) in str(label)
+    ]
 
 
 def _labels(values: pd.DataFrame) -> pd.Series:

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from distill.base.console import say
+from distill.base.hub import reachable
 from distill.base.processes import world_size
 from distill.config.schema import Config
 from distill.config.train import StageTrainConfig
@@ -82,7 +84,10 @@ def training_arguments(
 
 
 def _tracker(config: Config) -> list[str]:
-    """The names of Trainer's integrations to report to. wandb works offline if no user is logged in."""
+    """The names of Trainer's integrations to report to.
+
+    wandb works offline if no user is logged in or its server cannot be reached.
+    """
     if config.tracker.name == "csv":
         return []
     import os
@@ -91,9 +96,15 @@ def _tracker(config: Config) -> list[str]:
 
     os.environ["WANDB_PROJECT"] = config.tracker.project
     os.environ.setdefault("WANDB_DIR", config.paths.store)
-    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
-        os.environ["WANDB_MODE"] = "offline"
-        wandb.teardown()  # wandb reads its environment once, and must read it again
+    if "WANDB_MODE" not in os.environ:
+        server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        reason = f"{server} cannot be reached" if not reachable(server) else None
+        if reason is None and not wandb.login(prompt=False):
+            reason = "no user is logged in"
+        if reason is not None:
+            say(f"tracker=wandb works offline: {reason}; send its runs later with wandb sync")
+            os.environ["WANDB_MODE"] = "offline"
+            wandb.teardown()  # wandb reads its environment once, and must read it again
     return ["wandb"]
 
 

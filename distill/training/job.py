@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from distill.base.console import bar, say
-from distill.base.processes import world_size
+from distill.base.processes import from_main_process, is_main_process, wait_for_everyone, world_size
 from distill.config.model import LoraConfig
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.schema import Config
@@ -26,6 +26,7 @@ from distill.generation.engine import generate
 from distill.generation.requests import Decoding, Request, stream_name
 from distill.losses import build
 from distill.losses.trainable import TrainableDivergence
+from distill.models.checkpoint import damage_of
 from distill.models.load import Weights, add_lora, check_head, check_positions, load_model, load_tokenizer, output_head
 from distill.models.tokenizers import check_same_tokenizer, common_vocabulary, pad_id
 from distill.samplers import Sampler
@@ -42,6 +43,7 @@ from distill.training.spans import RowSpans, read_spans, tell_unaligned
 from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer
 from distill.training.writer import StudentWriter
 
+STATE = "trainer_state.json"  # the last file of a checkpoint that Trainer writes
 CURVE = [
     "step",
     "epoch",
@@ -301,11 +303,25 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
 
 
 def _last_checkpoint(checkpoints: Path) -> str | None:
-    """The last complete checkpoint. Incomplete ones, which lack the last file (trainer_state.json), are removed."""
+    """The last sound checkpoint.
+
+    Incomplete ones, which lack the last file (trainer_state.json), are removed. Damaged ones are set aside, with a
+    line.
+    """
     for folder in checkpoints.glob("checkpoint-*"):
-        if not (folder / "trainer_state.json").is_file():
+        if not (folder / STATE).is_file() and is_main_process():
             shutil.rmtree(folder)
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    while (last := get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None) is not None:
+        damage = from_main_process(damage_of(Path(last)))
+        if damage is None:
+            return last
+        aside = Path(last).with_name(f"damaged-{Path(last).name}")
+        say(f"  {damage}; the checkpoint is set aside as {aside.name}, and the one before it is used")
+        if is_main_process():
+            shutil.rmtree(aside, ignore_errors=True)
+            Path(last).rename(aside)
+        wait_for_everyone()
+    return None
 
 
 def _copy_model(best: Path, target: Path) -> None:
@@ -317,7 +333,7 @@ def _copy_model(best: Path, target: Path) -> None:
         "optimizer.pt",
         "scheduler.pt",
         "scaler.pt",
-        "trainer_state.json",
+        STATE,
         "training_args.bin",
     }
     shutil.rmtree(target, ignore_errors=True)

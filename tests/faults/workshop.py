@@ -18,7 +18,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 
-from distill.base.errors import FAILED, UserError, of_machine, report
+from distill.base.errors import FAILED, command
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 WORDS = ("red", "green", "old", "new", "house", "river", "stone", "bird", "the", "a", "near", "under")
@@ -201,14 +201,10 @@ def _command(module: str, words: Sequence[str]) -> Outcome:
     argv, main = sys.argv[:], importlib.import_module(f"distill.{module}").main
     FAILED.clear()
     GlobalHydra.instance().clear()
-    sys.argv[1:] = []
+    sys.argv[1:] = words
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            with of_machine():
-                code = main(list(words))
-        except UserError as error:
-            report(error)
-            code = 2
+            code = command(main)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         except Exception:
