@@ -197,12 +197,12 @@ def _object(record: bytes | dict[str, Any]) -> dict[str, Any]:
         ValueError: it is not UTF-8, not JSON or not an object.
     """
     try:
-        row: Any = json.loads(record.decode().removeprefix("\ufeff")) if isinstance(record, bytes) else record
+        row: Any = json.loads(record.decode().removeprefix("\ufeff").rstrip()) if isinstance(record, bytes) else record
         json.dumps(row, ensure_ascii=False).encode()  # raises for an escape that is half of a surrogate pair
     except UnicodeError as error:
         raise ValueError(f"not UTF-8 ({error}); {ALLOWED}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{NOT_JSON} ({error.msg}, column {error.colno}); {ALLOWED}") from None
+        raise ValueError(f"{NOT_JSON} ({error.msg.removesuffix(' at')} at column {error.colno}); {ALLOWED}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{_kind(row)}, not an object; {ALLOWED}")
     return row

@@ -91,6 +91,7 @@ def _entries(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error})") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+        reason = error.msg.removesuffix(" at")
+        raise UserError(f"{path}:{error.lineno}: not JSON ({reason} at column {error.colno})") from None
     for number, entry in enumerate(entries, 1):
         yield f"{path}, entry {number}", entry

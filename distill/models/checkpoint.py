@@ -195,9 +195,8 @@ def refuse_damage(folder: Path) -> None:
             if (folder / name).is_file():
                 read_json(folder / name)
     except UserError as error:
-        raise UserError(
-            [f"{x}; if {folder} is of the store, remove it and it is made again" for x in error.problems]
-        ) from None
+        way_out = f"if {folder} is in the store, remove it, and it is made again"
+        raise UserError([f"{problem}; {way_out}" for problem in error.problems]) from None
 
 
 def _check_files(files: Sequence[Path]) -> None:

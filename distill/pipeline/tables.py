@@ -294,15 +294,16 @@ class Table:
             The errors of rows that could not be measured; the other rows are measured nevertheless.
 
         Raises:
-            UserError: a row trains on a corpus and none is given, or an evaluation set of the paper's own pair has
-                another number of rows than the paper's.
+            UserError: a row trains on a corpus and none is given, an evaluation set of the paper's own pair has another
+                number of rows than the paper's, or a check of a row fails that is made before its first stage.
         """
         check(self.measurements.benchmarks, self.config.eval.benchmarks)
         self._check_corpus(chosen)
         self._check_counts()
         rows = [row for label in chosen for row in self._trainings(label)] if self.is_measured else []
-        sound, failures = self._checked(rows)
-        for row in sound:
+        self._check_rows(rows)
+        failures: list[UserError] = []
+        for row in rows:
             seeds = row.config.train
             say(f"--- {self.name}, row {row.label}, training seed {seeds.seed}, teacher {seeds.shared_seed}")
             try:
@@ -321,24 +322,27 @@ class Table:
         """A row's trainings, those with further teachers included."""
         return [*self.rows[label], *self.other_teachers[label].values()]
 
-    def _checked(self, rows: Sequence[Row]) -> tuple[list[Row], list[UserError]]:
-        """The rows that can be measured, and the problems of the others, which are found before any row is measured."""
-        sound: list[Row] = []
-        problems: dict[str, list[str]] = {}
+    def _check_rows(self, rows: Sequence[Row]) -> None:
+        """Check data, encoder, chunkers, checkpoints and precision of all rows before the first one is measured.
+
+        Raises:
+            UserError: with every problem once, and the rows that have it if not all have.
+        """
+        labels: dict[str, list[str]] = {}  # by problem
         for row in rows:
             try:
                 check_row(row, self.measurements)
-                sound.append(row)
             except UserError as error:
                 for problem in error.problems:
-                    problems.setdefault(problem, []).append(row.label)
-        failures: list[UserError] = []
-        for problem, labels in problems.items():
-            names = list(dict.fromkeys(labels))
-            every = len(names) == len(dict.fromkeys(row.label for row in rows))
-            failures.append(UserError(problem if every else f"row {', '.join(names)}: {problem}"))
-            report_and_go_on(failures[-1])
-        return sound, failures
+                    labels.setdefault(problem, []).append(row.label)
+        every = {row.label for row in rows}
+        problems = []
+        for problem, having in labels.items():
+            some = list(dict.fromkeys(having))
+            others = [label for label in every if label not in some]
+            problems.append(problem if not others else f"row {', '.join(some)}: {problem}")
+        if problems:
+            raise UserError(problems)
 
     def _check_corpus(self, chosen: Sequence[str]) -> None:
         """Refuse rows whose loss has a corpus term if there is no corpus, before the first of all rows is measured."""

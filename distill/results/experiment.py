@@ -180,11 +180,15 @@ class Experiment(Section):
         """
         if self.model is None or self.kind != "table":
             raise UserError(f"row.{label}: this is a figure; rows can be added to tables")
-        if not label.strip() or label in (*self.rows, *CONTEXT):
-            taken = f"the label {label!r} is taken" if label.strip() else "the row has no label"
+        wrong = "the row has no label" if not label.strip() else None
+        if not label.isprintable():
+            wrong = f"{label!r} has a line break"
+        elif label in (*self.rows, *CONTEXT):
+            wrong = f"the label {label!r} is taken"
+        if wrong is not None:
             raise UserError(
-                f"row.{label}: {taken}; write row.LABEL='KEY=VALUE KEY=VALUE' with a label of its own (the table has"
-                f" {', '.join((*CONTEXT, *self.rows))})"
+                f"row.{' '.join(label.split())}: {wrong}; write row.LABEL='KEY=VALUE KEY=VALUE' with a label of its own"
+                f" (the table has {', '.join((*CONTEXT, *self.rows))})"
             )
         row = RowConfig(overrides=list(overrides), group="added")
         return self.model_copy(update={"rows": {**self.rows, label: row}})

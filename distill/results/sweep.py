@@ -64,8 +64,9 @@ def with_failures(frame: pd.DataFrame, failures: pd.DataFrame) -> pd.DataFrame:
     """A table with a line for each job that failed: `failed` in every cell, and the reason in a column of its own."""
     if failures.empty:
         return frame
+    titles = list(frame.columns[1:]) or ["result"]
     lines = [
-        {"row": row, **dict.fromkeys(frame.columns[1:], "failed"), "reason": problem}
+        {"row": row, **dict.fromkeys(titles, "failed"), "reason": problem}
         for row, problem in failures[["row", "problem"]].itertuples(index=False, name=None)
     ]
     return pd.concat([frame, pd.DataFrame(lines)], ignore_index=True).fillna("")
