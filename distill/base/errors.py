@@ -81,7 +81,10 @@ def nearest(word: str, options: Iterable[str]) -> str:
 def report(error: UserError) -> None:
     """Print the problems of `error` to stderr, one line each."""
     for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        if "tqdm" in sys.modules:  # a progress bar may be open, and its line would go on with the message
+            sys.modules["tqdm"].tqdm.write(f"error: {problem}", file=sys.stderr)
+        else:
+            print(f"error: {problem}", file=sys.stderr)
 
 
 def report_and_go_on(error: UserError) -> None:

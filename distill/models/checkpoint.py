@@ -267,12 +267,13 @@ def _tokenizer(folder: Path) -> Any:
         ) from None
 
 
-def refuse_gaps(name: str, loading: dict[str, Any]) -> None:
+def refuse_gaps(name: str, loading: dict[str, Any], settings: str = CONFIG) -> None:
     """Refuse a checkpoint whose weights are not exactly its model's.
 
     Args:
         name: the checkpoint, for the message.
         loading: what transformers' `from_pretrained` says with `output_loading_info`.
+        settings: the file that the shapes come from.
 
     Raises:
         UserError: with the names of missing and unexpected weights and of those with another shape.
@@ -282,12 +283,12 @@ def refuse_gaps(name: str, loading: dict[str, Any]) -> None:
         if names := sorted(loading[f"{kind}_keys"]):
             problems.append(f"{name}: {what} {_listed(names)} of the weights")
     if wrong := sorted(loading["mismatched_keys"]):
-        shown = [f"{key} {list(found)} where config.json says {list(asked)}" for key, found, asked in wrong]
+        shown = [f"{key} {list(found)} where {settings} says {list(asked)}" for key, found, asked in wrong]
         problems.append(f"{name}: weights of another shape: {_listed(shown)}")
     if problems:
         problems[-1] += (
             "; transformers would fill the gaps with random numbers. Save the model with save_pretrained, or mend the"
-            " names (a prefix such as model. or module. is a common cause) or config.json"
+            f" names (a prefix such as model. or module. is a common cause) or {settings}"
         )
         raise UserError(problems)
 
@@ -361,5 +362,5 @@ def _check_adapter(model: Any, folder: Path) -> None:
             (name, stored[name], shape) for name, shape in asked.items() if name in stored and stored[name] != shape
         ],
     }
-    refuse_gaps(str(folder), loading)
+    refuse_gaps(str(folder), loading, ADAPTER_CONFIG)
     _check_finite(files)

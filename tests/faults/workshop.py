@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -41,7 +42,7 @@ class Outcome:
     @property
     def errors(self) -> list[str]:
         """The lines that begin with `error:`."""
-        return [line for line in self.text.splitlines() if line.startswith("error: ")]
+        return [line for line in re.split(r"[\r\n]+", self.text) if line.startswith("error: ")]
 
 
 @dataclass(frozen=True)
