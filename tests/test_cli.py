@@ -79,7 +79,7 @@ def test_cfg_prints_the_merged_config_without_weights_or_network():
             ["did you mean akl or akl_r or dac_kl?", "did you mean train.student.lr"],
         ),
         (["model=micro", "loss=akl", "loss.mu=7"], ["mu=7 must be in (0, 1]"]),
-        (["data=jsonl", "data.root=nowhere"], ["nowhere/train.jsonl: no such data file"]),
+        (["data=jsonl", "data.root=nowhere"], ["data.root=nowhere: no such folder"]),
         (["model=gpt2"], ["hf download MiniLLM/dolly raw.jsonl --repo-type dataset", "model=smollm2", "debug=smoke"]),
         (["oops"], ["oops: not an override"]),
         (["model=micro", "-m", "loss=fkl,rrkl"], ["did you mean rkl"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,8 +107,8 @@ def read(
         fields: the file's own names of `FIELDS`.
 
     Raises:
-        UserError: the file is missing or empty, or records (the first ten are named) are not JSON, lack a field, have a
-            field of a wrong type, or have an empty response.
+        UserError: the file is missing or empty, or records are not JSON, lack a field, have a field of a wrong type, or
+            have an empty response; the first ten kinds of problems, each with its first place.
     """
     numbered: list[tuple[str, bytes | dict[str, Any]]]
     if path.is_dir():
@@ -118,14 +119,14 @@ def read(
         parse = partial(_parse, fields=dict(fields or {}))
     else:
         raise UserError(f"{path}: no such data file")
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}  # the places of each
     parsed: list[Row] = []
     left_out = 0
-    for place, text in numbered[rows]:
+    for place, record in numbered[rows]:
         try:
-            new_rows = parse(_object(text))
+            new_rows = parse(_object(record))
         except ValueError as error:
-            problems.append(f"{place}: {error}")
+            problems.setdefault(str(error), []).append(place)
             continue
         for row in new_rows:
             if row[2] and all(reference.strip() for reference in row[2]):
@@ -133,19 +134,28 @@ def read(
             elif empty:
                 left_out += 1
             else:
-                problems.append(f"{place}: empty response; give a text or leave the row out")
+                problems.setdefault("empty response; give a text or leave the row out", []).append(place)
     if left_out:
         say(f"{path.name}: {left_out} rows without a response left out")
-    if len(problems) > 1 and all(NOT_JSON in problem for problem in problems) and not parsed:
-        raise UserError(
-            f"{path}: no line of it is JSON; a data file is JSONL or a JSON list of objects ({problems[0]})"
-        )
+    if not parsed and sum(map(len, problems.values())) > 1 and all(NOT_JSON in problem for problem in problems):
+        problem, places = next(iter(problems.items()))
+        problems = {
+            f"no line of {path} is JSON; a data file is JSONL or a JSON list of objects ({problem})": places[:1]
+        }
     if problems:
-        rest = len(problems) - 10
-        raise UserError(problems[:10] + ([f"{path}: {rest} more like these"] if rest > 0 else []))
+        alike = [f"{places[0]}: {problem}{_more(places)}" for problem, places in problems.items()]
+        rest = len(alike) - 10
+        raise UserError(alike[:10] + ([f"{path}: {rest} more problems"] if rest > 0 else []))
     if not parsed:
         raise UserError(f"{path}: no rows (of {len(numbered)} lines or task files); {ALLOWED}")
     return make_examples(parsed)
+
+
+def _more(places: Sequence[str]) -> str:
+    """The numbers of further lines or entries with the same problem."""
+    numbers = [re.split(r"[: ]", place)[-1] for place in places[1:]]
+    rest = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+    return f" (also {', '.join(numbers[:8])}{rest})" if numbers else ""
 
 
 def is_raw(path: Path) -> bool:

@@ -113,7 +113,7 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
             raise UserError(f"{_key(name)}: no file given; set {_key(name)}.file")
         path, rows = Path(data.root) / split.file, slice(None)
         if not path.exists():
-            raise UserError(f"{path}: no such data file; {_what_is_there(Path(data.root), name)}")
+            raise UserError(_what_is_there(Path(data.root), path, name))
     else:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
     raw = is_raw(path)
@@ -157,14 +157,15 @@ def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Da
     return Dataset(name, split.title or name, examples, note, split.topics)
 
 
-def _what_is_there(root: Path, name: str) -> str:
-    """What a folder of data holds and how to name a file of it; or how to name the folder."""
+def _what_is_there(root: Path, path: Path, name: str) -> str:
+    """The message for a data file that is missing: what its folder holds, or how to name the folder."""
     if not root.is_dir():
-        return f"data.root={root} is no folder; set data.root=DIR (or DISTILL_DATA) to the one that holds the files"
+        return f"data.root={root}: no such folder; set data.root=DIR (or DISTILL_DATA) to the one that holds the files"
     files = sorted(file.name for file in root.iterdir() if not file.name.startswith("."))
     listed = ", ".join(files[:8]) + (" and more" if len(files) > 8 else "") if files else "nothing"
     return (
-        f"data.root={root} holds {listed}; name the file as {_key(name)}.file=NAME, or another folder as data.root=DIR"
+        f"{path}: no such data file; data.root={root} holds {listed}; name the file as {_key(name)}.file=NAME, or the"
+        " folder as data.root=DIR"
     )
 
 

@@ -1,6 +1,7 @@
-"""`python -m tests.faults [KIND ...]` tries every case of the catalogue, or those of some kinds, and writes docs/faults.md.
+"""`python -m tests.faults [KIND ...]` tries every case of the catalogue, or those of some kinds.
 
-The page has each case with its exit code and the lines that the command printed about it. With kinds it only prints.
+It writes docs/faults.md, which has each case with its exit code and the lines that the command printed about it. With
+kinds it only prints.
 """
 
 from __future__ import annotations

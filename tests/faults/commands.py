@@ -385,7 +385,7 @@ def other_file_name(w: Workshop) -> Outcome:
     return refused_before_work(w.run(*words, "loss=sft"))
 
 
-@case("q", "data.root is no folder", "data.root=/nowhere is no folder")
+@case("q", "data.root is no folder", "data.root=/nowhere: no such folder")
 def root_is_no_folder(w: Workshop) -> Outcome:
     return refused_before_work(w.pair("loss=sft", "data.root=/nowhere"))
 

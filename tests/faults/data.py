@@ -91,7 +91,7 @@ def other_names_given(w: Workshop) -> Outcome:
     return w.pair("loss=sft", "data.fields={instruction: prompt,output: completion}")
 
 
-@case("k", "no JSON at all", "train.jsonl: no line of it is JSON")
+@case("k", "no JSON at all", "train.jsonl is JSON; a data file is")
 def no_json(w: Workshop) -> Outcome:
     w.data(train="instruction,output\nred,green\nold,new\n")
     outcome = refused_before_work(w.pair("loss=sft"))
