@@ -57,7 +57,12 @@ def problems(repo: str, file: str | None, kind: str, error: Exception) -> list[s
     """
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    reason = "the hub is out of reach and its cache lacks it" if offline else f"the hub did not give it ({first[:200]})"
+    here = "no folder of this name, " if kind == "model" else ""
+    reason = (
+        f"{here}the hub is out of reach and its cache lacks it"
+        if offline
+        else f"the hub did not give it ({first[:200]})"
+    )
     words = ["hf download", repo, *([file] if file else []), *(["--repo-type dataset"] if kind == "dataset" else [])]
     return [f"{repo}{f' {file}' if file else ''}: {reason}; run first: {' '.join(words)}", WITHOUT]
 
@@ -73,7 +78,10 @@ def refuse_missing_folder(text: str) -> None:
     Raises:
         UserError: it is such a text.
     """
-    if is_path(text) and not Path(text).expanduser().is_dir():
+    path = Path(text).expanduser()
+    if path.is_file():
+        raise UserError(f"{text} is a file; name its folder")
+    if is_path(text) and not path.is_dir():
         raise UserError(f"{text}: no such folder; name a folder, or a hub id (owner/name@revision)")
 
 

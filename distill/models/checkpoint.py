@@ -22,7 +22,8 @@ from distill.base.files import read_json
 from distill.models.tokenizers import check_tokenizer
 
 CONFIG, ADAPTER_CONFIG, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
-WHOLE = ("model*.safetensors", "pytorch_model*.bin")
+# The files that transformers reads; where one pattern has files, the later ones are not read
+WHOLE = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 WITHOUT_EFFECT = {  # of generation_config.json, on the texts
     "transformers_version", "_from_model_config", "eos_token_id", "bos_token_id", "pad_token_id", "use_cache",
@@ -31,13 +32,14 @@ WITHOUT_EFFECT = {  # of generation_config.json, on the texts
 TOKENIZER = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
 )  # fmt: skip
+OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # keys of config.json
 SHOWN = 3  # names in a message
 PREFIX = "base_model.model."  # of peft's names
 
 
 def weight_files(folder: Path, patterns: Sequence[str] = WHOLE) -> list[Path]:
-    """The files of a folder's weights."""
-    return sorted(file for pattern in patterns for file in folder.glob(pattern))
+    """The files of a folder's weights that are read; a folder may hold the same weights in two formats."""
+    return next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
 
 
 def determines(file: Path) -> bool:
@@ -79,9 +81,12 @@ def examine(base: str, revision: str, adapter: str | None) -> None:
     Raises:
         UserError: with everything that is missing, unexpected, of another shape or not finite.
     """
+    from distill.models.load import Weights, load_config
+
     folder = _folder(base, revision)
-    if folder is None:
-        return  # not on this machine; what loads it says so
+    if folder is None:  # not on this machine yet; the hub must have it
+        load_config(Weights(base, revision))
+        return
     is_whole = not is_adapter(folder)
     if not is_whole:
         raise UserError(f"{base} holds an adapter, where a whole model is needed; give its base model as the id")
@@ -311,12 +316,14 @@ def _check_finite(files: Sequence[Path]) -> None:
 
 def _say_ignored(folder: Path) -> None:
     """Say which settings for generation lie beside the weights: the config alone decides how texts are written."""
-    if not (folder / GENERATION).is_file():
-        return
-    settings = read_json(folder / GENERATION)
-    acting = sorted(key for key, value in settings.items() if key not in WITHOUT_EFFECT and value is not None)
-    if acting:
-        say(f"{folder}: {GENERATION} is ignored ({', '.join(acting)}); eval.* decides how texts are written")
+    if (folder / GENERATION).is_file():
+        settings = read_json(folder / GENERATION)
+        acting = sorted(key for key, value in settings.items() if key not in WITHOUT_EFFECT and value is not None)
+        if acting:
+            say(f"{folder}: {GENERATION} is ignored ({', '.join(acting)}); eval.* decides how texts are written")
+    settings = read_json(folder / CONFIG)
+    if asked := [key for key, value in OUTPUTS.items() if settings.get(key, value) != value]:
+        say(f"{folder}: {', '.join(asked)} of {CONFIG} is ignored; what a model returns is settled here")
 
 
 def _check_adapter(model: Any, folder: Path) -> None:

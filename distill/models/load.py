@@ -15,7 +15,7 @@ from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.model import LoraConfig
 from distill.losses import Head
-from distill.models.checkpoint import is_adapter, refuse_damage, refuse_gaps
+from distill.models.checkpoint import OUTPUTS, is_adapter, refuse_damage, refuse_gaps
 
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output head
 
@@ -65,6 +65,13 @@ def load_tokenizer(weights: Weights) -> Any:
     return _from(AutoTokenizer, weights)
 
 
+def load_config(weights: Weights) -> Any:
+    """The settings that are stored with the weights, as transformers has them."""
+    from transformers import AutoConfig
+
+    return _from(AutoConfig, weights)
+
+
 def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool = True) -> Any:
     """The causal language model.
 
@@ -84,6 +91,8 @@ def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool
     model.generation_config = GenerationConfig(
         bos_token_id=beside.bos_token_id, eos_token_id=beside.eos_token_id, pad_token_id=beside.pad_token_id
     )
+    for key, value in OUTPUTS.items():
+        setattr(model.config, key, value)
     if weights.adapter is None:
         return model
     from peft import PeftModel
@@ -146,10 +155,10 @@ def shape_of(weights: Weights, layers: int | None = None) -> Shape:
         weights: where the model is; an adapter is not counted.
         layers: number of layers that it is pruned to; None is all.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    config = _from(AutoConfig, weights)
+    config = load_config(weights)
     if layers is not None:
         config.num_hidden_layers = layers
     with torch.device("meta"):

@@ -22,6 +22,7 @@ from distill.pipeline.keys import checkpoint_identity, identity
 from distill.pipeline.nodes import Node
 from distill.pipeline.rows import Row, decode_name, run_label
 from distill.pipeline.stages.scoring import SCORES
+from distill.pipeline.store import FILES
 from distill.results.manifest import set_descriptions
 from distill.results.metrics import rouge_name
 from distill.results.runs import SCORE_KEY
@@ -31,7 +32,7 @@ CURVE_LINES = 300  # the most training lines in a run's curve; the artifact's `c
 SAMPLES = 12  # prompts of each set whose responses are in the run's folder
 # `run.json` has the manifests of the stages that made the model, without the keys NOT_RECORDED, and of evaluations the
 # keys EVALUATION_KEYS only.
-NOT_RECORDED = ("determinants", "versions", "label")
+NOT_RECORDED = ("determinants", "versions", "label", FILES)
 MEASURED_STAGES = ("evaluate", "bertscore", "agree", "exposure", "reading", "benchmark")
 EVALUATION_KEYS = ("label", "commit", "rows", "seconds", "peak_bytes", "ties", "overlong")
 

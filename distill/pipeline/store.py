@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from distill.base.processes import from_main_process, is_main_process, wait_for_
 from distill.base.provenance import commit, hardware, versions
 
 MANIFEST = "artifact.json"
+FILES = "files"  # in a manifest: the sizes of the artifact's files, by which damage is noticed
 PARTIAL = ".partial"
 ATTEMPTS = "attempts.json"  # start times of a build, so that the time of a resumed build includes the stopped attempts
 # What a stopped build resumes from. It is removed only after the finished folder has been renamed into place. If it
@@ -124,6 +125,8 @@ class Store:
                 content = read_json(path)
                 if not isinstance(content, dict):
                     raise UserError(f"{path}: damaged, no JSON object")
+                if (wrong := _of_other_size(folder, content.get(FILES) or {})) is not None:
+                    raise UserError(wrong)
             except UserError as error:
                 say(f"{error.problems[0].partition(';')[0]}; the artifact counts as unfinished")
                 content = {}
@@ -262,6 +265,7 @@ class Store:
             "versions": versions(),
             "hardware": hardware(),
             "weights": _weights_hash(partial),
+            FILES: _sizes(partial),
             **entry,
         }
         write_whole(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -327,6 +331,26 @@ def _stopped_attempts(partial: Path) -> list[dict[str, Any]]:
     last = max(f.stat().st_mtime for f in partial.rglob("*"))
     attempts[-1].setdefault("seconds", max(0.0, last - attempts[-1]["started"]))
     return attempts
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The sizes of an artifact's files by their path in it, without what only an unfinished build needs."""
+    files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        name.as_posix(): file.stat().st_size
+        for name, file in files.items()
+        if name.parts[0] not in (*SCRATCH, ATTEMPTS, MANIFEST)
+    }
+
+
+def _of_other_size(folder: Path, sizes: Mapping[str, int]) -> str | None:
+    """What is wrong with the first file that is missing or has another size than when it was made; None if nothing."""
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            return f"{path}: it was of {size} bytes and is {'missing' if found is None else f'of {found}'}"
+    return None
 
 
 def _weights_hash(folder: Path) -> str | None:

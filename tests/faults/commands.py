@@ -94,12 +94,30 @@ def empty_manifest(w: Workshop) -> Outcome:
     return w.pair("loss=sft", "seed=[11]")
 
 
-@case("d", "weights of an artifact of 0 bytes", "model.safetensors: it is empty", "remove it, and it is made again")
+@case("d", "weights of an artifact of 0 bytes", "it was of", "counts as unfinished", "making it", code=0)
 def empty_weights_of_artifact(w: Workshop) -> Outcome:
     assert w.pair("loss=sft").code == 0
     (weights,) = (w.folder / "store").glob("train/*student*/model/model.safetensors")
     weights.write_bytes(b"")
     return w.pair("loss=sft", "seed=[11]")
+
+
+@case(
+    "d",
+    "texts of an artifact of 0 bytes",
+    "generations.jsonl: it was of",
+    "counts as unfinished",
+    "evaluate Test: 4 prompts",
+    code=0,
+)
+def empty_texts(w: Workshop) -> Outcome:
+    import shutil
+
+    assert w.pair("loss=sft").code == 0
+    (texts,) = (w.folder / "store").glob("evaluate/*student*/generations.jsonl")
+    texts.write_bytes(b"")
+    shutil.rmtree(w.folder / "results")
+    return w.pair("loss=sft")
 
 
 @case("d", "a run's facts.csv of 0 bytes", "facts.csv", "damaged")

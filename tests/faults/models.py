@@ -154,6 +154,20 @@ def stored_truncation(w: Workshop) -> Outcome:
     return outcome
 
 
+@case("b", "config.json asks for other outputs", "return_dict, output_attentions of config.json is ignored", code=0)
+def other_outputs(w: Workshop) -> Outcome:
+    w.checkpoint("S", seed=2)
+    changed = {"return_dict": False, "output_attentions": True, "use_cache": False}
+    return w.pair("loss=sft", student=w.with_json("S", "config.json", changed))
+
+
+@case("b", "old weights in another format beside those that are read", code=0)
+def two_formats(w: Workshop) -> Outcome:
+    folder = w.checkpoint("S", seed=2)
+    torch.save({"transformer.wte.weight": torch.full((3, 3), float("nan"))}, folder / "pytorch_model.bin")
+    return w.pair("loss=sft", student=folder)
+
+
 # --------------------------------------------------------------------------- c. folders and hub ids
 @case("c", "folders as ids and as path; the second run finds everything", "found finished", code=0)
 def folders_as_ids(w: Workshop) -> Outcome:
@@ -170,6 +184,16 @@ def path_that_is_missing(w: Workshop) -> Outcome:
 @case("c", "a folder that does not exist, as an id", "./checkpoints: no such folder")
 def id_that_is_missing(w: Workshop) -> Outcome:
     return refused_before_work(w.pair("loss=fkl", "model.student.id=./checkpoints"))
+
+
+@case("c", "a relative folder that does not exist, written like a hub id", "no folder of this name", "hf download")
+def like_a_hub_id(w: Workshop) -> Outcome:
+    return refused_before_work(w.pair("loss=sft", "model.student.id=checkpoints/student"))
+
+
+@case("c", "a file of weights in place of its folder", "is a file; name its folder")
+def file_in_place_of_folder(w: Workshop) -> Outcome:
+    return refused_before_work(w.pair("loss=sft", f"model.student.id={w.checkpoint('S')}/model.safetensors"))
 
 
 @case("c", "a folder without a model", "holds no model")

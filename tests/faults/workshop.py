@@ -105,9 +105,9 @@ class Workshop:
         words = []
         for role, given in (("teacher", teacher), ("student", student)):
             folder = Path(given or sound[role])
-            base = sound[role] if (folder / "adapter_config.json").is_file() else given or sound[role]
+            base = sound[role] if (folder / "adapter_config.json").is_file() else folder
             words.append(f"model.{role}.id='{base}'")
-            if role == "teacher" or base is not folder:
+            if role == "teacher" or base != folder:
                 words.append(f"model.{role}.path='{given or sound[role]}'")
         return ("model=gpt2", "data=jsonl", f"data.root={self.data()}", *SMALL, *words)
 
