@@ -115,7 +115,8 @@ def test_one_failing_job_does_not_take_the_others_down(tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr and "lower the learning rate" in done.stderr.lower()
     assert values["run"].nunique() == 2
     (table,) = (tmp_path / "results/gpt2/runs").glob("sweep-*.csv")
-    assert len(pd.read_csv(table)) == 2
+    rows = pd.read_csv(table, keep_default_na=False)
+    assert list(rows["reason"].str.contains("is nan")) == [False, False, True] and rows.iloc[2, 1] == "failed"
 
 
 def test_a_sweep_over_models_has_a_table_for_each(tmp_path):

@@ -400,7 +400,8 @@ def test_supplied_teacher_and_student(smoke, tmp_path):
     names = [e.name for e in given.store.entries(list(VERSIONS))]
     assert len(names) == 2 and all("teacher" not in n or n.startswith("signal/") for n in names)
     shutil.copytree(own_teacher.base, tmp_path / "other")
-    (tmp_path / "other" / "note.txt").write_text("changed")
+    settings = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**settings, "embd_pdrop": 0.5}))
     changed = own.model_copy(update={"model": own.model.model_copy(update={
         "teacher": own.model.teacher.model_copy(update={"path": str(tmp_path / "other")})})})  # fmt: skip
     assert Plan(changed).student.key != given.student.key
