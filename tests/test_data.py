@@ -20,7 +20,7 @@ from distill.config.data import GeneratorConfig, SplitConfig
 from distill.config.template import TemplateConfig, named
 from distill.data import micro, sets, world
 from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
-from distill.data.examples import fingerprint, make_examples, read
+from distill.data.examples import Example, fingerprint, make_examples, read
 from distill.data.gpt2_tokens import gpt2_tokenizer, token_counts
 from distill.data.micro import generate
 from distill.data.templates import render
@@ -540,3 +540,42 @@ def test_plain_text_for_pretraining(tmp_path):
 def test_late_targets_are_not_shifted():
     assert shift([5, 6], [7, 8]) == ([5, 6, 7], [IGNORE, 7, 8])
     assert shift([5, 6], [7, 8], late=True) == ([5, 6, 7, 8], [IGNORE, IGNORE, 7, 8])
+
+
+# ------------------------------------------------------------------------------------------------------ special tokens
+@pytest.mark.parametrize("convention", ["gpt2", "opt", "llama"])
+def test_a_special_token_that_data_spells_is_text_and_one_of_the_template_is_not(convention):
+    from distill.models.tokenizers import train_tokenizer
+
+    tokenizer = train_tokenizer(convention, ["red old house near the river"] * 20, 400)
+    eos, eos_id = tokenizer.eos_token, tokenizer.eos_token_id
+    plain = TemplateConfig(name="t", without_input="{instruction} =", with_input="{instruction} {input} =")
+    marked = TemplateConfig(name="m", without_input=f"red{eos}{{instruction}} =", with_input="{instruction} {input} =")
+    bos = [tokenizer.bos_token_id] if convention != "gpt2" else []
+    for template, expected in ((plain, 0), (marked, 1)):
+        encoder = Encoder(tokenizer, template, 200, "cut")
+        for instruction in (f"old {eos} house", "old house"):
+            rows = encoder.pairs([Example("a", instruction, "", (f"river {eos} stone",))], 400)
+            (row,) = rows.rows
+            prompt = row.prompt[len(bos) :]
+            assert row.prompt[: len(bos)] == bos and prompt.count(eos_id) == expected
+            assert row.response.count(eos_id) == 1 and row.response[-1] == eos_id
+            assert rows.counts["texts that spell a special token, read as plain text"] == 1
+            decoded = tokenizer.decode(row.response[:-1]).replace(" ", "")
+            assert decoded.endswith(f"river{eos}stone")
+    untouched = Encoder(tokenizer, plain, 200, "cut").pairs([Example("b", "old house", "", ("river",))], 400)
+    assert "texts that spell a special token, read as plain text" not in untouched.counts
+    assert untouched.rows[0].prompt == list(tokenizer("old house =").input_ids)
+
+
+def test_a_cut_prompt_is_the_longest_that_fits_whatever_its_length():
+    """The bound that leaves out hopeless lengths changes no result."""
+    encoder = Encoder(
+        WordTokenizer(),
+        TemplateConfig(name="t", without_input="{instruction}", with_input="{instruction} {input}"),
+        9,
+        "cut",
+    )
+    for words in (3, 40, 4000):
+        (row,) = encoder.prompts([Example("a", "do", "w " * words, ("x",))]).rows
+        assert len(row.prompt) == min(9, 1 + words)
