@@ -39,7 +39,7 @@ def reachable(url: str) -> bool:
     try:
         port = server.port or (80 if server.scheme == "http" else 443)
         socket.create_connection((server.hostname or "", port), timeout=5).close()
-    except OSError:
+    except (OSError, ValueError):  # a port may be no number
         return False
     return True
 

@@ -21,13 +21,7 @@ PATIENCE = timedelta(days=2)  # timeout of collectives: all processes wait while
 
 OF_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # torchrun and accelerate set all
 OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-# What `accelerate launch` sets for accelerate, which would act beside the config
-OF_ACCELERATE = (
-    "ACCELERATE_MIXED_PRECISION",
-    "ACCELERATE_USE_FSDP",
-    "ACCELERATE_USE_DEEPSPEED",
-    "ACCELERATE_DYNAMO_BACKEND",
-)
+OF_ACCELERATE = "ACCELERATE_"  # what `accelerate launch` sets for accelerate, which would act beside the config
 
 
 def settle_environment() -> list[str]:
@@ -52,7 +46,7 @@ def settle_environment() -> list[str]:
                 f"{sizes[0]}={os.environ[sizes[0]]}: processes that MPI starts are not supported; start them with"
                 f" torchrun, or, if the variable was left in the shell, type: unset {' '.join(sizes)}"
             )
-        removed += [name for name in OF_ACCELERATE if os.environ.get(name, "no").lower() not in ("no", "false", "")]
+        removed += [name for name in os.environ if name.startswith(OF_ACCELERATE)]
     for name in removed:
         del os.environ[name]
     if not removed:

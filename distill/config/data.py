@@ -11,6 +11,7 @@ from distill.base import locations
 from distill.config.section import Count, Name, Natural, Section, Seed
 from distill.config.template import TemplateConfig, fields
 
+RESERVED = "training", "validation", "benchmarks"  # stand in place of a set's name in results
 REMOVED = {"min_words"}  # keys of earlier versions; a validator says what takes their place
 
 
@@ -175,6 +176,15 @@ class DataConfig(Section):
     def corpus(self) -> PretrainConfig | None:
         """The plain-text corpus, if there is one."""
         return self.pretrain if isinstance(self.pretrain, PretrainConfig) else None
+
+    @field_validator("eval")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, SplitConfig]) -> dict[str, SplitConfig]:
+        if taken := [name for name in value if name in RESERVED]:
+            raise ValueError(
+                f"{', '.join(taken)}: no name for a set, since results use it for other facts; choose another"
+            )
+        return value
 
     @model_validator(mode="after")
     def _root_is_used(self) -> DataConfig:

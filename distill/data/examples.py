@@ -209,6 +209,8 @@ def _object(record: bytes | dict[str, Any]) -> dict[str, Any]:
     try:
         row: Any = json.loads(record.decode().removeprefix("\ufeff").rstrip()) if isinstance(record, bytes) else record
         json.dumps(row, ensure_ascii=False).encode()  # raises for an escape that is half of a surrogate pair
+    except RecursionError:
+        raise ValueError(f"brackets within brackets too deep; {ALLOWED}") from None
     except UnicodeError as error:
         raise ValueError(f"not UTF-8 ({error}); {ALLOWED}") from None
     except json.JSONDecodeError as error:
@@ -222,7 +224,9 @@ def _parse(row: dict[str, Any], fields: Mapping[str, str] | None = None) -> list
     fields = fields or {}
     if isinstance(row.get("instances"), list) and "output" not in row:
         flat_rows = [{**row, **_instance(x)} for x in row["instances"]]
-        return [parsed for x in flat_rows for parsed in _parse({k: v for k, v in x.items() if k != "instances"})]
+        flat_rows = [{k: v for k, v in x.items() if k != "instances"} for x in flat_rows]
+        own = {name: text for name, text in fields.items() if name not in ("input", "output")}  # of an instance
+        return [parsed for x in flat_rows for parsed in _parse(x, own)]
     values = {name: row.get(fields.get(name, name)) for name in FIELDS}
     missing = [fields.get(name, name) for name in NEEDED if fields.get(name, name) not in row]
     if missing:
@@ -304,11 +308,16 @@ def read_texts(path: Path, limit: int | None = None) -> list[str]:
     return [_text(record, place) for place, record in islice(records(path), limit)]
 
 
-def _text(record: bytes | dict[str, Any], place: str) -> str:
+def _text(record: bytes | dict[str, Any] | str, place: str) -> str:
+    allowed = "a record of a corpus is {'text': str}"
+    if isinstance(record, str):  # an entry of a JSON list
+        return record
     try:
-        text = _object(record).get("text")
+        row = _object(record)
     except ValueError as error:
-        raise UserError(f"{place}: {error}") from None
+        raise UserError(f"{place}: {str(error).partition(';')[0]}; {allowed}") from None
+    text = row.get("text")
     if not isinstance(text, str):
-        raise UserError(f"{place}: a line of a corpus is {{'text': str}}, and text is {type(text).__name__}")
+        found = f"text is {_kind(text)}" if "text" in row else f"it has {', '.join(sorted(row)) or 'nothing'}"
+        raise UserError(f"{place}: {allowed}, and {found}")
     return text

@@ -88,6 +88,8 @@ def _first_character(lines: IO[bytes]) -> bytes:
 def _entries(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         entries = json.loads(content.decode())
+    except RecursionError:
+        raise UserError(f"{path}: brackets within brackets too deep") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error})") from None
     except json.JSONDecodeError as error:

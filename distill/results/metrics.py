@@ -15,14 +15,13 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from distill.config.data import RESERVED
 from distill.config.evaluation import RougeTokenizer
 from distill.evaluation.responses import Scored, read_responses
 from distill.evaluation.text import distinct
 
 # Names in place of a data set's
-TRAINING = "training"  # costs of a training
-VALIDATION = "validation"  # scores of a training's validations
-BENCHMARKS = "benchmarks"  # lm-eval's tasks
+TRAINING, VALIDATION, BENCHMARKS = RESERVED  # costs of a training, scores of its validations, lm-eval's tasks
 
 ROUGE = "rouge_l"
 ROUGE_NAMES = (ROUGE, *(f"{ROUGE}_{name}" for name in get_args(RougeTokenizer) if name != "english"))
