@@ -518,7 +518,7 @@ def test_plain_text_for_pretraining(tmp_path):
     assert texts(f"data.pretrain.file={tmp_path}/b.jsonl") == ["x", "y\n\nz"]
     assert texts(f"data.pretrain.file={tmp_path}/b.jsonl", "data.pretrain.limit=1") == ["x"]
     for content, message in [
-        ("{}\n", r"b\.jsonl:1: .*text is NoneType"),
+        ("{}\n", r"b\.jsonl:1: .*it has nothing"),
         ("x\n", r"b\.jsonl:1: not JSON"),
         ('{"text": 3}\n', "text is int"),
         ("", "no text"),

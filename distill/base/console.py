@@ -70,6 +70,16 @@ def say(text: str) -> None:
         _note_output()
 
 
+_said: set[str] = set()
+
+
+def say_once(text: str) -> None:
+    """Print one line as `say` does, the first time in this process only."""
+    if text not in _said:
+        _said.add(text)
+        say(text)
+
+
 def bar(total: int, description: str, unit: str) -> Any:
     """A tqdm progress bar of the main process; when stderr is a file, it is updated only every few seconds.
 

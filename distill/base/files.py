@@ -59,6 +59,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged, not JSON ({error}); copy it again, or remove its folder") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object.
+
+    Raises:
+        UserError: as `read_json`, or it holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: it holds a {type(content).__name__}, where settings by name are needed; copy it again"
+        )
+    return content
+
+
 def lock_beside(path: Path) -> FileLock:
     """A lock between processes for a file or folder: a hidden file beside it, which git ignores."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,10 @@ def refuse_missing_folder(text: str) -> None:
     Raises:
         UserError: it is such a text.
     """
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # ~NAME of a user that does not exist
+        path = Path(text)
     if path.is_file():
         raise UserError(f"{text} is a file; name its folder")
     if is_path(text) and not path.is_dir():

@@ -36,8 +36,7 @@ def as_typed(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals:
         return override
-    if value == "~" or value.startswith("~/"):
-        value = str(Path(value).expanduser())
+    value = re.sub(r"(^|,|\[)~(?=/|$)", lambda match: f"{match[1]}{Path.home()}", value)
     try:
         composer.parse(f"{key}={value}")
     except HydraException:
@@ -319,7 +318,9 @@ def _of_one_kind(errors: Sequence[Any]) -> list[Any]:
 def _describe(error: Any) -> str:
     """A one-line message for a schema error: the key, what was found, what is allowed."""
     # A key that may be a section or a word has the kind that was tried in its place
-    path = ".".join(str(part) for part in error["loc"] if not re.match(r"function-|literal\[|\w+Config$", str(part)))
+    path = ".".join(
+        str(part) for part in error["loc"] if not re.match(r"function-|literal\[|\[key\]|\w+Config$", str(part))
+    )
     if error["type"] == "missing" and path.startswith(("train.sft.", "train.rollout.")):
         own = path.rpartition(".")[0]
         return (
@@ -334,6 +335,10 @@ def _describe(error: Any) -> str:
         allowed = list(getattr(section, "model_fields", {}))
         hint = nearest(str(error["loc"][-1]), allowed)
         return f"{path}: unknown key{hint}" + (f" (keys here: {', '.join(allowed)})" if allowed else "")
+    if error["type"] == "list_type":
+        return f"{path}={error['input']}: a list is needed; write {path}=[{error['input']}]"
+    if error["type"] in ("dict_type", "model_type") and not isinstance(error["input"], dict):
+        return f"{path}={error['input']}: values by name are needed; write {path}={{NAME: VALUE}}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{path}: {message}" if path else message

@@ -59,6 +59,8 @@ class WeightsConfig(Section):
     @field_validator("id", "path")
     @classmethod
     def _is_there(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("empty; name a folder or a hub id, or leave it at null")
         if value is not None:
             try:
                 refuse_missing_folder(value)

@@ -37,8 +37,8 @@ class PathsConfig(Section):
         shared: JSONL files for runs without the hub.
     """
 
-    store: str
-    results: str
+    store: Annotated[str, Field(min_length=1)]
+    results: Annotated[str, Field(min_length=1)]
     shared: str
 
 

@@ -205,7 +205,7 @@ class Encoder:
         not take minutes.
         """
         long = example.input or example.instruction
-        most = self.max_prompt_length * self._longest_token
+        most = self.max_prompt_length * self._longest_token - (len(example.instruction) if example.input else 0)
         fits = lambda n: n <= most and len(self._shortened(example, long[:n])) <= self.max_prompt_length  # noqa: E731
         low, high = 0, len(long)
         while low < high:  # bisection for the largest number of characters that fits

@@ -138,10 +138,8 @@ def read(
     if left_out:
         say(f"{path.name}: {left_out} rows without a response left out")
     if not parsed and sum(map(len, problems.values())) > 1 and all(NOT_JSON in problem for problem in problems):
-        problem, places = next(iter(problems.items()))
-        problems = {
-            f"no line of {path} is JSON; a data file is JSONL or a JSON list of objects ({problem})": places[:1]
-        }
+        problem = next(iter(problems))
+        raise UserError(f"no line of {path} is JSON; a data file is JSONL or a JSON list ({problem})")
     if problems:
         alike = [f"{places[0]}: {problem}{_more(places)}" for problem, places in problems.items()]
         rest = len(alike) - 10
@@ -212,7 +210,8 @@ def _object(record: bytes | dict[str, Any]) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"brackets within brackets too deep; {ALLOWED}") from None
     except UnicodeError as error:
-        raise ValueError(f"not UTF-8 ({error}); {ALLOWED}") from None
+        reason = "half of a surrogate pair" if isinstance(error, UnicodeEncodeError) else "perhaps latin-1"
+        raise ValueError(f"not UTF-8 ({reason}); save the file as UTF-8; {ALLOWED}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{NOT_JSON} ({error.msg.removesuffix(' at')} at column {error.colno}); {ALLOWED}") from None
     if not isinstance(row, dict):

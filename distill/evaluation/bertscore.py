@@ -11,7 +11,7 @@ from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.evaluation import WHEEL, BertScoreConfig
 from distill.data.examples import folder_hash
-from distill.models.checkpoint import examine_encoder
+from distill.models.checkpoint import determines, examine_encoder
 
 CHUNK = 1000  # responses scored in one call, which holds the embeddings of all its texts in memory
 BATCH = 64
@@ -32,7 +32,7 @@ def encoder_name(config: BertScoreConfig) -> str:
 
 @lru_cache
 def _content(folder: Path) -> str:
-    return folder_hash(folder)
+    return folder_hash(folder, determines)
 
 
 def locate(config: BertScoreConfig) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.base.console import say
 from distill.base.errors import UserError
-from distill.base.files import read_json
+from distill.base.files import read_json, read_object
 from distill.models.tokenizers import check_tokenizer
 
 CONFIG, ADAPTER_CONFIG, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
@@ -34,6 +34,11 @@ TOKENIZER = (
 )  # fmt: skip
 OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # keys of config.json
 SHOWN = 3  # names in a message
+# Constants that older versions of transformers stored with the weights
+BUFFERS = (
+    ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq",
+    "position_ids",
+)  # fmt: skip
 PREFIX = "base_model.model."  # of peft's names
 
 
@@ -90,7 +95,7 @@ def examine(base: str, revision: str, adapter: str | None) -> None:
     is_whole = not is_adapter(folder)
     if not is_whole:
         raise UserError(f"{base} holds an adapter, where a whole model is needed; give its base model as the id")
-    settings = read_json(folder / CONFIG)
+    settings = read_object(folder / CONFIG)
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder} holds {CONFIG} and no weights ({' or '.join(WHOLE)})")
@@ -111,7 +116,7 @@ def examine_encoder(folder: Path) -> None:
     """
     from transformers import AutoModel
 
-    settings = read_json(folder / CONFIG)
+    settings = read_object(folder / CONFIG)
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder} holds {CONFIG} and no weights ({' or '.join(WHOLE)})")
@@ -148,7 +153,8 @@ def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
                 for name in opened.keys():  # noqa: SIM118  # it is no dict
                     yield name, opened.get_tensor(name)
         else:
-            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+            mapped = zipfile.is_zipfile(file)  # files of old versions of torch cannot be mapped
+            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=mapped).items()
     except UserError:
         raise
     except Exception as error:  # what damaged bytes raise is not documented
@@ -285,7 +291,7 @@ def refuse_gaps(name: str, loading: dict[str, Any], settings: str = CONFIG) -> N
     """
     problems = []
     for kind, what in (("missing", "the file lacks"), ("unexpected", "the file has, and the model does not,")):
-        if names := sorted(loading[f"{kind}_keys"]):
+        if names := sorted(name for name in loading[f"{kind}_keys"] if not name.endswith(BUFFERS)):
             problems.append(f"{name}: {what} {_listed(names)} of the weights")
     if wrong := sorted(loading["mismatched_keys"]):
         shown = [f"{key} {list(found)} where {settings} says {list(asked)}" for key, found, asked in wrong]
@@ -308,7 +314,10 @@ def _check_finite(files: Sequence[Path]) -> None:
         f"{name} in {file.name}"
         for file in files
         for name, tensor in tensors(file)
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all())
+        if isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and not name.endswith(BUFFERS)
+        and not bool(torch.isfinite(tensor.float()).all())
     ]
     if wrong:
         raise UserError(f"{files[0].parent}: weights that are not finite: {_listed(wrong)}; take an earlier checkpoint")
@@ -317,11 +326,11 @@ def _check_finite(files: Sequence[Path]) -> None:
 def _say_ignored(folder: Path) -> None:
     """Say which settings for generation lie beside the weights: the config alone decides how texts are written."""
     if (folder / GENERATION).is_file():
-        settings = read_json(folder / GENERATION)
+        settings = read_object(folder / GENERATION)
         acting = sorted(key for key, value in settings.items() if key not in WITHOUT_EFFECT and value is not None)
         if acting:
             say(f"{folder}: {GENERATION} is ignored ({', '.join(acting)}); eval.* decides how texts are written")
-    settings = read_json(folder / CONFIG)
+    settings = read_object(folder / CONFIG)
     if asked := [key for key, value in OUTPUTS.items() if settings.get(key, value) != value]:
         say(f"{folder}: {', '.join(asked)} of {CONFIG} is ignored; what a model returns is settled here")
 
@@ -334,7 +343,7 @@ def _check_adapter(model: Any, folder: Path) -> None:
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 
-    read_json(folder / ADAPTER_CONFIG)
+    read_object(folder / ADAPTER_CONFIG)
     files = weight_files(folder, ADAPTER)
     if not files:
         raise UserError(f"{folder} holds {ADAPTER_CONFIG} and no weights ({' or '.join(ADAPTER)})")
@@ -342,8 +351,11 @@ def _check_adapter(model: Any, folder: Path) -> None:
     of_base = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     stored = {name: tuple(tensor.shape) for file in files for name, tensor in tensors(file)}
     try:
+        settings = PeftConfig.from_pretrained(str(folder))
+        if settings.is_prompt_learning:
+            raise ValueError(f"{settings.peft_type} adds a prompt and cannot be merged into weights")
         with torch.device("meta"):
-            adapted = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+            adapted = get_peft_model(model, settings)
     except Exception as error:  # peft raises many kinds
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: peft cannot put it on its base model ({reason})") from None

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from distill.base.console import say
+from distill.base.console import say_once
 from distill.base.errors import UserError
 
-ADDED = 0.05  # the share of a vocabulary that one of two tokenizers may have in addition
 PROBES = (
     "The quick brown fox.",
     "  two  spaces\n\nnew lines",
@@ -112,31 +111,38 @@ def common_vocabulary(*tokenizers: Any) -> int:
     return 1 + max(vocabularies[0][token] for token in shared)
 
 
-def check_same_tokenizer(teacher: Any, student: Any) -> None:
+def check_same_tokenizer(teacher: Any, student: Any) -> list[str]:
     """Refuse a pair whose tokenizers differ: a divergence per token would compare probabilities of different tokens.
 
-    Tokens that one of them has in addition are allowed, and reported, if no probe text is encoded with them.
+    Tokens that one of them has in addition, behind the ids of the other, are allowed and said.
+
+    Returns:
+        These tokens.
 
     Raises:
-        UserError: a token has two ids, or the EOS ids or the encodings of probe texts differ; says how.
+        UserError: a token has two ids, an id two tokens, or the EOS ids or the encodings of probe texts differ.
     """
     student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
-    differing = [t for t in student_vocab.keys() & teacher_vocab.keys() if student_vocab[t] != teacher_vocab[t]]
-    only = len(student_vocab.keys() ^ teacher_vocab.keys())
+    shared = student_vocab.keys() & teacher_vocab.keys()
+    two_ids = [t for t in shared if student_vocab[t] != teacher_vocab[t]]
+    added = sorted(student_vocab.keys() ^ teacher_vocab.keys())
+    largest = max((student_vocab[t] for t in shared), default=-1)
+    in_between = [t for t in added if (student_vocab | teacher_vocab)[t] <= largest]
     encodings = [p for p in PROBES if teacher(p).input_ids != student(p).input_ids]
-    if only and not differing and not encodings and only <= ADDED * len(student_vocab):
-        added = sorted(student_vocab.keys() ^ teacher_vocab.keys())
-        say(
-            f"teacher and student share {len(student_vocab.keys() & teacher_vocab.keys())} tokens; {only} that only one"
-            f" of them has are not written ({', '.join(added[:3])}{', ...' if only > 3 else ''})"
-        )
-        only = 0
-    if differing or encodings or only or teacher.eos_token_id != student.eos_token_id:
+    if two_ids or in_between or encodings or teacher.eos_token_id != student.eos_token_id:
         raise UserError(
             f"teacher and student have different tokenizers ({len(teacher_vocab)} and {len(student_vocab)} tokens,"
-            f" {only} in one only, {len(differing)} under another id, {len(encodings)} of {len(PROBES)} probe texts"
-            " encoded differently); both must share one vocabulary: choose a pair of one family"
+            f" {len(added)} in one only, {len(two_ids)} under another id, {len(encodings)} of {len(PROBES)} probe texts"
+            f" encoded differently, EOS ids {teacher.eos_token_id} and {student.eos_token_id}); both must share one"
+            " vocabulary: choose a pair of one family"
         )
+    if added:
+        listed = ", ".join(added[:3]) + (", ..." if len(added) > 3 else "")
+        say_once(
+            f"teacher and student share {len(shared)} tokens; {len(added)} that only one of them has are not written"
+            f" ({listed})"
+        )
+    return added
 
 
 def pad_id(tokenizer: Any) -> int:

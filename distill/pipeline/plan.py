@@ -359,7 +359,7 @@ class Plan:
 
     @cached_property
     def _encoder(self) -> str:
-        return identity(locate(self.config.eval.bertscore))
+        return checkpoint_identity(locate(self.config.eval.bertscore))
 
     @property
     def other_teacher(self) -> str:

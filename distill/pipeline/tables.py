@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from distill.base.console import say
-from distill.base.errors import UserError, nearest, of_machine, report_and_go_on
+from distill.base.errors import UserError, failed_job, nearest, of_machine, report_and_go_on
 from distill.base.files import lock_beside
 from distill.base.processes import is_main_process
 from distill.config.compose import load
@@ -313,6 +313,9 @@ class Table:
                 problems = [f"row {row.label}: {problem}" for problem in error.problems]
                 failures.append(UserError(problems, error.shared))
                 report_and_go_on(failures[-1])
+                continue
+            except Exception as error:  # a fault of the program; the other rows are measured nevertheless
+                failures.append(failed_job(error))
                 continue
             if was_incomplete and is_main_process():
                 self.write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def job_lines(
 def note_failure(folder: Path, label: str, model: str, results: str, problems: Sequence[str]) -> None:
     """Leave in a job's folder that it failed, for the table of its sweep."""
     folder.mkdir(parents=True, exist_ok=True)
-    line = {"row": label, "model": model, "results": results, "problem": " | ".join(problems)}
+    reason = re.sub(r"(?<![\w.:/])/(?:[^\s/:;,]+/)+", "", " | ".join(problems))  # without folders of this machine
+    line = {"row": label, "model": model, "results": results, "problem": reason}
     pd.DataFrame([line]).to_csv(folder / FAILURE, index=False)
 
 

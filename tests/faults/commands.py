@@ -192,6 +192,23 @@ def all_fail(w: Workshop) -> Outcome:
     return outcome
 
 
+@case("e", "a row of a table stops by a fault of the program", "RuntimeError: an accident", "table: ")
+def row_has_an_accident(w: Workshop) -> Outcome:
+    from distill.pipeline import tables
+
+    original = tables.measure
+
+    def accident(row, needed):  # type: ignore[no-untyped-def]
+        if row.label == "FKLD":
+            raise RuntimeError("an accident")
+        return original(row, needed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "measure", accident)
+        outcome = w.command("table", *TABLE, *w.words)
+    return Outcome(outcome.code, outcome.text.replace("Traceback", "Its traceback"))
+
+
 # --------------------------------------------------------------------------- f. checks that a sister command lacks
 def _unwritable(w: Workshop) -> str:
     return f"paths.results={write(w.folder / 'file', '')}/results"
@@ -246,6 +263,11 @@ def path_as_a_name(w: Workshop) -> Outcome:
     return refused_before_work(w.run("model=gpt2", "data=jsonl", "data.name=../up"))
 
 
+@case("g", "a set called training", "training: no name for a set")
+def reserved_name(w: Workshop) -> Outcome:
+    return refused_before_work(w.pair("loss=sft", "+data.eval.training.file=test.jsonl"))
+
+
 @case("g", "a set called NA", code=0)
 def set_called_na(w: Workshop) -> Outcome:
     w.data()
@@ -295,6 +317,11 @@ def home_of_data(w: Workshop) -> Outcome:
     words = [word.replace(str(w.folder), "~") for word in w.of_pair()]
     with environment({"HOME": str(w.folder)}):
         return w.run(*words, "loss=sft")
+
+
+@case("m", "~ of a user who does not exist", "~nobody-here/x: no such folder")
+def unknown_home(w: Workshop) -> Outcome:
+    return refused_before_work(w.run(*SMOKE, "model.teacher.path=~nobody-here/x"))
 
 
 @case("m", "RANK and WORLD_SIZE of another launcher in the shell", "left in the shell", "WORLD_SIZE", code=0)
@@ -428,6 +455,16 @@ def all_linear(w: Workshop) -> Outcome:
 @case("q", "seed=10-14", "seed: 10-14 is no list of numbers; write seed=[10,11,12,13,14]")
 def range_of_seeds(w: Workshop) -> Outcome:
     return refused_before_work(w.run(*SMOKE, "seed=10-14"))
+
+
+@case("q", "eval.sets=dolly", "a list is needed; write eval.sets=[dolly]")
+def word_for_a_list(w: Workshop) -> Outcome:
+    return refused_before_work(w.run("model=micro", "loss=sft", "eval.sets=dolly"))
+
+
+@case("q", "an empty path", "model.teacher.path: empty")
+def empty_path(w: Workshop) -> Outcome:
+    return refused_before_work(w.run(*SMOKE, "model.teacher.path="))
 
 
 @case("q", "a value without a key", "oops: not an override")

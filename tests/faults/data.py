@@ -55,6 +55,48 @@ def json_list(w: Workshop) -> Outcome:
     return w.pair("loss=sft", "data.train.file=train.json")
 
 
+@case("k", "one object with a list of records", code=0)
+def list_in_an_object(w: Workshop) -> Outcome:
+    write(w.data() / "train.json", json.dumps({"version": 1, "data": GOOD}, indent=1))
+    write(w.data() / "valid.json", json.dumps({"data": GOOD[:4]}))
+    return w.pair("loss=sft", "data.train.file=train.json", "data.valid.file=valid.json")
+
+
+@case("k", "a parquet file", "train.parquet: it is parquet", "to_json")
+def parquet(w: Workshop) -> Outcome:
+    write(w.data() / "train.parquet", b"PAR1\x15\x04\x15\xff")
+    return refused_before_work(w.pair("loss=sft", "data.train.file=train.parquet"))
+
+
+@case("k", "latin-1", "train.jsonl:1: not UTF-8 (perhaps latin-1)", "(also 2)")
+def latin_1(w: Workshop) -> Outcome:
+    w.data(
+        train='{"instruction": "caf\u00e9", "output": "b"}\n{"instruction": "\u00e9", "output": "b"}\n'.encode(
+            "latin-1"
+        )
+    )
+    outcome = refused_before_work(w.pair("loss=sft"))
+    assert len(outcome.errors) == 1
+    return outcome
+
+
+@case("k", "brackets without end", "brackets within brackets too deep")
+def deep(w: Workshop) -> Outcome:
+    w.data(train="[" * 100_000)
+    return refused_before_work(w.pair("loss=sft"))
+
+
+@case("k", "a key of data.fields that does not exist", "data.fields.instructions")
+def unknown_field(w: Workshop) -> Outcome:
+    return refused_before_work(w.pair("loss=sft", "data.fields={instructions: prompt}"))
+
+
+@case("k", "a corpus of less than one block", "characters are less than one block")
+def small_corpus(w: Workshop) -> Outcome:
+    write(w.data() / "corpus.txt", "red old")
+    return refused_before_work(w.pair("loss=fkl", "loss.w_lm=0.5", "data.pretrain.file=corpus.txt"))
+
+
 @case("k", "a gzipped file", code=0)
 def gzipped(w: Workshop) -> Outcome:
     write(w.data() / "train.jsonl.gz", gzip.compress("\n".join(map(json.dumps, GOOD)).encode()))

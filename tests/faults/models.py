@@ -112,6 +112,48 @@ def encoder_of_other_names(w: Workshop) -> Outcome:
     return refused_before_work(w.pair("loss=sft", f"eval.bertscore.encoder={folder}"))
 
 
+@case("a", "names and constants of older versions of transformers", code=0)
+def old_names(w: Workshop) -> Outcome:
+    def old(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        constants = {f"h.{i}.attn.masked_bias": torch.tensor(-float("inf")) for i in range(2)}
+        return {k.removeprefix("transformer."): v for k, v in state.items()} | constants
+
+    return w.pair(teacher=w.with_weights("T", old))
+
+
+@case("a", "a pickled file as old versions of torch wrote it", code=0)
+def old_pickle(w: Workshop) -> Outcome:
+    from safetensors.torch import load_file
+
+    folder = w.checkpoint("T")
+    state = load_file(folder / "model.safetensors")
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (folder / "model.safetensors").unlink()
+    return w.pair(teacher=folder)
+
+
+@case("a", "a shard is missing", "model-00002-of-00002.safetensors")
+def missing_shard(w: Workshop) -> Outcome:
+    from transformers import AutoModelForCausalLM
+
+    folder = w.checkpoint("T")
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="60KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    return refused_before_work(w.pair(teacher=folder))
+
+
+@case("a", "an adapter of prompts", "cannot be merged into weights")
+def prompt_adapter(w: Workshop) -> Outcome:
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder, base = w.folder / "prompts", w.checkpoint("T")
+    settings = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).save_pretrained(folder)
+    return refused_before_work(w.pair(teacher=folder))
+
+
 # --------------------------------------------------------------------------- b. leftovers that act
 @case(
     "b", "settings for generation beside the weights", "generation_config.json is ignored", "repetition_penalty", code=0
@@ -241,6 +283,23 @@ def config_without_type(w: Workshop) -> Outcome:
     return refused_before_work(w.pair(student=w.with_json("S", "config.json", {"model_type": None})))
 
 
+@case("d", "a config.json that is a list", "config.json: it holds a list")
+def config_is_a_list(w: Workshop) -> Outcome:
+    path = w.checkpoint("S") / "config.json"
+    path.write_text("[1]")
+    return refused_before_work(w.pair(student=path.parent))
+
+
+@case("d", "a student with too few positions", "ask for 96 positions, and it has 64")
+def few_positions(w: Workshop) -> Outcome:
+    def shorter(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {k: v[:64] if k.endswith("wpe.weight") else v for k, v in state.items()}
+
+    w.checkpoint("S", seed=2)
+    w.with_weights("S", shorter)
+    return refused_before_work(w.pair(student=w.with_json("S", "config.json", {"n_positions": 64})))
+
+
 @case("d", "config.json and no weights", "holds config.json and no weights")
 def no_weights(w: Workshop) -> Outcome:
     folder = w.checkpoint("T")
@@ -282,6 +341,27 @@ def wider_teacher_corrects(w: Workshop) -> Outcome:
 @case("p", "a teacher with one added, unused token", "1 that only one of them has are not written", code=0)
 def one_added_token(w: Workshop) -> Outcome:
     return w.pair(teacher=w.checkpoint("T", added=1))
+
+
+@case("p", "a teacher with many added tokens", "60 that only one of them has are not written", code=0)
+def many_added_tokens(w: Workshop) -> Outcome:
+    return w.pair(teacher=w.checkpoint("T", added=60))
+
+
+@case("h", "the data spell a token that only the teacher has", "spell a token that only one of teacher and student has")
+def data_spell_an_added_token(w: Workshop) -> Outcome:
+    w.data(train=[{**rows(1)[0], "output": "red <extra0> green"}, *rows(16)])
+    return refused_before_work(w.pair(teacher=w.checkpoint("T", added=2)))
+
+
+@case("p", "a README is added to an encoder's folder", "found finished", code=0)
+def readme_of_the_encoder(w: Workshop) -> Outcome:
+    folder = _encoder(w)
+    assert w.pair("loss=sft", f"eval.bertscore.encoder={folder}").code == 0
+    (folder / "README.md").write_text("# an encoder, again")
+    outcome = w.pair("loss=sft", f"eval.bertscore.encoder={folder}")
+    assert NOTHING_MADE not in outcome.text
+    return outcome
 
 
 @case("p", "a README is added to a folder between two runs", "found finished", code=0)
