@@ -207,7 +207,7 @@ def test_all_problems_at_once_with_the_nearest_names():
         ("+template=alpaca", "write data.template=alpaca"),
         ("data.template={name: a, with_input: '{instruction}', without_input: '{instruction}'}", "has {input} 0 times"),
         ("hydra.searchpath=[file://x]", "name a folder of your own configs as --config-dir DIR"),
-        ("plugins=a", "input should be a valid list"),
+        ("plugins=a", "plugins=a: a list is needed; write plugins=[a]"),
     ],
 )
 def test_one_wrong_value_one_line(override, message):

@@ -520,7 +520,7 @@ def test_plain_text_for_pretraining(tmp_path):
     for content, message in [
         ("{}\n", r"b\.jsonl:1: .*it has nothing"),
         ("x\n", r"b\.jsonl:1: not JSON"),
-        ('{"text": 3}\n', "text is int"),
+        ('{"text": 3}\n', "text is a number"),
         ("", "no text"),
     ]:
         (tmp_path / "b.jsonl").write_text(content)

@@ -201,6 +201,8 @@ def _command(module: str, words: Sequence[str]) -> Outcome:
     output = io.StringIO()
     argv, main = sys.argv[:], importlib.import_module(f"distill.{module}").main
     FAILED.clear()
+    if absl := sys.modules.get("absl.logging"):  # closes its stream when Hydra sets up logging, that of pytest too
+        absl.get_absl_handler().python_handler.setStream(io.StringIO())
     GlobalHydra.instance().clear()
     sys.argv[1:] = words
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
