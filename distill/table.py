@@ -50,14 +50,16 @@ def _all(names: Sequence[str], words: Sequence[str]) -> int:
     from distill.base.console import say
     from distill.pipeline.request import OtherPair
 
-    code = 0
+    code, reported = 0, set[str]()
     for name in names:
         try:
             code = max(code, _one([name, *words]))
         except OtherPair as error:
             say(f"left out: {error}")
         except UserError as error:
-            report_and_go_on(error)
+            new = [problem for problem in error.problems if problem not in reported]
+            reported.update(new)
+            report_and_go_on(UserError(new, error.shared))
             code = 2
     return code
 

@@ -15,7 +15,7 @@ CLASSES = 60  # of the discrete distributions; the paper does not say how many
 RATE = 0.1  # Adam's learning rate, as in the paper
 EPOCHS = (1, 200)
 TAIL_EPOCHS = (10, 30, 100, 250)  # the paper's last one is 250 in one section and 300 in another
-DIGITS = 6
+DIGITS = 7
 HEAD = 0.5  # mass of the head, AKL's mu
 
 
