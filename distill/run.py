@@ -100,7 +100,8 @@ def _note_failure(error: UserError, output: Path) -> None:
 
     if is_main_process():
         _, config = checked(list(HydraConfig.get().overrides.task))
-        note_failure(output, run_label(config), config.model.name, config.paths.results, error.problems)
+        words = list(HydraConfig.get().overrides.task)
+        note_failure(output, run_label(config), config.model.name, config.paths.results, error.problems, words)
 
 
 def _measure(composed: DictConfig) -> None:

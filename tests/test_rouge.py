@@ -60,6 +60,7 @@ def test_several_processes_score_as_one(processes, monkeypatch):
         ("characters", "a b", "AB", 100.0),
         ("words", "красный дом", "Красный старый дом", 80.0),
         ("words", "houses", "house", 0.0),  # no stemming
+        ("words", "हिन्दी भाषा", "हिन्दी", 200 / 3),  # combining marks belong to their words
         ("english", "houses", "house", 100.0),
     ],
 )

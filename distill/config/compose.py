@@ -36,7 +36,7 @@ def as_typed(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals:
         return override
-    value = re.sub(r"(^|,|\[)~(?=/|$)", lambda match: f"{match[1]}{Path.home()}", value)
+    value = re.sub(r"(^|,|\[)(~[^/,\]]*)(?=[/,\]]|$)", lambda match: f"{match[1]}{_home(match[2])}", value)
     try:
         composer.parse(f"{key}={value}")
     except HydraException:
@@ -156,8 +156,18 @@ def _with_home(value: Any) -> Any:
         return {key: _with_home(x) for key, x in value.items()}
     if isinstance(value, list):
         return [_with_home(x) for x in value]
-    is_at_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
-    return str(Path(value).expanduser()) if is_at_home else value
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    user, slash, rest = value.partition("/")
+    return f"{_home(user)}{slash}{rest}"
+
+
+def _home(user: str) -> str:
+    """The home folder that `~` or `~NAME` stands for; the text itself if there is no such user."""
+    try:
+        return str(Path(user).expanduser())
+    except RuntimeError:
+        return user
 
 
 def _parse(overrides: list[str], problems: list[str]) -> list[Override]:

@@ -130,8 +130,9 @@ class Config(Section):
     def _one_or_more(cls, value: Any) -> Any:
         if isinstance(value, str):
             ends = re.fullmatch(r"\[?(\d+)\s*(?:-|:|\.\.)\s*(\d+)\]?", value)
-            listed = range(int(ends[1]), int(ends[2]) + 1) if ends else (10, 20, 30)
-            several = ",".join(map(str, list(listed)[:20])) or "10,20,30"
+            listed = range(int(ends[1]), int(ends[2]) + 1) if ends else range(10, 31, 10)
+            several = ",".join(map(str, listed[:20])) or "10,20,30"
+            several += ",..." if len(listed[:21]) > 20 else ""
             raise ValueError(f"{value} is no list of numbers; write seed=[{several}]")
         return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 

@@ -19,7 +19,7 @@ Overlong = Literal["drop", "cut", "cut_right"]
 
 def _check_name(value: str) -> str:
     """A name that is a folder, a cell and a column: one word that no reader takes for a missing value."""
-    if not re.fullmatch(r"[\w][\w.+-]*", value):
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", value):
         raise ValueError(
             f"{value!r} is no name; use letters, digits, _ . + and - (folders and columns are named after it)"
         )

@@ -182,12 +182,14 @@ class Encoder:
             return ids[:-1] if ids[-1] == self.tokenizer.eos_token_id else ids
         start = list(self.tokenizer("", **self._bos).input_ids)
         ids = start[:-1] if start and start[-1] == self.tokenizer.eos_token_id and len(start) > 1 else start
-        for piece in pieces:
+        if self._specials.fullmatch(pieces[-1]):
+            pieces.append("")  # for the response
+        for place, piece in enumerate(pieces, 1):
             if self._specials.fullmatch(piece):
                 ids.append(self.tokenizer.convert_tokens_to_ids(piece))
-            else:
-                ids += plain_ids(self.tokenizer, self._specials, fill(piece, instruction, text))
-        return ids + (plain_ids(self.tokenizer, self._specials, response) if response else [])
+            elif literal := fill(piece, instruction, text) + (response if place == len(pieces) else ""):
+                ids += plain_ids(self.tokenizer, self._specials, literal)
+        return ids
 
     @cached_property
     def _longest_token(self) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -77,15 +77,15 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def folder_hash(folder: Path, counts: Callable[[Path], bool] = lambda file: True) -> str:
-    """Hash of the content of the files under a folder, with their names.
+def folder_hash(folder: Path, files: Iterable[Path] | None = None) -> str:
+    """Hash of the content of files under a folder, with their names.
 
     Args:
-        counts: whether a file is part of the hash.
+        files: these; all by default.
     """
     content = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and counts(file):
+    for file in sorted(folder.rglob("*") if files is None else files):
+        if file.is_file():
             content.update(str(file.relative_to(folder)).encode())
             with file.open("rb") as handle:
                 content.update(hashlib.file_digest(handle, "sha256").digest())
@@ -112,7 +112,7 @@ def read(
     """
     numbered: list[tuple[str, bytes | dict[str, Any]]]
     if path.is_dir():
-        numbered = [(str(file), file.read_bytes()) for file in _task_files(path)]
+        numbered = [(str(file), _whole(file)) for file in _task_files(path)]
         parse = _parse_task
     elif path.is_file():
         numbered = list(records(path))
@@ -175,12 +175,17 @@ def _task_files(folder: Path) -> list[Path]:
     """
     listed = folder / TEST_TASKS
     if not listed.is_file():
-        return sorted(folder.glob("*.json"))
+        return sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")])
     files = [folder / "tasks" / f"{name}.json" for name in listed.read_text(encoding="utf-8").split()]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise UserError(f"{listed} names {len(missing)} tasks that are not there, such as {missing[0]}")
     return sorted(files)
+
+
+def _whole(file: Path) -> bytes:
+    with open_text(file) as opened:
+        return opened.read()
 
 
 def _parse_task(row: dict[str, Any]) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from distill.base import hub
@@ -36,7 +37,7 @@ class Dataset:
     counted: int | None = None
     papers: int | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of content and order."""
         return fingerprint(self.examples)

@@ -11,7 +11,8 @@ from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.evaluation import WHEEL, BertScoreConfig
 from distill.data.examples import folder_hash
-from distill.models.checkpoint import determines, examine_encoder
+from distill.models.checkpoint import examine_encoder
+from distill.models.folders import determining_files
 
 CHUNK = 1000  # responses scored in one call, which holds the embeddings of all its texts in memory
 BATCH = 64
@@ -32,7 +33,7 @@ def encoder_name(config: BertScoreConfig) -> str:
 
 @lru_cache
 def _content(folder: Path) -> str:
-    return folder_hash(folder, determines)
+    return folder_hash(folder, determining_files(folder))
 
 
 def locate(config: BertScoreConfig) -> str:
@@ -64,6 +65,7 @@ def check(config: BertScoreConfig) -> None:
     if Path(place).is_dir():
         if config.encoder != WHEEL:
             _check_folder(Path(place))
+        _check_layers(config, place)
         return
     try:
         hub.refuse_missing_folder(place)
@@ -78,6 +80,20 @@ def check(config: BertScoreConfig) -> None:
         problem, alternatives = hub.problems(place, None, "model", error)
         message = f"eval.bertscore.encoder={place}: {problem}, or set it to {WHEEL} (make encoder) or null"
         raise UserError([message, alternatives]) from None
+
+
+def _check_layers(config: BertScoreConfig, place: str) -> int:
+    """The number of an encoder's layers.
+
+    Raises:
+        UserError: the config asks for a deeper one.
+    """
+    from transformers import AutoConfig
+
+    deepest = int(AutoConfig.from_pretrained(place).num_hidden_layers)
+    if config.layers is not None and config.layers > deepest:
+        raise UserError(f"eval.bertscore.layers={config.layers}: {config.encoder} has {deepest}")
+    return deepest
 
 
 @cache
@@ -98,17 +114,18 @@ def _limit(folder: str | Path) -> int:
     from transformers import AutoConfig, AutoTokenizer
 
     named = AutoTokenizer.from_pretrained(folder).model_max_length
-    if named < UNLIMITED:
-        return int(named)
     settings = AutoConfig.from_pretrained(folder)
     positions = getattr(settings, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
+        if named < UNLIMITED:
+            return int(named)
         raise UserError(
             f"{folder}: neither tokenizer_config.json (model_max_length) nor config.json (max_position_embeddings) says"
             " how many tokens the encoder reads; add model_max_length"
         )
     # RoBERTa's positions begin behind the padding id
-    return positions - (settings.pad_token_id + 1 if "roberta" in settings.model_type else 0)
+    readable = positions - (settings.pad_token_id + 1 if "roberta" in settings.model_type else 0)
+    return int(min(named, readable))
 
 
 class BertScorer:
@@ -125,16 +142,12 @@ class BertScorer:
     def __init__(self, config: BertScoreConfig):
         from bert_score import BERTScorer
         from bert_score.utils import model2layers
-        from transformers import AutoConfig
 
         from distill.models.load import quiet_transformers
 
         quiet_transformers()
         place = locate(config)
-        deepest = AutoConfig.from_pretrained(place).num_hidden_layers
-        layers = config.layers or model2layers.get(place, deepest)
-        if layers > deepest:
-            raise UserError(f"eval.bertscore.layers={layers}: {config.encoder} has {deepest}")
+        layers = config.layers or model2layers.get(place, _check_layers(config, place))
         self._scorer = BERTScorer(place, num_layers=layers, batch_size=BATCH)
         self._scorer._tokenizer.model_max_length = _limit(place)
 

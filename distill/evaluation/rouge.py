@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from unicodedata import category
 
 from nltk.stem import porter
 from rapidfuzz.distance import LCSseq
@@ -34,7 +34,7 @@ _STEMMER = _Stemmer()
 
 TOKENIZERS: dict[RougeTokenizer, Callable[[str], Iterable[str]]] = {
     "english": lambda text: tokenize(text, _STEMMER),
-    "words": lambda text: re.findall(r"\w+", text.lower()),
+    "words": lambda text: "".join(x if x.isalnum() or category(x)[0] == "M" else " " for x in text.lower()).split(),
     "characters": lambda text: "".join(text.lower().split()),
 }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,24 @@ from torch import Tensor
 from distill.base.console import say
 from distill.base.errors import UserError
 from distill.base.files import read_json, read_object
+from distill.models.folders import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    CONFIG,
+    GENERATION,
+    TOKENIZER,
+    WHOLE,
+    is_adapter,
+    weight_files,
+)
 from distill.models.tokenizers import check_tokenizer
 
-CONFIG, ADAPTER_CONFIG, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
-# The files that transformers reads; where one pattern has files, the later ones are not read
-WHOLE = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
-ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 WITHOUT_EFFECT = {  # of generation_config.json, on the texts
     "transformers_version", "_from_model_config", "eos_token_id", "bos_token_id", "pad_token_id", "use_cache",
     "output_attentions", "output_hidden_states",
 }  # fmt: skip
-TOKENIZER = (
-    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
-)  # fmt: skip
 OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # keys of config.json
+ENCODERS = ("n_layers", "layer", "encoder", "transformer", "layers")  # how bert_score finds an encoder's layers
 SHOWN = 3  # names in a message
 # Constants that older versions of transformers stored with the weights
 BUFFERS = (
@@ -40,38 +43,6 @@ BUFFERS = (
     "position_ids",
 )  # fmt: skip
 PREFIX = "base_model.model."  # of peft's names
-
-
-def weight_files(folder: Path, patterns: Sequence[str] = WHOLE) -> list[Path]:
-    """The files of a folder's weights that are read; a folder may hold the same weights in two formats."""
-    return next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
-
-
-def determines(file: Path) -> bool:
-    """Whether a file of a checkpoint's folder is of its weights, its config or its tokenizer."""
-    return any(fnmatch(file.name, pattern) for pattern in (*WHOLE, *ADAPTER, CONFIG, ADAPTER_CONFIG, *TOKENIZER))
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a model or an adapter."""
-    return any((folder / name).is_file() for name in (CONFIG, ADAPTER_CONFIG))
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and not a whole model.
-
-    Raises:
-        UserError: it holds both, which transformers would put together, or neither.
-    """
-    config, adapter = (folder / CONFIG).is_file(), (folder / ADAPTER_CONFIG).is_file()
-    if adapter and config and weight_files(folder):
-        raise UserError(
-            f"{folder} holds a whole model and {ADAPTER_CONFIG}, and transformers would put the two together; move"
-            f" {ADAPTER_CONFIG} (with adapter_model.*) into a folder of its own, and name the one that you mean"
-        )
-    if not adapter and not config:
-        raise UserError(f"{folder} holds no model: neither {CONFIG} nor {ADAPTER_CONFIG} is there")
-    return adapter
 
 
 @cache
@@ -96,10 +67,7 @@ def examine(base: str, revision: str, adapter: str | None) -> None:
     if not is_whole:
         raise UserError(f"{base} holds an adapter, where a whole model is needed; give its base model as the id")
     settings = read_object(folder / CONFIG)
-    files = weight_files(folder)
-    if not files:
-        raise UserError(f"{folder} holds {CONFIG} and no weights ({' or '.join(WHOLE)})")
-    _check_files(files)
+    files = _files(folder)
     model = _check_names(folder, settings)
     _check_finite(files)
     check_tokenizer(str(folder), _tokenizer(folder), model.get_input_embeddings().weight.shape[0])
@@ -117,15 +85,33 @@ def examine_encoder(folder: Path) -> None:
     from transformers import AutoModel
 
     settings = read_object(folder / CONFIG)
-    files = weight_files(folder)
-    if not files:
-        raise UserError(f"{folder} holds {CONFIG} and no weights ({' or '.join(WHOLE)})")
-    _check_files(files)
-    loading = _meta(AutoModel, folder, settings)[1]
+    files = _files(folder)
+    model, loading = _meta(AutoModel, folder, settings)
+    if not any(hasattr(model, name) for name in ENCODERS):
+        raise UserError(f"{folder}: {type(model).__name__} is no encoder that bert_score can read; choose another")
     missing = [name for name in loading["missing_keys"] if "pooler." not in name]
     refuse_gaps(str(folder), {**loading, "missing_keys": missing, "unexpected_keys": []})
     _check_finite(files)
     _tokenizer(folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder's weights, after a check that they and all settings beside them can be read.
+
+    Raises:
+        UserError: there are none, or a file is damaged.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds {CONFIG} and no weights ({' or '.join(WHOLE)})")
+    _check_files(files)
+    for pattern in (*TOKENIZER, "*.index.json"):
+        for file in folder.glob(pattern):
+            if file.suffix == ".json":
+                read_json(file)
+    if "-of-" in files[0].name and not list(folder.glob("*.index.json")):
+        raise UserError(f"{folder}: the weights are in parts, and their index (*.index.json) is missing; copy it, too")
+    return files
 
 
 def _folder(base: str, revision: str) -> Path | None:
@@ -163,14 +149,23 @@ def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 def damage_of(checkpoint: Path) -> str | None:
     """What is damaged in the checkpoint of a training, weights and states of optimizer and trainer; None if nothing."""
+    if not checkpoint.is_dir():
+        return f"{checkpoint}: it is missing"
+    sharded = any(path.is_dir() for path in checkpoint.iterdir())  # FSDP and DeepSpeed have files of their own
+    needed = ("optimizer.pt", "scheduler.pt", "rng_state*", "trainer_state.json", "*model*.safetensors")
+    missing = [name for name in needed if not sharded and not list(checkpoint.glob(name))]
+    if missing:
+        return f"{checkpoint}: {', '.join(missing)} missing"
     try:
         for file in sorted(checkpoint.iterdir()):
-            if file.suffix == ".json":
+            if file.name == "trainer_state.json":
+                read_object(file)
+            elif file.suffix == ".json":
                 read_json(file)
             elif file.suffix == ".safetensors":
                 next(tensors(file), None)
             elif file.suffix in (".pt", ".pth", ".bin") and not _is_whole_archive(file):
-                return f"{file}: {_damage(file)}"
+                return f"{file}: {_damage(file)}".partition(";")[0]
     except UserError as error:
         return error.problems[0].partition(";")[0]
     return None
@@ -317,7 +312,7 @@ def _check_finite(files: Sequence[Path]) -> None:
         if isinstance(tensor, Tensor)
         and tensor.is_floating_point()
         and not name.endswith(BUFFERS)
-        and not bool(torch.isfinite(tensor.float()).all())
+        and not bool(torch.isfinite(tensor).all())
     ]
     if wrong:
         raise UserError(f"{files[0].parent}: weights that are not finite: {_listed(wrong)}; take an earlier checkpoint")

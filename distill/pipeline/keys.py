@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from distill.config.model import WeightsConfig
 from distill.data.examples import folder_hash
-from distill.models.checkpoint import determines, is_adapter
+from distill.models.folders import determining_files, is_adapter
 from distill.pipeline.store import digest
 
 # Part of every key of a stage. Increase a stage's number when its code makes another artifact from the same settings.
@@ -80,7 +79,7 @@ def identity(text: str, revision: str = "main") -> str:
 
 def checkpoint_identity(text: str, revision: str = "main") -> str:
     """As `identity`, but only of a checkpoint's weights, config and tokenizer: a README beside them changes nothing."""
-    return _identity(text, revision, partial(folder_hash, counts=determines))
+    return _identity(text, revision, lambda folder: folder_hash(folder, determining_files(folder)))
 
 
 def _identity(text: str, revision: str, content: Callable[[Path], str]) -> str:

@@ -17,7 +17,7 @@ from distill.base.provenance import commit, hardware, versions
 from distill.data.templates import render
 from distill.evaluation.bertscore import metric_name
 from distill.evaluation.responses import read_responses
-from distill.models.checkpoint import is_checkpoint
+from distill.models.folders import is_checkpoint
 from distill.pipeline.keys import checkpoint_identity, identity
 from distill.pipeline.nodes import Node
 from distill.pipeline.rows import Row, decode_name, run_label

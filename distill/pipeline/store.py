@@ -325,7 +325,9 @@ def _stopped_attempts(partial: Path) -> list[dict[str, Any]]:
         return []
     try:
         attempts: list[dict[str, Any]] = read_json(path)
-    except UserError:
+        if not isinstance(attempts, list) or not attempts or not all("started" in attempt for attempt in attempts):
+            raise UserError(f"{path}: no list of attempts")
+    except (UserError, TypeError):
         say(f"{path}: it is damaged; the time of attempts that were stopped is not counted")
         return []
     last = max(f.stat().st_mtime for f in partial.rglob("*"))

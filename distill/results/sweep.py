@@ -40,11 +40,13 @@ def job_lines(
     return lines[selected][LONG_COLUMNS]
 
 
-def note_failure(folder: Path, label: str, model: str, results: str, problems: Sequence[str]) -> None:
+def note_failure(
+    folder: Path, label: str, model: str, results: str, problems: Sequence[str], words: Sequence[str]
+) -> None:
     """Leave in a job's folder that it failed, for the table of its sweep."""
     folder.mkdir(parents=True, exist_ok=True)
     reason = re.sub(r"(?<![\w.:/])/(?:[^\s/:;,]+/)+", "", " | ".join(problems))  # without folders of this machine
-    line = {"row": label, "model": model, "results": results, "problem": reason}
+    line = {"row": label, "model": model, "results": results, "problem": reason, "overrides": " ".join(words)}
     pd.DataFrame([line]).to_csv(folder / FAILURE, index=False)
 
 
@@ -67,10 +69,13 @@ def with_failures(frame: pd.DataFrame, failures: pd.DataFrame) -> pd.DataFrame:
     if failures.empty:
         return frame
     titles = list(frame.columns[1:]) or ["result"]
-    lines = [
-        {"row": row, **dict.fromkeys(titles, "failed"), "reason": problem}
-        for row, problem in failures[["row", "problem"]].itertuples(index=False, name=None)
-    ]
+    words = [set(text.split()) for text in failures["overrides"]]
+    common = set.intersection(*words) if len(words) > 1 else set()
+    lines = []
+    for row, problem, text in failures[["row", "problem", "overrides"]].itertuples(index=False, name=None):
+        own = " ".join(word for word in text.split() if word not in common) if common else ""
+        label = f"{row} [{own}]" if own else row
+        lines.append({"row": label, **dict.fromkeys(titles, "failed"), "reason": problem})
     return pd.concat([frame, pd.DataFrame(lines)], ignore_index=True).fillna("")
 
 

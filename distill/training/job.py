@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from distill.base.console import bar, say
+from distill.base.files import read_object
 from distill.base.processes import from_main_process, is_main_process, wait_for_everyone, world_size
 from distill.config.model import LoraConfig
 from distill.config.objective import LossConfig, SamplerConfig
@@ -312,7 +313,7 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
         if not (folder / STATE).is_file() and is_main_process():
             shutil.rmtree(folder)
     while (last := get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None) is not None:
-        damage = from_main_process(damage_of(Path(last)))
+        damage = from_main_process(_damage_with_best(Path(last)))
         if damage is None:
             return last
         aside = Path(last).with_name(f"damaged-{Path(last).name}")
@@ -322,6 +323,14 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
             Path(last).rename(aside)
         wait_for_everyone()
     return None
+
+
+def _damage_with_best(checkpoint: Path) -> str | None:
+    """What is damaged in a checkpoint, or in the best one before it, which it names; None if nothing."""
+    damage = damage_of(checkpoint)
+    if damage is None and (best := read_object(checkpoint / STATE).get("best_model_checkpoint")):
+        damage = damage_of(checkpoint.with_name(Path(best).name))
+    return damage
 
 
 def _copy_model(best: Path, target: Path) -> None:

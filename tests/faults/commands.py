@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from distill.models import precision
-from tests.faults.models import NOTHING_MADE, refused_before_work
+from tests.faults.models import NOTHING_MADE, _encoder, refused_before_work
 from tests.faults.workshop import Outcome, Workshop, case, environment, rows, write
 
 SMOKE = ("model=gpt2", "debug=smoke", "loss=sft")
@@ -77,6 +78,49 @@ def checkpoint_cut_off(w: Workshop) -> Outcome:
 @case("d", "a checkpoint's random state is garbage", "rng_state.pth: damaged or cut off", code=0)
 def garbage_random_state(w: Workshop) -> Outcome:
     return _damaged_checkpoint(w, "rng_state.pth", b"garbage" * 9)
+
+
+@case("d", "the best checkpoint is damaged, the last one is sound", "set aside as damaged-", code=0)
+def best_is_damaged(w: Workshop) -> Outcome:
+    words, checkpoints = _stopped_training(w)
+    state = json.loads((checkpoints[-1] / "trainer_state.json").read_text())
+    best = checkpoints[-1].with_name(Path(state["best_model_checkpoint"]).name)
+    state["best_model_checkpoint"] = str(checkpoints[0])
+    (checkpoints[-1] / "trainer_state.json").write_text(json.dumps(state))
+    (checkpoints[0] / "model.safetensors").write_bytes(b"")
+    outcome = w.pair(*words)
+    (weights,) = (w.folder / "store").glob("train/gpt2-student-*/model/model.safetensors")
+    assert weights.stat().st_size and best.name
+    return outcome
+
+
+@case("d", "a checkpoint lacks optimizer.pt", "optimizer.pt missing", "set aside as damaged-", code=0)
+def no_optimizer(w: Workshop) -> Outcome:
+    words, checkpoints = _stopped_training(w)
+    (checkpoints[-1] / "optimizer.pt").unlink()
+    return w.pair(*words)
+
+
+@case("d", "trainer_state.json that is a list", "trainer_state.json: it holds a list", "set aside as damaged-", code=0)
+def state_is_a_list(w: Workshop) -> Outcome:
+    return _damaged_checkpoint(w, "trainer_state.json", b"[]")
+
+
+@case("d", "attempts.json that is an object", "attempts.json: it is damaged; the time", code=0)
+def attempts_is_an_object(w: Workshop) -> Outcome:
+    words, checkpoints = _stopped_training(w)
+    (checkpoints[0].parents[1] / "attempts.json").write_text('{"x": 1}')
+    return w.pair(*words)
+
+
+@case("d", "eval.bertscore.layers deeper than the encoder", "eval.bertscore.layers=99")
+def too_deep(w: Workshop) -> Outcome:
+    return refused_before_work(w.pair("loss=sft", f"eval.bertscore.encoder={_encoder(w)}", "eval.bertscore.layers=99"))
+
+
+@case("d", "a language model as encoder", "is no encoder that bert_score can read")
+def no_encoder(w: Workshop) -> Outcome:
+    return refused_before_work(w.pair("loss=sft", f"eval.bertscore.encoder={w.checkpoint('T')}"))
 
 
 @case("d", "attempts.json of 0 bytes", "attempts.json: it is damaged; the time", code=0)
@@ -319,6 +363,14 @@ def home_of_data(w: Workshop) -> Outcome:
         return w.run(*words, "loss=sft")
 
 
+@case("m", "~ in distill.store", "no such store")
+def home_of_store(w: Workshop) -> Outcome:
+    with environment({"HOME": str(w.folder)}):
+        outcome = w.command("store", "list", "--store", "~/nothing")
+    assert f"{w.folder}/nothing" in outcome.text
+    return outcome
+
+
 @case("m", "~ of a user who does not exist", "~nobody-here/x: no such folder")
 def unknown_home(w: Workshop) -> Outcome:
     return refused_before_work(w.run(*SMOKE, "model.teacher.path=~nobody-here/x"))
@@ -352,8 +404,6 @@ def absolute_paths(w: Workshop) -> Outcome:
 
 @case("n", "absolute paths of encoder and corpus in a table", code=0)
 def absolute_paths_in_a_table(w: Workshop) -> Outcome:
-    from tests.faults.models import _encoder
-
     corpus = write(w.folder / "corpus.txt", "red old house near the river\n\n" * 60)
     words = [*w.of_pair(), f"data.pretrain.file={corpus}", f"eval.bertscore.encoder={_encoder(w)}"]
     words = [word for word in words if "bertscore.encoder=null" not in word]

@@ -283,6 +283,24 @@ def config_without_type(w: Workshop) -> Outcome:
     return refused_before_work(w.pair(student=w.with_json("S", "config.json", {"model_type": None})))
 
 
+@case("d", "a tokenizer.json of 0 bytes", "tokenizer.json: it is empty")
+def empty_tokenizer(w: Workshop) -> Outcome:
+    path = w.checkpoint("S", seed=2) / "tokenizer.json"
+    path.write_bytes(b"")
+    return refused_before_work(w.pair("loss=sft", student=path.parent))
+
+
+@case("d", "weights in parts without their index", "their index (*.index.json) is missing")
+def no_index(w: Workshop) -> Outcome:
+    from transformers import AutoModelForCausalLM
+
+    folder = w.checkpoint("T")
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="60KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    (folder / "model.safetensors.index.json").unlink()
+    return refused_before_work(w.pair(teacher=folder))
+
+
 @case("d", "a config.json that is a list", "config.json: it holds a list")
 def config_is_a_list(w: Workshop) -> Outcome:
     path = w.checkpoint("S") / "config.json"
@@ -368,7 +386,9 @@ def readme_of_the_encoder(w: Workshop) -> Outcome:
 def readme_is_added(w: Workshop) -> Outcome:
     assert w.pair().code == 0
     (w.folder / "T" / "README.md").write_text("# the teacher")
-    (w.folder / "S" / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (w.folder / "S" / "checkpoint-5").mkdir()
+    (w.folder / "S" / "checkpoint-5" / "config.json").write_text("{}")
+    (w.folder / "S" / "pytorch_model.bin").write_bytes(b"another format, which is not read")
     outcome = w.pair()
     assert NOTHING_MADE not in outcome.text
     return outcome

@@ -20,6 +20,7 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 
 from distill.base.errors import FAILED, command
+from distill.pipeline import keys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 WORDS = ("red", "green", "old", "new", "house", "river", "stone", "bird", "the", "a", "near", "under")
@@ -201,6 +202,7 @@ def _command(module: str, words: Sequence[str]) -> Outcome:
     output = io.StringIO()
     argv, main = sys.argv[:], importlib.import_module(f"distill.{module}").main
     FAILED.clear()
+    keys._HASHES.clear()  # a command of its own process reads its folders again
     if absl := sys.modules.get("absl.logging"):  # closes its stream when Hydra sets up logging, that of pytest too
         absl.get_absl_handler().python_handler.setStream(io.StringIO())
     GlobalHydra.instance().clear()
