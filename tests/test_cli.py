@@ -360,3 +360,16 @@ def test_the_demo_says_what_it_does_within_a_second():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     found = re.fullmatch(r"abkd/losses_gpt2: loading the libraries (\S+) False\n", done.stderr)
     assert found and float(found[1]) < 5  # 0.2 on an idle machine
+
+
+def test_a_process_that_was_started_by_hand_says_that_it_waits(monkeypatch):
+    from distill.base.processes import OF_LAUNCHER, settle_environment
+
+    values = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    (line,) = settle_environment()
+    assert "process 1 of 2" in line and f"unset {' '.join(OF_LAUNCHER)}" in line
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert settle_environment() == []

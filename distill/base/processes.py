@@ -49,6 +49,11 @@ def settle_environment() -> list[str]:
         removed += [name for name in os.environ if name.startswith(OF_ACCELERATE)]
     for name in removed:
         del os.environ[name]
+    if several and "TORCHELASTIC_RUN_ID" not in os.environ:  # not started by torchrun or accelerate, so by hand
+        return [
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, which wait for one another; if the variables"
+            f" were left in the shell, type: unset {' '.join(OF_LAUNCHER)}"
+        ]
     if not removed:
         return []
     why = f" ({', '.join(missing)} missing)" if there and missing else ""
