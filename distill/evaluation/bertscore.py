@@ -147,7 +147,8 @@ class BertScorer:
 
         quiet_transformers()
         place = locate(config)
-        layers = config.layers or model2layers.get(place, _check_layers(config, place))
+        deepest = _check_layers(config, place)
+        layers = config.layers or model2layers.get(place, deepest)
         self._scorer = BERTScorer(place, num_layers=layers, batch_size=BATCH)
         self._scorer._tokenizer.model_max_length = _limit(place)
 
