@@ -15,7 +15,7 @@ TABLES := $(patsubst experiments/%.yaml,%,$(wildcard experiments/*/*.yaml))
 TARGETS := $(subst _,-,$(subst /,-,$(TABLES)))
 DEMO := model=demo rows=[FKLD,ABKD] paths.store=.demo/store paths.results=.demo/results
 
-.PHONY: abkd akl mgsr help setup smollm2 encoder vocabulary phrases demo test check lint format bench docs tables clean
+.PHONY: abkd akl mgsr catalogue help setup smollm2 encoder vocabulary phrases demo test check lint format bench docs tables clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -86,6 +86,9 @@ docs: setup  ## write docs/losses.md, docs/fidelity.md and the tables of docs/fi
 	$(RUN) distill.losses.page > docs/losses.md
 	$(RUN) distill.pipeline.fidelity > docs/fidelity.md
 	$(RUN) distill.results.findings
+
+catalogue: setup  ## try every fault that users met, and write what each prints into docs/faults.md
+	OMP_NUM_THREADS=1 $(RUN) tests.faults
 
 tables: setup  ## list every table with its target, and what is missing of it for MODEL (micro)
 	$(RUN) distill.list tables

@@ -13,9 +13,10 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from distill.base.errors import FAILED, UserError, command, report_and_go_on
+from distill.base.errors import FAILED, UserError, command, failed_job, of_machine
 from distill.base.locations import CONF, add_config_dir, take_config_dir
 from distill.base.processes import name_command
 from distill.config.compose import checked, for_hydra, jobs, load, search_path
@@ -75,13 +76,32 @@ def check(overrides: list[str], sweep: bool) -> None:
 def run_job(composed: DictConfig) -> None:
     """Run one job: measure the row and print its table.
 
-    A UserError is reported and added to `FAILED`, so that the other jobs of a sweep still run.
+    An error is reported and added to `FAILED`, so that the other jobs of a sweep still run; the sweep's table has a
+    line for it.
     """
+    hydra_config = HydraConfig.get()
+    alone = hydra_config.mode != RunMode.MULTIRUN
     try:
-        _measure(composed)
+        with of_machine():
+            _measure(composed)
     except UserError as error:
-        FAILED.append(error)
-        report_and_go_on(error)
+        _note_failure(failed_job(error), Path(hydra_config.runtime.output_dir))
+    except Exception as error:
+        if alone:
+            raise
+        _note_failure(failed_job(error), Path(hydra_config.runtime.output_dir))
+
+
+def _note_failure(error: UserError, output: Path) -> None:
+    """Leave a line for the sweep's table that this job failed, and why."""
+    from distill.base.processes import is_main_process
+    from distill.pipeline.rows import run_label
+    from distill.results.sweep import note_failure
+
+    if is_main_process():
+        _, config = checked(list(HydraConfig.get().overrides.task))
+        words = list(HydraConfig.get().overrides.task)
+        note_failure(output, run_label(config), config.model.name, config.paths.results, error.problems, words)
 
 
 def _measure(composed: DictConfig) -> None:
@@ -111,7 +131,9 @@ def _measure(composed: DictConfig) -> None:
     titles, hashes = ({d.name: getattr(d, name) for d in sets} for name in ("title", "fingerprint"))
     lines = job_lines(row.folder, row.label, titles, hashes, config.seed)
     output.mkdir(parents=True, exist_ok=True)
-    lines.assign(model=config.model.name, results=config.paths.results).to_csv(output / ROWS, index=False)
+    words = " ".join(HydraConfig.get().overrides.task)
+    lines = lines.assign(model=config.model.name, results=config.paths.results, overrides=words)
+    lines.to_csv(output / ROWS, index=False)
     seeds = ", ".join(map(str, config.seed))
     show(rouge_table(lines), f"{config.model.name}, ROUGE-L, generation seed {seeds}")
     say(f"run: {row.folder.folder}; all runs: {runs_file}")

@@ -42,12 +42,16 @@ def needed(results: Path) -> set[str]:
     return names
 
 
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def main(words: list[str]) -> int:
     """List or prune the artifacts; see the module."""
     parser = argparse.ArgumentParser(prog="distill.store", description=__doc__)
     parser.add_argument("action", nargs="?", choices=["list", "prune"], default="list")
-    parser.add_argument("--store", type=Path, default=Path("store"), help="folder of artifacts (paths.store)")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of results (paths.results)")
+    parser.add_argument("--store", type=_folder, default=Path("store"), help="folder of artifacts (paths.store)")
+    parser.add_argument("--results", type=_folder, default=Path("results"), help="folder of results (paths.results)")
     parser.add_argument("--yes", action="store_true", help="prune without asking")
     options = parser.parse_args(words)
     if not options.store.is_dir():

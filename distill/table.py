@@ -50,14 +50,16 @@ def _all(names: Sequence[str], words: Sequence[str]) -> int:
     from distill.base.console import say
     from distill.pipeline.request import OtherPair
 
-    code = 0
+    code, reported = 0, set[str]()
     for name in names:
         try:
             code = max(code, _one([name, *words]))
         except OtherPair as error:
             say(f"left out: {error}")
         except UserError as error:
-            report_and_go_on(error)
+            new = [problem for problem in error.problems if problem not in reported]
+            reported.update(new)
+            report_and_go_on(UserError(new, error.shared))
             code = 2
     return code
 
@@ -67,6 +69,7 @@ def _one(words: Sequence[str], dry: bool = False) -> int:
     from distill.base.console import say
     from distill.base.processes import is_main_process
     from distill.pipeline.request import requested
+    from distill.results.metrics import is_rouge
     from distill.results.terminal import show
 
     table, chosen = requested(words)
@@ -81,7 +84,7 @@ def _one(words: Sequence[str], dry: bool = False) -> int:
         written = table.write()
         experiment = table.experiment
         if experiment.kind != "figure":
-            rouge = all(c.metric.startswith(("rouge_l", "best_rouge_l")) for c in experiment.columns.values())
+            rouge = all(is_rouge(c.metric) for c in experiment.columns.values())
             show(written.frame, f"{experiment.title} - {table.model}{', ROUGE-L' if rouge else ''}")
         for line in written.header:
             say(line)

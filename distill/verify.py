@@ -11,6 +11,7 @@ keeps that store, so that a stopped check goes on.
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 
 from distill.base.errors import UserError, command
 
@@ -28,10 +29,13 @@ def main(words: list[str]) -> int:
     from distill.pipeline.verification import Cell, verified
     from distill.results.terminal import show
 
+    store = Path(options.get("store", ".")).expanduser()
+    if any(path.is_file() for path in (store, *store.parents)):
+        raise UserError(f"store={options['store']}: it is not a folder that can be written to; choose another folder")
     cell = Cell.of(words[0], options.get("row"), options.get("column"))
     say(f"{cell.manifest.table} on {cell.manifest.model}: row {cell.row.label}, column {cell.column.title}")
     with tempfile.TemporaryDirectory(prefix="distill-verify-") as scratch:
-        verdict = verified(cell, options.get("store", scratch))
+        verdict = verified(cell, str(Path(options.get("store", scratch)).expanduser()))
     show(verdict.values, f"{cell.row.label}, {cell.column.title}")
     say(verdict.text)
     return 0 if verdict.holds else 1

@@ -246,11 +246,11 @@ def test_the_estimate_of_memory_and_sizes(build_model, tmp_path):
     shape = shape_of(weights)
     assert shape.parameters == model.num_parameters()
     long_rows = [Encoded(f"r{i}", [1] * 20, [2] * 12) for i in range(8)]
-    told = estimate_training(shape, None, long_rows, 2, 4, "fp32", None, live=False)
-    assert told.parts["optimizer"] == 8 * model.num_parameters() and told.seconds > 0
+    told = estimate_training(shape, None, long_rows, 4, "fp32", None, live=False)
+    assert told.parts["optimizer"] == 8 * model.num_parameters()
     for corrections in (0, 1):  # the keys and values of four texts, which their model keeps
         sampler = build_sampler("on_policy", scrg={"corrections": corrections})
-        more = estimate_training(shape, None, long_rows, 2, 4, "fp32", shape, True, sampler=sampler, step_rows=4)
+        more = estimate_training(shape, None, long_rows, 4, "fp32", shape, True, sampler=sampler, step_rows=4)
         read = known.read(model, [[1] * 32] * 4, 0)
         kept_bytes = sum(x.nbytes for _, of_text in read for layer in of_text.layers for x in layer)
         told_bytes = more.parts.get("texts to correct", 0.0)

@@ -79,7 +79,7 @@ def test_cfg_prints_the_merged_config_without_weights_or_network():
             ["did you mean akl or akl_r or dac_kl?", "did you mean train.student.lr"],
         ),
         (["model=micro", "loss=akl", "loss.mu=7"], ["mu=7 must be in (0, 1]"]),
-        (["data=jsonl", "data.root=nowhere"], ["nowhere/train.jsonl: no such data file"]),
+        (["data=jsonl", "data.root=nowhere"], ["data.root=nowhere: no such folder"]),
         (["model=gpt2"], ["hf download MiniLLM/dolly raw.jsonl --repo-type dataset", "model=smollm2", "debug=smoke"]),
         (["oops"], ["oops: not an override"]),
         (["model=micro", "-m", "loss=fkl,rrkl"], ["did you mean rkl"]),
@@ -115,7 +115,8 @@ def test_one_failing_job_does_not_take_the_others_down(tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr and "lower the learning rate" in done.stderr.lower()
     assert values["run"].nunique() == 2
     (table,) = (tmp_path / "results/gpt2/runs").glob("sweep-*.csv")
-    assert len(pd.read_csv(table)) == 2
+    rows = pd.read_csv(table, keep_default_na=False)
+    assert list(rows["reason"].str.contains("is nan")) == [False, False, True] and rows.iloc[2, 1] == "failed"
 
 
 def test_a_sweep_over_models_has_a_table_for_each(tmp_path):
@@ -359,3 +360,16 @@ def test_the_demo_says_what_it_does_within_a_second():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     found = re.fullmatch(r"abkd/losses_gpt2: loading the libraries (\S+) False\n", done.stderr)
     assert found and float(found[1]) < 5  # 0.2 on an idle machine
+
+
+def test_a_process_that_was_started_by_hand_says_that_it_waits(monkeypatch):
+    from distill.base.processes import OF_LAUNCHER, settle_environment
+
+    values = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    (line,) = settle_environment()
+    assert "process 1 of 2" in line and f"unset {' '.join(OF_LAUNCHER)}" in line
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert settle_environment() == []

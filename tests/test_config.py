@@ -191,7 +191,7 @@ def test_all_problems_at_once_with_the_nearest_names():
         ("loss.w_kd=0", "w_ce and w_kd are both 0"),
         ("seed=[1,1]", "names a seed twice"),
         ("seed=-1", "greater than or equal to 0"),
-        ("seed=a", "seed=a: input should be a valid list"),
+        ("seed=a", "seed: a is no list of numbers; write seed=[10,20,30]"),
         ("eval.sets=[doly]", "['doly'], but data=micro has"),
         ("train.max_prompt_length=600", "leaves no room"),
         ("train.student.epochs=0", "a supplied checkpoint is model.student.path"),
@@ -207,7 +207,7 @@ def test_all_problems_at_once_with_the_nearest_names():
         ("+template=alpaca", "write data.template=alpaca"),
         ("data.template={name: a, with_input: '{instruction}', without_input: '{instruction}'}", "has {input} 0 times"),
         ("hydra.searchpath=[file://x]", "name a folder of your own configs as --config-dir DIR"),
-        ("plugins=a", "input should be a valid list"),
+        ("plugins=a", "plugins=a: a list is needed; write plugins=[a]"),
     ],
 )
 def test_one_wrong_value_one_line(override, message):

@@ -20,7 +20,7 @@ from distill.config.data import GeneratorConfig, SplitConfig
 from distill.config.template import TemplateConfig, named
 from distill.data import micro, sets, world
 from distill.data.encode import IGNORE, Collator, Encoded, Encoder, shift
-from distill.data.examples import fingerprint, make_examples, read
+from distill.data.examples import Example, fingerprint, make_examples, read
 from distill.data.gpt2_tokens import gpt2_tokenizer, token_counts
 from distill.data.micro import generate
 from distill.data.templates import render
@@ -33,6 +33,10 @@ class WordTokenizer:
     """One id a word: EOS and pad are both 0."""
 
     eos_token_id, pad_token_id = 0, 0
+    all_special_tokens = ()
+
+    def get_vocab(self):
+        return {"x" * 40: 1}
 
     def __call__(self, text, add_special_tokens=True):
         return SimpleNamespace(input_ids=[1 + zlib.crc32(w.encode()) % 1000 for w in text.replace(">", " > ").split()])
@@ -54,7 +58,7 @@ def write(path, *lines):
         ({"instruction": "a", "output": "  "}, "empty response"),
         ({"instruction": "a", "output": []}, "empty response"),
         ({"instruction": "a", "output": [1]}, "output is a list"),
-        ({"instruction": 3, "output": "b"}, "must be strings"),
+        ({"instruction": 3, "output": "b"}, "instruction is a number"),
         ('{"instruction": "a", "output": "\\ud800"}', "not UTF-8"),
         (b"\xff\xfe{}", "not UTF-8"),
     ],
@@ -68,7 +72,8 @@ def test_a_bad_line_is_named_with_file_and_number(tmp_path, bad, message):
 def test_all_bad_lines_at_once_and_missing_or_empty_files(tmp_path):
     with pytest.raises(UserError) as caught:
         read(write(tmp_path / "d.jsonl", "x", GOOD, "y"))
-    assert len(caught.value.problems) == 2
+    (problem,) = caught.value.problems
+    assert "d.jsonl:1: not JSON" in problem and "(also 3)" in problem
     with pytest.raises(UserError, match="no such data file"):
         read(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="no rows"):
@@ -209,6 +214,8 @@ def real_examples():
 
 class SentencePiece:
     """The original library's tokenizer as LLaMA's is made: BPE, bytes for what is not in the vocabulary, BOS."""
+
+    all_special_tokens = ()
 
     def __init__(self, texts, folder):
         lines = (line for text in texts for line in text.splitlines())
@@ -511,9 +518,9 @@ def test_plain_text_for_pretraining(tmp_path):
     assert texts(f"data.pretrain.file={tmp_path}/b.jsonl") == ["x", "y\n\nz"]
     assert texts(f"data.pretrain.file={tmp_path}/b.jsonl", "data.pretrain.limit=1") == ["x"]
     for content, message in [
-        ("{}\n", r"b\.jsonl:1: .*text is NoneType"),
+        ("{}\n", r"b\.jsonl:1: .*it has nothing"),
         ("x\n", r"b\.jsonl:1: not JSON"),
-        ('{"text": 3}\n', "text is int"),
+        ('{"text": 3}\n', "text is a number"),
         ("", "no text"),
     ]:
         (tmp_path / "b.jsonl").write_text(content)
@@ -524,7 +531,7 @@ def test_plain_text_for_pretraining(tmp_path):
     pd.DataFrame({"text": ["p", "q"], "url": ["", ""]}).to_parquet(tmp_path / "c.parquet")
     assert texts(f"data.pretrain.file={tmp_path}/c.parquet") == ["p", "q"]
     (tmp_path / "d.csv").write_text("text")
-    with pytest.raises(UserError, match=r"a corpus is \.jsonl, \.parquet or \.txt, not \.csv"):
+    with pytest.raises(UserError, match=r"a corpus is \.jsonl, \.json, .* not \.csv"):
         texts(f"data.pretrain.file={tmp_path}/d.csv")
     with pytest.raises(UserError, match="needs either file, or hub and hub_file"):
         texts("data.pretrain.hub=openwebtext")
@@ -533,3 +540,42 @@ def test_plain_text_for_pretraining(tmp_path):
 def test_late_targets_are_not_shifted():
     assert shift([5, 6], [7, 8]) == ([5, 6, 7], [IGNORE, 7, 8])
     assert shift([5, 6], [7, 8], late=True) == ([5, 6, 7, 8], [IGNORE, IGNORE, 7, 8])
+
+
+# ------------------------------------------------------------------------------------------------------ special tokens
+@pytest.mark.parametrize("convention", ["gpt2", "opt", "llama"])
+def test_a_special_token_that_data_spells_is_text_and_one_of_the_template_is_not(convention):
+    from distill.models.tokenizers import train_tokenizer
+
+    tokenizer = train_tokenizer(convention, ["red old house near the river"] * 20, 400)
+    eos, eos_id = tokenizer.eos_token, tokenizer.eos_token_id
+    plain = TemplateConfig(name="t", without_input="{instruction} =", with_input="{instruction} {input} =")
+    marked = TemplateConfig(name="m", without_input=f"red{eos}{{instruction}} =", with_input="{instruction} {input} =")
+    bos = [tokenizer.bos_token_id] if convention != "gpt2" else []
+    for template, expected in ((plain, 0), (marked, 1)):
+        encoder = Encoder(tokenizer, template, 200, "cut")
+        for instruction in (f"old {eos} house", "old house"):
+            rows = encoder.pairs([Example("a", instruction, "", (f"river {eos} stone",))], 400)
+            (row,) = rows.rows
+            prompt = row.prompt[len(bos) :]
+            assert row.prompt[: len(bos)] == bos and prompt.count(eos_id) == expected
+            assert row.response.count(eos_id) == 1 and row.response[-1] == eos_id
+            assert rows.counts["texts that spell a special token, read as plain text"] == 1
+            decoded = tokenizer.decode(row.response[:-1]).replace(" ", "")
+            assert decoded.endswith(f"river{eos}stone")
+    untouched = Encoder(tokenizer, plain, 200, "cut").pairs([Example("b", "old house", "", ("river",))], 400)
+    assert "texts that spell a special token, read as plain text" not in untouched.counts
+    assert untouched.rows[0].prompt == list(tokenizer("old house =").input_ids)
+
+
+def test_a_cut_prompt_is_the_longest_that_fits_whatever_its_length():
+    """The bound that leaves out hopeless lengths changes no result."""
+    encoder = Encoder(
+        WordTokenizer(),
+        TemplateConfig(name="t", without_input="{instruction}", with_input="{instruction} {input}"),
+        9,
+        "cut",
+    )
+    for words in (3, 40, 4000):
+        (row,) = encoder.prompts([Example("a", "do", "w " * words, ("x",))]).rows
+        assert len(row.prompt) == min(9, 1 + words)

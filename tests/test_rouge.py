@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from distill.evaluation import rouge, rouge_l
+from distill.evaluation.rouge import can_score
 
 WORDS = st.sampled_from(
     "running runs ran the The a cats cat's 42 3.5 naïve café 東京 🙂 \n - _x_ don't I.B.M. ".split(" ")
@@ -49,3 +50,21 @@ def test_several_processes_score_as_one(processes, monkeypatch):
     assert started == [processes or 2]
     assert rouge_l(predictions[:1], references[:1], processes) == rouge_l(predictions[:1], references[:1], 1)
     assert rouge_l([], [], processes) == []
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "prediction", "reference", "expected"),
+    [
+        ("english", "答案", "答案", 0.0),
+        ("characters", "答案是二", "答案是三", 75.0),
+        ("characters", "a b", "AB", 100.0),
+        ("words", "красный дом", "Красный старый дом", 80.0),
+        ("words", "houses", "house", 0.0),  # no stemming
+        ("words", "हिन्दी भाषा", "हिन्दी", 200 / 3),  # combining marks belong to their words
+        ("english", "houses", "house", 100.0),
+    ],
+)
+def test_tokenizers_for_other_scripts(tokenizer, prediction, reference, expected):
+    (score,) = rouge_l([prediction], [[reference]], tokenizer=tokenizer)
+    assert score == pytest.approx(expected)
+    assert can_score([[reference]], tokenizer) == (expected > 0 or tokenizer == "words")

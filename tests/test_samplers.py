@@ -351,6 +351,7 @@ def test_texts_that_come_again_are_read_by_the_teacher_once():
 
 class Tokenizer:
     eos_token_id = EOS
+    all_special_tokens = ()
 
     def save_pretrained(self, folder):
         pass

@@ -204,17 +204,22 @@ def test_a_store_that_does_not_fit_its_rows_is_refused(smoke):
         stored(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), ["nobody"])
 
 
+@pytest.mark.parametrize(("sizes", "message"), [(True, "it was of"), (False, "cannot be read")])
 @pytest.mark.parametrize("file", [HIDDEN, INDEX, HEAD])
-def test_a_store_that_was_cut_short_is_refused_and_made_again(smoke, capsys, file):
+def test_a_store_that_was_cut_short_is_refused_and_made_again(smoke, capsys, file, sizes, message):
+    """By the sizes in its manifest, or, as in earlier versions' manifests without them, when it is read."""
     plan = Plan(smoke("model=gpt2", "loss=fkl"))
     folder = signal(plan)
+    if not sizes:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps({key: x for key, x in manifest.items() if key != "files"}))
     whole = {f.name: f.read_bytes() for f in folder.iterdir()}
     (folder / file).write_bytes(whole[file][: len(whole[file]) * 2 // 3])
     with pytest.raises(UserError, match="remove the folder"):
         StoredTeacher(folder)
     capsys.readouterr()
     assert signal(Plan(plan.config)) == folder
-    assert "cannot be read" in capsys.readouterr().out
+    assert message in capsys.readouterr().out
     assert {f.name: f.read_bytes() for f in folder.iterdir() if f.name != MANIFEST} == {
         name: content for name, content in whole.items() if name != MANIFEST
     }
@@ -400,7 +405,8 @@ def test_supplied_teacher_and_student(smoke, tmp_path):
     names = [e.name for e in given.store.entries(list(VERSIONS))]
     assert len(names) == 2 and all("teacher" not in n or n.startswith("signal/") for n in names)
     shutil.copytree(own_teacher.base, tmp_path / "other")
-    (tmp_path / "other" / "note.txt").write_text("changed")
+    settings = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**settings, "embd_pdrop": 0.5}))
     changed = own.model_copy(update={"model": own.model.model_copy(update={
         "teacher": own.model.teacher.model_copy(update={"path": str(tmp_path / "other")})})})  # fmt: skip
     assert Plan(changed).student.key != given.student.key

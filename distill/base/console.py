@@ -26,6 +26,7 @@ def _note_output() -> None:
     _last_output = time.monotonic()
 
 
+@cache
 def keep_alive() -> None:
     """From now on print a line on stderr whenever nothing was printed for a while, so that a person sees that it runs.
 
@@ -67,6 +68,16 @@ def say(text: str) -> None:
         tqdm.write(text)
         sys.stdout.flush()
         _note_output()
+
+
+_said: set[str] = set()
+
+
+def say_once(text: str) -> None:
+    """Print one line as `say` does, the first time in this process only."""
+    if text not in _said:
+        _said.add(text)
+        say(text)
 
 
 def bar(total: int, description: str, unit: str) -> Any:

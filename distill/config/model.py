@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distill.base.errors import nearest
+from distill.base.errors import UserError, nearest
+from distill.base.hub import refuse_missing_folder
 from distill.config.reference import ReferenceConfig
-from distill.config.section import Count, Positive, Section
+from distill.config.section import Count, Name, Positive, Section
 
 OWN_ARCHITECTURES = ("gpt2", "opt", "llama")  # checked without importing transformers, which takes seconds
 
@@ -20,13 +21,18 @@ class LoraConfig(Section):
         r: their rank.
         alpha: the adapters' output is scaled by alpha / r.
         dropout: probability of dropout on the adapters' input.
-        targets: names of the linear layers that get an adapter.
+        targets: names of the linear layers that get an adapter; `all-linear` is all but the output head.
     """
 
     r: Count
     alpha: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    targets: list[str]
+    targets: Annotated[list[str], Field(min_length=1)]
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class WeightsConfig(Section):
@@ -49,6 +55,18 @@ class WeightsConfig(Section):
     hidden: Count | None = None
     heads: Count | None = None
     keep_layers: Count | None = None
+
+    @field_validator("id", "path")
+    @classmethod
+    def _is_there(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("empty; name a folder or a hub id, or leave it at null")
+        if value is not None:
+            try:
+                refuse_missing_folder(value)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> WeightsConfig:
@@ -74,7 +92,7 @@ class ModelConfig(Section):
         reference: what published code ran for every row of the pair; `preset=reference` adds these overrides.
     """
 
-    name: str
+    name: Name
     architecture: str
     tokenizer: Literal["gpt2", "opt", "llama"]
     source: Literal["hub", "wheel", "scratch"]

@@ -24,7 +24,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
         "schedule": None, "warmup_steps": None, "weight_decay": None, "betas": None, "micro_batch_size": None,
     },
     "TrainConfig": {"sft": None, "rollout": None},
-    "EvalConfig": {"no_repeat_ngram_size": 0, "num_beams": 1, "bos": "added"},
+    "EvalConfig": {"no_repeat_ngram_size": 0, "num_beams": 1, "bos": "added", "rouge_tokenizer": "english"},
     "LossConfig": {
         "w_lm": 1.0, "w_lm_kd": 0.0, "optimizer": {"lr": None, "weight_decay": None, "max_grad_norm": None},
         "ce_on": "text", "w_span": 0.0, "span": SPAN,

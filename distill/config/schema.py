@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -36,8 +37,8 @@ class PathsConfig(Section):
         shared: JSONL files for runs without the hub.
     """
 
-    store: str
-    results: str
+    store: Annotated[str, Field(min_length=1)]
+    results: Annotated[str, Field(min_length=1)]
     shared: str
 
 
@@ -127,6 +128,12 @@ class Config(Section):
     @field_validator("seed", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            ends = re.fullmatch(r"\[?(\d+)\s*(?:-|:|\.\.)\s*(\d+)\]?", value)
+            listed = range(int(ends[1]), int(ends[2]) + 1) if ends else range(10, 31, 10)
+            several = ",".join(map(str, listed[:20])) or "10,20,30"
+            several += ",..." if len(listed[:21]) > 20 else ""
+            raise ValueError(f"{value} is no list of numbers; write seed=[{several}]")
         return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")

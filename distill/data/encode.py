@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from distill.base.errors import UserError
 from distill.config.template import TemplateConfig
 from distill.data.examples import Example
-from distill.data.templates import render
+from distill.data.templates import fill, render
 
 IGNORE = -100  # target of a position that does not count, as in PyTorch's cross_entropy
 
@@ -101,6 +103,7 @@ class Encoder:
     ):
         self.tokenizer, self.template, self.bos = tokenizer, template, bos
         self.max_prompt_length, self.overlong_prompt = max_prompt_length, overlong_prompt
+        self._specials = special_tokens(tokenizer)
 
     def prompts(self, examples: Sequence[Example]) -> EncodedSet:
         """Rows with prompts and empty responses, for generation."""
@@ -145,15 +148,16 @@ class Encoder:
         text (sentencepiece). Where the prompt's ids are not the beginning of the ids of both texts together, because a
         token would reach over the border, the response is encoded separately.
         """
-        both = self._ids(render(self.template, example.instruction, example.input) + example.response)
+        both = self._prompt(example.instruction, example.input, example.response)
         if both[: len(prompt)] == prompt:
             return both[len(prompt) :]
         counts["responses encoded apart from their prompt"] += 1
-        ids: list[int] = self.tokenizer(example.response, add_special_tokens=False).input_ids
-        return ids
+        return plain_ids(self.tokenizer, self._specials, example.response)
 
     def _fitting(self, example: Example, ids: list[int], counts: Counter[str]) -> list[int] | None:
         """A prompt's ids, shortened if they are too many; None if the row is dropped."""
+        if self._specials.search(f"{example.instruction}\n{example.input}\n{example.response}"):
+            counts["texts that spell a special token, read as plain text"] += 1
         if len(ids) <= self.max_prompt_length:
             return ids
         if self.overlong_prompt == "drop":
@@ -162,21 +166,53 @@ class Encoder:
         counts["prompts cut"] += 1
         return ids[: self.max_prompt_length] if self.overlong_prompt == "cut_right" else self._cut(example)
 
-    def _prompt(self, instruction: str, text: str) -> list[int]:
-        return self._ids(render(self.template, instruction, text))
+    def _prompt(self, instruction: str, text: str, response: str = "") -> list[int]:
+        """The ids of a prompt and what follows it, with BOS as `bos` says and without an EOS of the tokenizer.
 
-    def _ids(self, text: str) -> list[int]:
-        """A text's ids, with BOS as `bos` says; an EOS that the tokenizer appends is removed."""
-        ids = list(self.tokenizer(text, add_special_tokens=self.bos).input_ids)
-        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+        A special token that the template spells is one; one that the data spells is plain text.
+        """
+        if not self._specials.search(instruction + "\n" + text + "\n" + response):
+            ids = list(self.tokenizer(render(self.template, instruction, text) + response, **self._bos).input_ids)
+            return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+        template = self.template.with_input if text else self.template.without_input
+        pieces = list(filter(None, re.split(f"({self._specials.pattern})", template)))
+        if len(pieces) == 1:
+            whole = fill(template, instruction, text) + response
+            ids = list(self.tokenizer(whole, **self._bos, split_special_tokens=True).input_ids)
+            return ids[:-1] if ids[-1] == self.tokenizer.eos_token_id else ids
+        start = list(self.tokenizer("", **self._bos).input_ids)
+        ids = start[:-1] if start and start[-1] == self.tokenizer.eos_token_id and len(start) > 1 else start
+        if self._specials.fullmatch(pieces[-1]):
+            pieces.append("")  # for the response
+        for place, piece in enumerate(pieces, 1):
+            if self._specials.fullmatch(piece):
+                ids.append(self.tokenizer.convert_tokens_to_ids(piece))
+            elif literal := fill(piece, instruction, text) + (response if place == len(pieces) else ""):
+                ids += plain_ids(self.tokenizer, self._specials, literal)
+        return ids
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """The number of characters of the longest token."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    @property
+    def _bos(self) -> dict[str, bool]:
+        return {"add_special_tokens": self.bos}
 
     def _cut(self, example: Example) -> list[int]:
-        """The longest prompt that fits when the input text (the instruction, if there is no input) is shortened."""
+        """The longest prompt that fits when the input text (the instruction, if there is no input) is shortened.
+
+        A text with more characters than the longest tokens could hold is not encoded, so that a row of megabytes does
+        not take minutes.
+        """
         long = example.input or example.instruction
+        most = self.max_prompt_length * self._longest_token - (len(example.instruction) if example.input else 0)
+        fits = lambda n: n <= most and len(self._shortened(example, long[:n])) <= self.max_prompt_length  # noqa: E731
         low, high = 0, len(long)
         while low < high:  # bisection for the largest number of characters that fits
             middle = (low + high + 1) // 2
-            if len(self._shortened(example, long[:middle])) <= self.max_prompt_length:
+            if fits(middle):
                 low = middle
             else:
                 high = middle - 1
@@ -185,6 +221,21 @@ class Encoder:
 
     def _shortened(self, example: Example, text: str) -> list[int]:
         return self._prompt(example.instruction, text) if example.input else self._prompt(text, "")
+
+
+def special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """A pattern of the texts that a tokenizer reads as special tokens; one that matches nothing if it has none."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    texts = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def plain_ids(tokenizer: Any, specials: re.Pattern[str], text: str) -> list[int]:
+    """The ids of a text without BOS and EOS. A special token that it spells is plain text."""
+    as_text = {"split_special_tokens": True} if specials.search(text) else {}
+    ids: list[int] = tokenizer(text, add_special_tokens=False, **as_text).input_ids
+    return ids
 
 
 def fitted(prompt: Sequence[int], response: Sequence[int], max_length: int) -> tuple[list[int], bool]:

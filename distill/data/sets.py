@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from distill.base import hub
@@ -36,7 +37,7 @@ class Dataset:
     counted: int | None = None
     papers: int | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of content and order."""
         return fingerprint(self.examples)
@@ -112,10 +113,12 @@ def _load(data: DataConfig, name: str, split: SplitConfig) -> Dataset:
         if split.file is None:
             raise UserError(f"{_key(name)}: no file given; set {_key(name)}.file")
         path, rows = Path(data.root) / split.file, slice(None)
+        if not path.exists():
+            raise UserError(_what_is_there(Path(data.root), path, name))
     else:
         path, rows = _from_hub(name, split), _rows(split.hub_rows)
     raw = is_raw(path)
-    examples = read(path, rows, empty=raw)
+    examples = read(path, rows, raw, {str(name): own for name, own in data.fields.items()})
     whole = choose(examples, split, raw)
     if not whole:
         raise UserError(f"{path}: {_key(name)}.min_gpt2_tokens={split.min_gpt2_tokens} keeps none of its rows")
@@ -153,6 +156,18 @@ def _cut(name: str, split: SplitConfig, whole: list[Example], source: str) -> Da
         raise UserError(f"{source}: {_key(name)}.skip={split.skip} leaves nothing of {len(whole)} rows")
     note = f"{len(examples)} of {len(whole)}" if len(examples) < len(whole) else ""
     return Dataset(name, split.title or name, examples, note, split.topics)
+
+
+def _what_is_there(root: Path, path: Path, name: str) -> str:
+    """The message for a data file that is missing: what its folder holds, or how to name the folder."""
+    if not root.is_dir():
+        return f"data.root={root}: no such folder; set data.root=DIR (or DISTILL_DATA) to the one that holds the files"
+    files = sorted(file.name for file in root.iterdir() if not file.name.startswith("."))
+    listed = ", ".join(files[:8]) + (" and more" if len(files) > 8 else "") if files else "nothing"
+    return (
+        f"{path}: no such data file; data.root={root} holds {listed}; name the file as {_key(name)}.file=NAME, or the"
+        " folder as data.root=DIR"
+    )
 
 
 def _key(name: str) -> str:

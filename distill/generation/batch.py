@@ -256,8 +256,9 @@ class Batch:
     def _scores(self, logits: list[Tensor]) -> Tensor:
         """The scores that the next tokens are chosen by: a model's logits, or a mixture's log-probabilities."""
         if len(logits) == 1:
-            return logits[0]
-        width = min(x.shape[-1] for x in logits)  # the output layers may be padded differently
+            return logits[0][:, : self.decoding.vocabulary]
+        widths = [x.shape[-1] for x in logits]  # the output layers may be padded differently
+        width = min(widths) if self.decoding.vocabulary is None else min(*widths, self.decoding.vocabulary)
         student, teacher = (x[:, :width].log_softmax(-1) for x in logits)
         return log_mixture(teacher, student, self.teacher_share)
 

@@ -67,11 +67,14 @@ class Decoding:
             used here, since every request has its own `room`.
         eos_id: the token that ends a response.
         pad_id: fills the left of shorter prefixes in a prefill, where it is masked.
+        vocabulary: only the ids below it are written; None is the model's whole output layer. An output layer may be
+            wider than the vocabulary, and a model that reads the text may have fewer ids.
     """
 
     settings: EvalConfig
     eos_id: int
     pad_id: int
+    vocabulary: int | None = None
 
 
 def stream_name(seed: int, set_name: str, example_id: str) -> str:

@@ -78,7 +78,7 @@ def write_resumably(
         _prepare(list(group_folders.values()), _digest([ids, list(folders), decoding.settings.batch_tokens]))
     wait_for_everyone()
     files = [[folder / f"{number:04}.jsonl" for folder in group_folders.values()] for number in range(len(grouped))]
-    missing = [number for number, paths in enumerate(files) if not all(path.is_file() for path in paths)]
+    missing = [number for number, paths in enumerate(files) if not all(_is_there(path) for path in paths)]
     wait_for_everyone()  # no process may write a file before all processes have listed the missing groups
     with bar(len(requests), label, "row") as progress_bar:
         progress_bar.update(len(requests) - sum(len(grouped[number]) for number in missing))
@@ -107,6 +107,11 @@ def read_responses(folder: Path, prompts: Sequence[Encoded]) -> list[SeedRespons
 def write_lines(path: Path, rows: Sequence[Any]) -> None:
     """Write dataclasses as JSON lines. The file appears only when it is complete."""
     write_whole(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a group's file is there. An empty one, as a crash may leave it, is not."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _prepare(folders: Sequence[Path], plan: str) -> None:

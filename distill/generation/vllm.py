@@ -54,6 +54,7 @@ class VllmEngine:
             model=model_path,
             revision=None if weights.adapter else weights.revision,
             dtype=str(dtype).removeprefix("torch."),
+            generation_config="vllm",  # not the settings that lie beside the weights
             max_model_len=config.train.max_prompt_length + config.eval.max_new_tokens,
             enable_prefix_caching=True,
         )
@@ -77,6 +78,7 @@ class VllmEngine:
                 ignore_eos=True,
                 stop_token_ids=[decoding.eos_id],
                 detokenize=False,
+                allowed_token_ids=None if decoding.vocabulary is None else list(range(decoding.vocabulary)),
             )
             for request in with_room
         ]

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from filelock import FileLock
 
@@ -87,6 +88,8 @@ class Judge:
                 "OPENAI_API_KEY is not set; set it, or set OPENAI_BASE_URL to the address of your own server (for"
                 " example transformers serve)"
             )
+        if base is not None and urlparse(base).scheme not in ("http", "https"):
+            raise UserError(f"OPENAI_BASE_URL={base} is no address of a server, such as http://localhost:8000/v1")
         self.address = base or "https://api.openai.com/v1"
         self._client = openai.OpenAI(
             base_url=base,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.model import LoraConfig
 from distill.losses import Head
+from distill.models.checkpoint import OUTPUTS, refuse_damage, refuse_gaps
+from distill.models.folders import is_adapter
+
+ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output head
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,13 @@ def supplied(text: str, base: Weights | None) -> Weights:
     """
     path = Path(text).expanduser()
     if path.is_dir():
-        if (path / "config.json").is_file():
+        if not is_adapter(path):
             return Weights(str(path))
-        if not (path / "adapter_config.json").is_file():
-            raise UserError(f"{text} holds no model: neither config.json nor adapter_config.json is there")
         if base is None:
             raise UserError(f"{text} holds an adapter; give its base model as the id beside it")
         return Weights(base.base, base.revision, str(path))
+    hub.refuse_missing_folder(text)
     name, _, revision = text.partition("@")
-    if text.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{text}: no such folder; a supplied checkpoint is a folder or a hub id (owner/name@revision)")
     return Weights(name, revision or "main")
 
 
@@ -64,6 +66,13 @@ def load_tokenizer(weights: Weights) -> Any:
     return _from(AutoTokenizer, weights)
 
 
+def load_config(weights: Weights) -> Any:
+    """The settings that are stored with the weights, as transformers has them."""
+    from transformers import AutoConfig
+
+    return _from(AutoConfig, weights)
+
+
 def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool = True) -> Any:
     """The causal language model.
 
@@ -72,15 +81,26 @@ def load_model(weights: Weights, dtype: torch.dtype = torch.float32, merge: bool
         dtype: of its weights.
         merge: whether an adapter is merged into the weights; if not, it stays separate and trainable.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    model = _from(AutoModelForCausalLM, weights, dtype=dtype)
+    model, loading = _from(
+        AutoModelForCausalLM, weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    refuse_gaps(weights.base, loading)
+    # Settings that lie beside the weights would change texts; only the special tokens stay, for those who use the model
+    beside = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=beside.bos_token_id, eos_token_id=beside.eos_token_id, pad_token_id=beside.pad_token_id
+    )
+    for key, value in OUTPUTS.items():
+        setattr(model.config, key, value)
     if weights.adapter is None:
         return model
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(model, weights.adapter, is_trainable=not merge)
-    return adapted.merge_and_unload() if merge else adapted
+    # peft has frozen the base weights, and the merged ones are trained
+    return adapted.merge_and_unload().requires_grad_(True) if merge else adapted
 
 
 @torch.inference_mode()
@@ -125,7 +145,8 @@ class Shape:
 
     def lora_parameters(self, rank: int, targets: Sequence[str]) -> int:
         """Number of parameters of low-rank adapters on the layers with these names."""
-        return sum(rank * (i + o) for name, i, o in self.linear if name in targets)
+        every = ALL_LINEAR in targets
+        return sum(rank * (i + o) for name, i, o in self.linear if every or name in targets)
 
 
 def shape_of(weights: Weights, layers: int | None = None) -> Shape:
@@ -135,10 +156,10 @@ def shape_of(weights: Weights, layers: int | None = None) -> Shape:
         weights: where the model is; an adapter is not counted.
         layers: number of layers that it is pruned to; None is all.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    config = _from(AutoConfig, weights)
+    config = load_config(weights)
     if layers is not None:
         config.num_hidden_layers = layers
     with torch.device("meta"):
@@ -167,7 +188,8 @@ def add_lora(model: Any, lora: LoraConfig) -> Any:
     from peft import TaskType, get_peft_model
 
     module_names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    missing = [t for t in lora.targets if t not in module_names]
+    every = ALL_LINEAR in lora.targets
+    missing = [] if every else [t for t in lora.targets if t not in module_names]
     if missing:
         raise UserError(f"model.lora.targets names {missing}, which {type(model).__name__} does not have")
     settings = PeftLoraConfig(
@@ -175,7 +197,7 @@ def add_lora(model: Any, lora: LoraConfig) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        target_modules=ALL_LINEAR if every else lora.targets,
     )
     return get_peft_model(model, settings)
 
@@ -231,11 +253,31 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _from(auto: Any, weights: Weights, **options: Any) -> Any:
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' warnings about gaps in weights, which are reported as errors here."""
+    from transformers.utils import logging
+
     quiet_transformers()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        return auto.from_pretrained(weights.base, revision=weights.revision or "main", **options)
-    except (OSError, ValueError) as error:
-        if Path(weights.base).is_dir():
-            raise
-        raise UserError(hub.problems(weights.base, None, "model", error)) from None
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _from(auto: Any, weights: Weights, **options: Any) -> Any:
+    hub.refuse_missing_folder(weights.base)
+    try:
+        with quietly():
+            return auto.from_pretrained(
+                weights.base, revision=weights.revision or "main", trust_remote_code=False, **options
+            )
+    except Exception as error:
+        folder = Path(weights.base)
+        if folder.is_dir():
+            refuse_damage(folder)
+        elif isinstance(error, (OSError, ValueError)):
+            raise UserError(hub.problems(weights.base, None, "model", error)) from None
+        raise

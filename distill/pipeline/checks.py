@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.base import hub
+from distill.base.console import say_once
 from distill.base.errors import UserError
 from distill.config.schema import Config
 from distill.data import chunkers
 from distill.evaluation.bertscore import WHEEL, check
+from distill.evaluation.rouge import can_score
+from distill.models.checkpoint import examine
+from distill.models.load import Weights, load_config
+from distill.models.tokenizers import check_same_tokenizer
+from distill.pipeline import inputs
+from distill.pipeline.keys import ExternalWeights
+from distill.pipeline.nodes import Node
+from distill.results.metrics import ROUGE
 
 if TYPE_CHECKING:
-    from distill.pipeline.plan import Plan
+    from distill.pipeline.plan import Plan, Role
+
+ROLES: tuple[Role, Role] = ("teacher", "student")
 
 
 def needs_hub(config: Config) -> bool:
@@ -54,9 +65,90 @@ def check_data(plan: Plan, texts: bool = True) -> None:
             check(plan.config.eval.bertscore)
         except UserError as error:
             problems += error.problems
+    characters = sum(len(text) + 1 for text in plan.pretraining) if not problems else 0
+    if 0 < characters < plan.config.train.max_length:
+        problems.append(
+            f"data.pretrain: {characters} characters are less than one block of train.max_length="
+            f"{plan.config.train.max_length} tokens; give more text"
+        )
+    if not problems:
+        _tell_unscorable(plan, texts)
     if problems:
         hint = [hub.WITHOUT] if hub.WITHOUT in problems else []
         raise UserError([*dict.fromkeys(p for p in problems if p not in hint), *hint])
+
+
+def _tell_unscorable(plan: Plan, texts: bool) -> None:
+    """Say where ROUGE-L cannot be above 0, because its tokenizer finds no word in any reference."""
+    tokenizer, train = plan.config.eval.rouge_tokenizer, plan.config.train
+    lines = []
+    if not plan.validation_can_score and ROUGE in {
+        s.select for s in (train.teacher, train.start, plan.config.schedule)
+    }:
+        lines.append(
+            "validation set: ROUGE-L finds no word in its references, so checkpoints are selected by loss;"
+            f" {_OTHER_TOKENIZERS}"
+        )
+    lines += [
+        f"{dataset.title}: ROUGE-L finds no word in its references and will be 0; {_OTHER_TOKENIZERS}"
+        for dataset in (plan.sets.values() if texts else ())
+        if not can_score((example.references for example in dataset.examples), tokenizer)
+    ]
+    for line in lines:
+        say_once(line)
+
+
+_OTHER_TOKENIZERS = "eval.rouge_tokenizer=words (of any alphabet) or characters (scripts without spaces) finds others"
+
+
+def check_models(plan: Plan, nodes: Sequence[Node]) -> None:
+    """Examine the checkpoints that no stage makes and that these artifacts are made from, before the first is made.
+
+    Raises:
+        UserError: with what is wrong with weights, adapters and tokenizers.
+    """
+    used = {source for node in nodes for source in node.inputs if isinstance(source, ExternalWeights)}
+    problems: list[str] = []
+    for role in ROLES:
+        of_role = [plan.base(role), plan.model(role) if role == "teacher" else plan.start]
+        for source in dict.fromkeys(source for source in of_role if source in used):
+            try:
+                weights = plan.weights(source, role)
+                examine(weights.base, weights.revision or "main", weights.adapter)
+                _check_positions(plan, weights)
+            except UserError as error:
+                problems += [f"{role}: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(problems)
+    origins = [plan.session.origin(role) for role in ROLES]
+    if plan.distils and all(source in used for source in origins):
+        tokenizers = [inputs.tokenizer(plan.weights(source, role)) for source, role in zip(origins, ROLES, strict=True)]
+        added = check_same_tokenizer(*tokenizers)
+        sets = [*plan.data, *plan.sets.values()]
+        texts = (text for d in sets for e in d.examples for text in (e.instruction, e.input, *e.references))
+        spelled = [text for text in texts if any(token in text for token in added)] if added else []
+        if spelled:
+            token = next(token for token in added if token in spelled[0])
+            raise UserError(
+                f"{len(spelled)} texts of the data spell a token that only one of teacher and student has, such as"
+                f" {token}; leave these rows out, or give both models one tokenizer"
+            )
+
+
+def _check_positions(plan: Plan, weights: Weights) -> None:
+    """Refuse a supplied model with fewer positions than training or evaluation need.
+
+    Raises:
+        UserError: it is such a model.
+    """
+    train, evaluation = plan.config.train, plan.config.eval
+    limit = getattr(load_config(weights), "max_position_embeddings", None)
+    for needed, keys in (
+        (train.max_length, "train.max_length"),
+        (train.max_prompt_length + evaluation.max_new_tokens, "train.max_prompt_length and eval.max_new_tokens"),
+    ):
+        if isinstance(limit, int) and needed > limit:
+            raise UserError(f"{weights.base}: {keys} ask for {needed} positions, and it has {limit}; lower them")
 
 
 def differing_engines(configs: Sequence[Config]) -> list[str]:

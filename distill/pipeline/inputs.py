@@ -69,7 +69,7 @@ def pretraining(config: Config) -> list[str]:
 
 
 def _source(data: DataConfig) -> dict[str, Any]:
-    return data.model_dump(mode="json", include={"root", "generator"})
+    return data.model_dump(mode="json", include={"root", "generator", "fields"})
 
 
 def template_hash(data: DataConfig) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from distill.config.model import WeightsConfig
 from distill.data.examples import folder_hash
+from distill.models.folders import determining_files, is_adapter
 from distill.pipeline.store import digest
 
 # Part of every key of a stage. Increase a stage's number when its code makes another artifact from the same settings.
@@ -42,7 +43,10 @@ NOT_DETERMINING = {
 }
 # Keys of `eval` that are not hashed as decoding settings: they change no response (batch_tokens changes it only by
 # rounding), or the plan hashes them separately (engine).
-NO_DECODING = {"sets", "engine", "batch_tokens", "bertscore", "judge", "benchmarks"}
+NO_DECODING = {"sets", "engine", "batch_tokens", "bertscore", "judge", "benchmarks", "rouge_tokenizer"}
+
+
+_HASHES: dict[tuple[Path, bool], str] = {}  # of folders, each read once per process
 
 
 @dataclass(frozen=True)
@@ -63,28 +67,35 @@ class ExternalWeights:
         return digest(self.identity)
 
 
-def identity(text: str, revision: str) -> str:
+def identity(text: str, revision: str = "main") -> str:
     """A hub id with its revision, or the hash of a folder's content. A folder is hashed once per process.
 
     Args:
         text: the folder or hub id.
         revision: added to a hub id that has no `@revision`.
     """
+    return _identity(text, revision, folder_hash)
+
+
+def checkpoint_identity(text: str, revision: str = "main") -> str:
+    """As `identity`, but only of a checkpoint's weights, config and tokenizer: a README beside them changes nothing."""
+    return _identity(text, revision, lambda folder: folder_hash(folder, determining_files(folder)))
+
+
+def _identity(text: str, revision: str, content: Callable[[Path], str]) -> str:
     folder = Path(text).expanduser()
     if not folder.is_dir():
         return text if "@" in text else f"{text}@{revision}"
-    return _folder_hash(folder.resolve())
-
-
-@cache
-def _folder_hash(folder: Path) -> str:
-    return folder_hash(folder)
+    key = folder.resolve(), content is folder_hash
+    if key not in _HASHES:
+        _HASHES[key] = content(key[0])
+    return _HASHES[key]
 
 
 def supplied_identity(config: WeightsConfig) -> str:
     """The identity of a supplied checkpoint. An adapter's identity includes that of its base model."""
     assert config.path is not None
-    checkpoint = identity(config.path, "main")
-    if (Path(config.path).expanduser() / "adapter_config.json").is_file() and config.id is not None:
-        checkpoint += f" over {identity(config.id, config.revision)}"
+    checkpoint, folder = checkpoint_identity(config.path), Path(config.path).expanduser()
+    if config.id is not None and folder.is_dir() and is_adapter(folder):
+        checkpoint += f" over {checkpoint_identity(config.id, config.revision)}"
     return checkpoint

@@ -11,13 +11,24 @@ from distill.base.errors import UserError
 from distill.base.processes import from_main_process, is_main_process
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.responses import read_responses
+from distill.models.precision import check_precision
 from distill.pipeline import checks
 from distill.pipeline.leases import lease
 from distill.pipeline.nodes import ExternalWeights, Node, available, ensure, facts_of, upcoming
 from distill.pipeline.record import curves, description, samples, scores_by_prompt
 from distill.pipeline.rows import Row
 from distill.pipeline.stages.comparison import is_plain
-from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, stage_metrics, without_teacher
+from distill.results.metrics import (
+    BENCHMARKS,
+    ROUGE,
+    TRAINING,
+    VALIDATION,
+    find,
+    is_rouge,
+    of_tokenizer,
+    stage_metrics,
+    without_teacher,
+)
 from distill.results.runs import FACT_KEY, Measured
 
 FAMILIES = {"exposure": "exaccerr:", "corrections": "scrg:", "density": "density:"}  # stages with one family of metrics
@@ -52,10 +63,8 @@ def measure(row: Row, needed: Measurements) -> bool:
     Raises:
         UserError: the row cannot be measured until the user changes something. Finished artifacts stay in the store.
     """
-    checks.check_data(row.plan, needed.texts)
+    run_metrics, missing = check_row(row, needed)
     started, plan = time.time(), row.plan
-    run_metrics = from_main_process(_metrics_of_run(row))
-    _, missing = missing_nodes(row, needed, run_metrics)
     if not missing:
         say(f"{row.label}: found finished in {row.folder.folder}")
     with lease(plan.store.root, [node.name for node in _all_nodes(row, needed)]):
@@ -71,6 +80,25 @@ def measure(row: Row, needed: Measurements) -> bool:
             seconds = round(time.time() - started, 1) if missing or compared else 0.0
             _record(row, needed, run_metrics, seconds)
     return bool(missing) or compared
+
+
+def check_row(row: Row, needed: Measurements) -> tuple[dict[Key, set[str]], list[Node]]:
+    """Check everything that can be checked before the row's first artifact is made.
+
+    Returns:
+        The metrics that the row's run has, and the artifacts whose facts it lacks.
+
+    Raises:
+        UserError: data, an encoder, a chunker or a checkpoint is missing or wrong.
+    """
+    checks.check_data(row.plan, needed.texts)
+    run_metrics = from_main_process(_metrics_of_run(row))
+    _, missing = missing_nodes(row, needed, run_metrics)
+    to_make = upcoming(row.plan.store, missing)
+    if to_make and not row.config.debug.smoke:  # whose models are too small for the precision to matter
+        check_precision(row.config.train.precision)
+    checks.check_models(row.plan, to_make)
+    return run_metrics, missing
 
 
 def missing_nodes(
@@ -218,8 +246,11 @@ def _has_facts(node: Node, run_metrics: dict[Key, set[str]], every: bool = False
     measured = run_metrics.get((subject.dataset, subject.data, seed), set())
     if node.stage == "train":
         measured = measured | run_metrics.get((VALIDATION, "", ""), set())
+    if node.stage in ("train", "evaluate"):  # ROUGE-L with the run's tokenizer, by the name of the papers' one
+        rouge = subject.details.get(ROUGE, ROUGE)
+        measured = {x.replace(rouge, ROUGE, 1) for x in measured if not is_rouge(x) or of_tokenizer(x, rouge)}
     if node.stage == "evaluate" and not every:
-        return "rouge_l" in measured
+        return ROUGE in measured
     if node.stage == "bertscore":
         return subject.details["metric"] in measured
     if node.stage == "benchmark":

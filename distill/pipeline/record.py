@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from distill.base.provenance import commit, hardware, versions
 from distill.data.templates import render
 from distill.evaluation.bertscore import metric_name
 from distill.evaluation.responses import read_responses
+from distill.models.folders import is_checkpoint
+from distill.pipeline.keys import checkpoint_identity, identity
 from distill.pipeline.nodes import Node
 from distill.pipeline.rows import Row, decode_name, run_label
 from distill.pipeline.stages.scoring import SCORES
+from distill.pipeline.store import FILES
 from distill.results.manifest import set_descriptions
+from distill.results.metrics import rouge_name
 from distill.results.runs import SCORE_KEY
 from distill.results.table import seeds_name
 
@@ -28,7 +32,7 @@ CURVE_LINES = 300  # the most training lines in a run's curve; the artifact's `c
 SAMPLES = 12  # prompts of each set whose responses are in the run's folder
 # `run.json` has the manifests of the stages that made the model, without the keys NOT_RECORDED, and of evaluations the
 # keys EVALUATION_KEYS only.
-NOT_RECORDED = ("determinants", "versions", "label")
+NOT_RECORDED = ("determinants", "versions", "label", FILES)
 MEASURED_STAGES = ("evaluate", "bertscore", "agree", "exposure", "reading", "benchmark")
 EVALUATION_KEYS = ("label", "commit", "rows", "seconds", "peak_bytes", "ties", "overlong")
 
@@ -39,7 +43,7 @@ def scores_by_prompt(row: Row) -> pd.DataFrame | None:
     Sets whose scores the run already has, or whose responses are not all in the store, are left out. None if no set is
     left.
     """
-    plan, seeds = row.plan, list(row.config.seed)
+    plan, seeds, rouge = row.plan, list(row.config.seed), rouge_name(row.config.eval.rouge_tokenizer)
     bertscore = metric_name(row.config.eval.bertscore) if row.config.eval.bertscore.encoder is not None else None
     run_scores = row.folder.scores()
     run_scores = run_scores[run_scores["seeds"] == seeds_name(seeds)]
@@ -51,10 +55,11 @@ def scores_by_prompt(row: Row) -> pd.DataFrame | None:
         bertscores = [plan.bertscore(row.role, dataset, seed) for seed in seeds] if bertscore else []
         column = bertscore if bertscores and all(plan.store.has(node) for node in bertscores) else None
         of_set = run_scores[(run_scores["dataset"] == dataset.name) & (run_scores["data"] == dataset.fingerprint)]
-        if len(of_set) and (column is None or (column in of_set.columns and of_set[column].notna().all())):
+        there = [name in of_set.columns and of_set[name].notna().all() for name in (rouge, column) if name is not None]
+        if len(of_set) and all(there):
             continue
         responses = [read_responses(plan.store.folder(node)) for node in nodes]
-        scores = pd.DataFrame([(r.id, r.rouge_l) for of_seed in responses for r in of_seed], columns=["id", "rouge_l"])
+        scores = pd.DataFrame([(r.id, r.rouge_l) for of_seed in responses for r in of_seed], columns=["id", rouge])
         if column is not None:
             values = [json.loads((plan.store.folder(node) / SCORES).read_text()) for node in bertscores]
             scores[column] = [value for of_seed in values for value in of_seed]
@@ -185,17 +190,44 @@ def _recorded_nodes(row: Row, texts: bool) -> list[Node]:
 
 
 def shareable(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """A dumped config for a file that is shared: its paths are relative to `root`.
+    """A dumped config for a file that is shared, without folders of this machine.
 
-    Generation seeds and selected sets are left out: a run has the facts of all seeds and sets that were ever measured.
+    A path is relative to `root`, or only a name; that of a checkpoint, an encoder or benchmark tasks has the beginning
+    of its content's hash, so that two of one name are told apart. Generation seeds and selected sets are left out: a
+    run has the facts of all seeds and sets that were ever measured.
     """
     result = {key: value for key, value in config.items() if key != "seed"}
     result["eval"] = {key: value for key, value in config["eval"].items() if key != "sets"}
-    result["paths"] = {key: relative_to(value, root) for key, value in config["paths"].items()}
-    data = dict(config["data"])
-    data["root"] = relative_to(data["root"], root) if data["root"] else None
-    result["data"] = data
-    return result
+    evaluation = result["eval"]
+    hashed = [(config["model"][role], key) for role in ("teacher", "student") for key in ("id", "path")]
+    hashed += [(evaluation["bertscore"], "encoder"), (evaluation["benchmarks"], "tasks")]
+    names = {text: _name_with_hash(text, root) for section, key in hashed if _is_own_folder(text := section[key])}
+    shared: dict[str, Any] = _without_paths(result, root, names)
+    return shared
+
+
+def _is_own_folder(text: str | None) -> bool:
+    return text is not None and Path(text).expanduser().is_absolute() and Path(text).expanduser().is_dir()
+
+
+def _name_with_hash(text: str, root: Path) -> str:
+    """A folder's path relative to `root`, or its name with the beginning of the hash of what determines it."""
+    folder = Path(text).expanduser()
+    if folder.is_relative_to(root):
+        return str(folder.relative_to(root))
+    content = checkpoint_identity(text) if is_checkpoint(folder) else identity(text)
+    return f"{folder.name}-{content[:6]}"
+
+
+def _without_paths(value: Any, root: Path, names: Mapping[str, str]) -> Any:
+    """A JSON value whose absolute paths are those of `names`, relative to `root`, or only a name."""
+    if isinstance(value, dict):
+        return {key: _without_paths(x, root, names) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(x, root, names) for x in value]
+    if not isinstance(value, str) or not value.startswith(("/", "~")) or "\n" in value:
+        return value
+    return names[value] if value in names else relative_to(value, root)
 
 
 def _hub_commits(row: Row) -> dict[str, str]:
@@ -206,7 +238,7 @@ def _hub_commits(row: Row) -> dict[str, str]:
     config, commits = row.config, {}
     if config.model.source == "hub":
         for weights in (config.model.teacher, config.model.student):
-            if weights.id is not None:
+            if weights.id is not None and not Path(weights.id).expanduser().is_dir():
                 name = f"{weights.id}@{weights.revision}"
                 commits[name] = hub.resolved(weights.id, "config.json", weights.revision, "model")
     if config.data.root is None and config.data.generator is None:

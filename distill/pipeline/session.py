@@ -10,6 +10,7 @@ import torch
 from distill.data.encode import EncodedSet
 from distill.data.sets import Dataset
 from distill.models.load import Shape, Weights, load_model, shape_of, supplied
+from distill.models.tokenizers import common_vocabulary
 from distill.pipeline import inputs
 from distill.pipeline.keys import ExternalWeights
 from distill.pipeline.nodes import Node, Source, ensure
@@ -17,6 +18,8 @@ from distill.training.job import teacher_dtype
 
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan, Role
+
+OTHER: dict[Role, Role] = {"teacher": "student", "student": "teacher"}
 
 
 class Session:
@@ -50,6 +53,17 @@ class Session:
     def tokenizer(self, role: Role) -> Any:
         """The tokenizer of a role's model."""
         return inputs.tokenizer(self.weights(self.plan.model(role), role))
+
+    def vocabulary(self, role: Role) -> int:
+        """The number of ids that a role writes: those that both models of a pair have, if the other may read them."""
+        tokenizers, model, other = [self.tokenizer(role)], self.plan.config.model, OTHER[role]
+        supplied_pair = model.source == "hub" or model.teacher.path is not None or model.student.path is not None
+        if supplied_pair and (role == "teacher" or self.plan.distils):
+            origin = self.origin(other)
+            if isinstance(origin, Node):
+                ensure(self.plan.store, [origin])
+            tokenizers.append(inputs.tokenizer(self.weights(origin, other)))
+        return common_vocabulary(*tokenizers)
 
     def shared(self, name: str, make: Callable[[], Any]) -> Any:
         """The result of `make()`. It is kept under `name` until `release`."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +17,13 @@ from filelock import FileLock, Timeout
 
 from distill.base.console import say
 from distill.base.errors import UserError
-from distill.base.files import write_whole
+from distill.base.files import follow_umask, read_json, write_whole
 from distill.base.memory import peak_bytes, reset_peak
 from distill.base.processes import from_main_process, is_main_process, wait_for_everyone
 from distill.base.provenance import commit, hardware, versions
 
 MANIFEST = "artifact.json"
+FILES = "files"  # in a manifest: the sizes of the artifact's files, by which damage is noticed
 PARTIAL = ".partial"
 ATTEMPTS = "attempts.json"  # start times of a build, so that the time of a resumed build includes the stopped attempts
 # What a stopped build resumes from. It is removed only after the finished folder has been renamed into place. If it
@@ -101,14 +102,36 @@ class Store:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self._announced: set[str] = set()
+        self._manifests: dict[tuple[str, int, int], dict[str, Any]] = {}  # by path, time and size
 
     def folder(self, spec: Spec) -> Path:
         """The artifact's folder, which exists once it is finished."""
         return self.root / spec.name
 
     def has(self, spec: Spec) -> bool:
-        """Whether the artifact is finished."""
-        return (self.folder(spec) / MANIFEST).is_file()
+        """Whether the artifact is finished. One whose manifest is damaged is not: it is made again."""
+        return bool(self._manifest_in(self.folder(spec)))
+
+    def _manifest_in(self, folder: Path) -> dict[str, Any]:
+        """The manifest of an artifact's folder; empty if it is missing or damaged, which is said once."""
+        path = folder / MANIFEST
+        try:
+            found = path.stat()
+        except OSError:
+            return {}
+        key = str(path), found.st_mtime_ns, found.st_size
+        if key not in self._manifests:
+            try:
+                content = read_json(path)
+                if not isinstance(content, dict):
+                    raise UserError(f"{path}: damaged, no JSON object")
+                if (wrong := _of_other_size(folder, content.get(FILES) or {})) is not None:
+                    raise UserError(wrong)
+            except UserError as error:
+                say(f"{error.problems[0].partition(';')[0]}; the artifact counts as unfinished")
+                content = {}
+            self._manifests[key] = content
+        return self._manifests[key]
 
     def main_process_has(self, spec: Spec) -> bool:
         """The main process's `has`, so that all processes of a distributed run act alike. All must call it."""
@@ -116,8 +139,7 @@ class Store:
 
     def manifest(self, spec: Spec) -> dict[str, Any]:
         """The manifest of a finished artifact."""
-        loaded: dict[str, Any] = json.loads((self.folder(spec) / MANIFEST).read_text(encoding="utf-8"))
-        return loaded
+        return dict(self._manifest_in(self.folder(spec)))
 
     def make(
         self, spec: Spec, build: Callable[[Path], dict[str, Any]], together: bool = False, quiet: bool = False
@@ -243,9 +265,12 @@ class Store:
             "versions": versions(),
             "hardware": hardware(),
             "weights": _weights_hash(partial),
+            FILES: _sizes(partial),
             **entry,
         }
         write_whole(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        follow_umask(partial)
+        remove(self.folder(spec))  # what is left of an artifact whose manifest was damaged
         partial.replace(self.folder(spec))
         _remove_scratch(self.folder(spec))
 
@@ -263,9 +288,7 @@ class Store:
             for folder in sorted((self.root / stage).glob("*")) if (self.root / stage).is_dir() else ():
                 if folder.is_dir():
                     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-                    path = folder / MANIFEST
-                    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-                    yield Entry(f"{stage}/{folder.name}", folder, size, manifest)
+                    yield Entry(f"{stage}/{folder.name}", folder, size, self._manifest_in(folder))
 
     def busy(self, entry: Entry) -> bool:
         """Whether a process is making the entry now."""
@@ -300,10 +323,36 @@ def _stopped_attempts(partial: Path) -> list[dict[str, Any]]:
     path = partial / ATTEMPTS
     if not path.is_file():
         return []
-    attempts: list[dict[str, Any]] = json.loads(path.read_text())
+    try:
+        attempts: list[dict[str, Any]] = read_json(path)
+        if not isinstance(attempts, list) or not attempts or not all("started" in attempt for attempt in attempts):
+            raise UserError(f"{path}: no list of attempts")
+    except (UserError, TypeError):
+        say(f"{path}: it is damaged; the time of attempts that were stopped is not counted")
+        return []
     last = max(f.stat().st_mtime for f in partial.rglob("*"))
     attempts[-1].setdefault("seconds", max(0.0, last - attempts[-1]["started"]))
     return attempts
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The sizes of an artifact's files by their path in it, without what only an unfinished build needs."""
+    files = {file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        name.as_posix(): file.stat().st_size
+        for name, file in files.items()
+        if name.parts[0] not in (*SCRATCH, ATTEMPTS, MANIFEST)
+    }
+
+
+def _of_other_size(folder: Path, sizes: Mapping[str, int]) -> str | None:
+    """What is wrong with the first file that is missing or has another size than when it was made; None if nothing."""
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            return f"{path}: it was of {size} bytes and is {'missing' if found is None else f'of {found}'}"
+    return None
 
 
 def _weights_hash(folder: Path) -> str | None:

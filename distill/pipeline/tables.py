@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from distill.base.console import say
-from distill.base.errors import UserError, nearest, report_and_go_on
+from distill.base.errors import UserError, failed_job, nearest, of_machine, report_and_go_on
 from distill.base.files import lock_beside
 from distill.base.processes import is_main_process
 from distill.config.compose import load
@@ -18,14 +18,14 @@ from distill.config.schema import Config
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.evaluation.bertscore import WHEEL, metric_name
 from distill.pipeline.checks import differing_engines
-from distill.pipeline.measure import Measurements, measure, measurements_for
+from distill.pipeline.measure import Measurements, check_row, measure, measurements_for
 from distill.pipeline.plan import Role
 from distill.pipeline.rows import Row
 from distill.results.experiment import CONTEXT, Experiment
 from distill.results.figures import check_figure, write_figure
 from distill.results.folders import check_folders
 from distill.results.manifest import WITHOUT_MODEL, Manifest, RowRuns, notes_of, set_descriptions
-from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, names
+from distill.results.metrics import BENCHMARKS, TRAINING, VALIDATION, find, names, with_tokenizer
 from distill.results.recipes import row_recipe
 from distill.results.rendering import Rendered, write_table
 
@@ -237,7 +237,7 @@ class Table:
         if column.dataset == BENCHMARKS:
             return BENCHMARKS, Benchmark.parse(column.metric).named(evaluation.benchmarks)
         if column.metric != "bertscore":
-            return column.dataset, column.metric
+            return column.dataset, with_tokenizer(column.metric, evaluation.rouge_tokenizer)
         if evaluation.bertscore.encoder is None:
             raise UserError(
                 f"{self.experiment.title}: column {title} is BERTScore, and eval.bertscore.encoder is null; set it to"
@@ -294,27 +294,58 @@ class Table:
             The errors of rows that could not be measured; the other rows are measured nevertheless.
 
         Raises:
-            UserError: a row trains on a corpus and none is given, or an evaluation set of the paper's own pair has
-                another number of rows than the paper's.
+            UserError: a row trains on a corpus and none is given, an evaluation set of the paper's own pair has another
+                number of rows than the paper's, or a check of a row fails that is made before its first stage.
         """
         check(self.measurements.benchmarks, self.config.eval.benchmarks)
         self._check_corpus(chosen)
         self._check_counts()
+        rows = [row for label in chosen for row in self._trainings(label)] if self.is_measured else []
+        self._check_rows(rows)
         failures: list[UserError] = []
-        for label in chosen if self.is_measured else ():
-            for row in [*self.rows[label], *self.other_teachers[label].values()]:
-                seeds = row.config.train
-                say(f"--- {self.name}, row {label}, training seed {seeds.seed}, teacher {seeds.shared_seed}")
-                try:
+        for row in rows:
+            seeds = row.config.train
+            say(f"--- {self.name}, row {row.label}, training seed {seeds.seed}, teacher {seeds.shared_seed}")
+            try:
+                with of_machine():
                     was_incomplete = measure(row, self.measurements)
-                except UserError as error:
-                    problems = [f"row {label}: {problem}" for problem in error.problems]
-                    failures.append(UserError(problems, error.shared))
-                    report_and_go_on(failures[-1])
-                    continue
-                if was_incomplete and is_main_process():
-                    self.write()
+            except UserError as error:
+                problems = [f"row {row.label}: {problem}" for problem in error.problems]
+                failures.append(UserError(problems, error.shared))
+                report_and_go_on(failures[-1])
+                continue
+            except Exception as error:  # a fault of the program; the other rows are measured nevertheless
+                failures.append(failed_job(error))
+                continue
+            if was_incomplete and is_main_process():
+                self.write()
         return failures
+
+    def _trainings(self, label: str) -> list[Row]:
+        """A row's trainings, those with further teachers included."""
+        return [*self.rows[label], *self.other_teachers[label].values()]
+
+    def _check_rows(self, rows: Sequence[Row]) -> None:
+        """Check data, encoder, chunkers, checkpoints and precision of all rows before the first one is measured.
+
+        Raises:
+            UserError: with every problem once, and the rows that have it if not all have.
+        """
+        labels: dict[str, list[str]] = {}  # by problem
+        for row in rows:
+            try:
+                check_row(row, self.measurements)
+            except UserError as error:
+                for problem in error.problems:
+                    labels.setdefault(problem, []).append(row.label)
+        every = {row.label for row in rows}
+        problems = []
+        for problem, having in labels.items():
+            some = list(dict.fromkeys(having))
+            others = [label for label in every if label not in some]
+            problems.append(problem if not others else f"row {', '.join(some)}: {problem}")
+        if problems:
+            raise UserError(problems)
 
     def _check_corpus(self, chosen: Sequence[str]) -> None:
         """Refuse rows whose loss has a corpus term if there is no corpus, before the first of all rows is measured."""

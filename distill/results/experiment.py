@@ -180,11 +180,15 @@ class Experiment(Section):
         """
         if self.model is None or self.kind != "table":
             raise UserError(f"row.{label}: this is a figure; rows can be added to tables")
-        if not label.strip() or label in (*self.rows, *CONTEXT):
-            taken = f"the label {label!r} is taken" if label.strip() else "the row has no label"
+        wrong = "the row has no label" if not label.strip() else None
+        if not label.isprintable():
+            wrong = f"{label!r} has a line break"
+        elif label in (*self.rows, *CONTEXT):
+            wrong = f"the label {label!r} is taken"
+        if wrong is not None:
             raise UserError(
-                f"row.{label}: {taken}; write row.LABEL='KEY=VALUE KEY=VALUE' with a label of its own (the table has"
-                f" {', '.join((*CONTEXT, *self.rows))})"
+                f"row.{' '.join(label.split())}: {wrong}; write row.LABEL='KEY=VALUE KEY=VALUE' with a label of its own"
+                f" (the table has {', '.join((*CONTEXT, *self.rows))})"
             )
         row = RowConfig(overrides=list(overrides), group="added")
         return self.model_copy(update={"rows": {**self.rows, label: row}})
@@ -260,6 +264,7 @@ def from_file(path: Path) -> tuple[str, Experiment]:
     Raises:
         UserError: the file does not exist or is not valid, or its name is that of a table of the project.
     """
+    path = path.expanduser()
     if not path.is_file():
         raise UserError(
             f"{path}: there is no such file; give a table's file (.yaml), or a name such as abkd/losses_gpt2"
@@ -286,8 +291,13 @@ def parse(path: Path, file_name: str) -> Experiment:
         if isinstance(raw, dict) and isinstance(raw.get("rows"), dict):
             raw["rows"] = expanded(raw["rows"])
         experiment = Experiment.model_validate(raw)
-    except (ValidationError, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(f"{file_name}: {error}") from None
+    except ValidationError as error:
+        found = [
+            (".".join(map(str, e["loc"])) or "the file", e["msg"].removeprefix("Value error, ")) for e in error.errors()
+        ]
+        raise UserError([f"{file_name}: {place}: {message}" for place, message in found]) from None
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(f"{file_name}: {' '.join(str(error).split())}") from None
     pairs = set(locations.options("model"))
     rows = experiment.rows.values()
     references = [*experiment.reference, *(reference for row in rows for reference in row.reference)]

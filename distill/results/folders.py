@@ -20,12 +20,14 @@ def check_folders(config: Config) -> None:
             together.
     """
     problems = []
-    for key, folder in (("paths.store", config.paths.store), ("paths.results", config.paths.results)):
-        existing = Path(folder).absolute()
-        while not existing.exists():
+    results = Path(config.paths.results) / config.model.name / RUNS
+    for key, folder in (("paths.store", Path(config.paths.store)), ("paths.results", results)):
+        existing = folder.absolute()
+        while not os.path.lexists(existing):  # a link to nothing is there, too
             existing = existing.parent
         if not existing.is_dir() or not os.access(existing, os.W_OK):
-            problems.append(f"{key}={folder}: {existing} is not a folder that can be written to; choose another folder")
+            given = config.paths.store if key == "paths.store" else config.paths.results
+            problems.append(f"{key}={given}: {existing} is not a folder that can be written to; choose another folder")
     if problems:
         raise UserError(problems)
     refuse_old_results(config.paths.results, config.model.name)

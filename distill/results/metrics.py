@@ -6,22 +6,25 @@ To add a metric, add a `Metric` to `METRICS`. If no stage makes the artifact tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
+from distill.config.data import RESERVED
+from distill.config.evaluation import RougeTokenizer
 from distill.evaluation.responses import Scored, read_responses
 from distill.evaluation.text import distinct
 
 # Names in place of a data set's
-TRAINING = "training"  # costs of a training
-VALIDATION = "validation"  # scores of a training's validations
-BENCHMARKS = "benchmarks"  # lm-eval's tasks
+TRAINING, VALIDATION, BENCHMARKS = RESERVED  # costs of a training, scores of its validations, lm-eval's tasks
 
+ROUGE = "rouge_l"
+ROUGE_NAMES = (ROUGE, *(f"{ROUGE}_{name}" for name in get_args(RougeTokenizer) if name != "english"))
 Value = tuple[str, float, int]  # a metric's name, its value, and the number of responses, positions or rows behind it
 
 
@@ -97,10 +100,15 @@ def _mean_of(name: str, score: Callable[[Scored], float | None]) -> Callable[[Fi
     return values
 
 
+def _rouge_l(finished: Finished) -> Iterator[Value]:
+    scores = [response.rouge_l for response in finished.responses]
+    yield finished.details.get(ROUGE, ROUGE), sum(scores) / len(scores), len(scores)
+
+
 def _rouge_l_by_topic(finished: Finished) -> Iterator[Value]:
     for topic in sorted({finished.topics.get(r.id, "") for r in finished.responses} - {""}):
         scores = [r.rouge_l for r in finished.responses if finished.topics[r.id] == topic]
-        yield f"rouge_l:{topic}", sum(scores) / len(scores), len(scores)
+        yield f"{finished.details.get(ROUGE, ROUGE)}:{topic}", sum(scores) / len(scores), len(scores)
 
 
 def _distinct(n: int) -> Callable[[Finished], Iterator[Value]]:
@@ -168,7 +176,7 @@ def _cost(name: str) -> Callable[[Finished], Iterator[Value]]:
 
 def _best_validation(finished: Finished) -> Iterator[Value]:
     rows = finished.manifest["rows"]["valid"]
-    yield "best_rouge_l", float(finished.curve["eval_rouge_l"].max()), rows
+    yield f"best_{finished.details.get(ROUGE, ROUGE)}", float(finished.curve["eval_rouge_l"].max()), rows
 
 
 METRICS = [
@@ -176,7 +184,7 @@ METRICS = [
         "rouge_l",
         "ROUGE-L F1, 0 to 100",
         "evaluate",
-        _mean_of("rouge_l", lambda r: r.rouge_l),
+        _rouge_l,
         per_prompt=True,
         more_is_better=True,
     ),
@@ -252,6 +260,26 @@ METRICS = [
 ]
 
 
+def rouge_name(tokenizer: RougeTokenizer) -> str:
+    """The name of ROUGE-L with a tokenizer: `rouge_l` as the papers have it, else such as `rouge_l_characters`."""
+    return ROUGE if tokenizer == "english" else f"{ROUGE}_{tokenizer}"
+
+
+def is_rouge(name: str) -> bool:
+    """Whether a metric is ROUGE-L, with any tokenizer, of all prompts or of a topic, or the best of validations."""
+    return name.partition(":")[0].removeprefix("best_") in ROUGE_NAMES
+
+
+def of_tokenizer(name: str, rouge: str) -> bool:
+    """Whether a ROUGE-L metric has the tokenizer of `rouge`, a name of `ROUGE_NAMES`."""
+    return name.partition(":")[0].removeprefix("best_") == rouge
+
+
+def with_tokenizer(name: str, tokenizer: RougeTokenizer) -> str:
+    """The name of a column's metric where ROUGE-L is computed with this tokenizer."""
+    return name.replace(ROUGE, rouge_name(tokenizer), 1) if is_rouge(name) else name
+
+
 def teacher_suffix(teacher: str) -> str:
     """What the name of a metric ends with that depends on a teacher which is not part of the run.
 
@@ -282,6 +310,8 @@ def find(dataset: str, name: str) -> Metric:
         name = "benchmark:"
     if name == "bertscore":  # in a column; the metric's name has the encoder too
         name = "bertscore:"
+    if is_rouge(name):  # whichever its tokenizer
+        name = re.sub(f"{ROUGE}_[a-z]+", ROUGE, name, count=1)
     special = dataset if dataset in (TRAINING, VALIDATION, BENCHMARKS) else None
     for metric in METRICS:
         if metric.dataset == special and (metric.name == name or (metric.is_family and name.startswith(metric.name))):
@@ -310,4 +340,4 @@ def values_of(finished: Finished, stage: str) -> Iterator[tuple[Metric, Value]]:
 def per_prompt_column(name: str) -> tuple[str, str | None]:
     """The column of a run's scores by prompt that has a metric's scores, and the topic of its prompts (None: all)."""
     family, _, topic = name.partition(":")
-    return ("rouge_l", topic or None) if family == "rouge_l" else (name, None)
+    return (family, topic or None) if is_rouge(name) else (name, None)

@@ -15,6 +15,7 @@ from distill.results.experiment import SET_APART, Experiment, PaperNumber, paper
 from distill.results.header import header, is_smoke, seeds_line
 from distill.results.latex import latex_table
 from distill.results.manifest import Manifest
+from distill.results.metrics import ROUGE_NAMES
 from distill.results.recipes import pair_recipe, row_recipe
 from distill.results.separation import between_teachers, by_teacher, separations
 from distill.results.statistics import Agreement, Cell, Column, p_text, printed_p
@@ -235,7 +236,7 @@ def _line(
         and all(float(n.std or 0) for n in (number, baseline_number))
     ):
         p = f"{printed_p(number.numbers, baseline_number.numbers):.2g}"
-    is_rouge_l = column.metric == "rouge_l" and not column.is_average
+    is_rouge_l = column.metric in ROUGE_NAMES and not column.is_average
     length, eos_rate = (
         row.cell(Column("", ((column.dataset, name),))) if is_rouge_l else None for name in ("length", "eos_rate")
     )

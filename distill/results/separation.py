@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from distill.results.experiment import CONTEXT
+from distill.results.metrics import is_rouge
 from distill.results.statistics import Column, cell
 from distill.results.table import RowData
 
@@ -55,7 +56,7 @@ def separations(rows: Sequence[RowData], columns: Sequence[Column]) -> list[Sepa
     by_label = {row.label: row for row in rows}
     result = []
     for column in columns:
-        if column.metric.partition(":")[0] != "rouge_l":
+        if not is_rouge(column.metric):
             continue
         several = [row for row in _with_several_trainings(rows, column) if row.row.group == "paper"]
         means = [value.mean for row in several if (value := row.cell(column)) is not None]

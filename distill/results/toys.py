@@ -15,6 +15,7 @@ CLASSES = 60  # of the discrete distributions; the paper does not say how many
 RATE = 0.1  # Adam's learning rate, as in the paper
 EPOCHS = (1, 200)
 TAIL_EPOCHS = (10, 30, 100, 250)  # the paper's last one is 250 in one section and 300 in another
+DIGITS = 7
 HEAD = 0.5  # mass of the head, AKL's mu
 
 
@@ -51,6 +52,7 @@ def toy_gaussian(data: FigureData) -> Drawing:
             "reverse KL": stats.norm.pdf(x, best.x[0], np.exp(best.x[1])),
         }
     )
+    frame = _rounded(frame)
 
     def plot(axes: Any) -> None:
         axes.fill_between(frame["x"], frame["teacher"], alpha=0.2, color="black", linewidth=0, label="teacher")
@@ -61,6 +63,11 @@ def toy_gaussian(data: FigureData) -> Drawing:
         axes.legend(fontsize="small")
 
     return Drawing(frame, plot)
+
+
+def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
+    """The numbers with `DIGITS` significant digits: further ones depend on the processor."""
+    return frame.map(lambda x: float(f"{x:.{DIGITS}g}") if isinstance(x, float) else x)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -131,6 +138,7 @@ def toy_convergence(data: FigureData) -> Drawing:
         columns.append(frame)
     frame = pd.concat(columns, ignore_index=True)
     fits = [column for column in frame.columns if "epoch" in column]
+    frame = _rounded(frame)
 
     def plot(panels: Any) -> None:
         for axes, (shape, of_shape) in zip(panels, frame.groupby("shape", sort=False), strict=True):
@@ -169,6 +177,7 @@ def toy_head_tail(data: FigureData) -> Drawing:
         }
         lines.append({"epoch": epoch, **distances})
     frame = pd.concat(frames, ignore_index=True)
+    frame = _rounded(frame)
 
     def plot(panels: Any) -> None:
         for axes, (epoch, of_epoch) in zip(panels, frame.groupby("epoch", sort=False), strict=True):

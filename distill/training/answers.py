@@ -22,7 +22,9 @@ from distill.training.encoding import plain_sampling, training_encoder
 ANSWERS = "answers.jsonl"
 
 
-def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: Sequence[Example], folder: Path) -> Any:
+def write_answers(
+    config: Config, sampler: Sampler, teacher: Weights, examples: Sequence[Example], vocabulary: int, folder: Path
+) -> Any:
     """Write the teacher's response to the prompt of every example into `folder`.
 
     A run that was stopped continues after its last finished group. All processes must call this together.
@@ -30,6 +32,7 @@ def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: 
     Args:
         sampler: gives the sampling settings.
         teacher: the weights of the teacher.
+        vocabulary: the number of ids that are written, see `Decoding`.
         folder: gets the groups that are finished, and at the end the file `answers.jsonl`.
 
     Returns:
@@ -40,7 +43,7 @@ def write_answers(config: Config, sampler: Sampler, teacher: Weights, examples: 
     tokenizer, limit = load_tokenizer(teacher), config.train.max_length
     write = load_engine(config.model_copy(update={"eval": decode}), teacher)
     prompts = training_encoder(config, tokenizer).prompts(examples)
-    decoding = Decoding(decode, tokenizer.eos_token_id, pad_id(tokenizer))
+    decoding = Decoding(decode, tokenizer.eos_token_id, pad_id(tokenizer), vocabulary)
     folders = {config.train.shared_seed: folder}
     write_resumably(write, prompts.rows, "train", decoding, folders, "  the teacher's answers")
     if not is_main_process():

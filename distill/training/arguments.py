@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from transformers import TrainingArguments
 
+from distill.base.console import say
+from distill.base.errors import UserError
+from distill.base.hub import reachable
 from distill.base.processes import world_size
 from distill.config.schema import Config
 from distill.config.train import StageTrainConfig
@@ -82,7 +86,10 @@ def training_arguments(
 
 
 def _tracker(config: Config) -> list[str]:
-    """The names of Trainer's integrations to report to. wandb works offline if no user is logged in."""
+    """The names of Trainer's integrations to report to.
+
+    wandb works offline if no user is logged in or its server cannot be reached.
+    """
     if config.tracker.name == "csv":
         return []
     import os
@@ -91,9 +98,18 @@ def _tracker(config: Config) -> list[str]:
 
     os.environ["WANDB_PROJECT"] = config.tracker.project
     os.environ.setdefault("WANDB_DIR", config.paths.store)
-    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
-        os.environ["WANDB_MODE"] = "offline"
-        wandb.teardown()  # wandb reads its environment once, and must read it again
+    given = os.environ.get("WANDB_BASE_URL")
+    if given and urlparse(given).scheme not in ("http", "https"):
+        raise UserError(f"WANDB_BASE_URL={given} is no address of a server, such as https://HOST; mend or unset it")
+    if os.environ.get("WANDB_MODE", "online") not in ("offline", "dryrun", "disabled"):
+        server = given or str(wandb.Settings().base_url)
+        reason = f"{server} cannot be reached" if not reachable(server) else None
+        if reason is None and not wandb.login(prompt=False):
+            reason = "no user is logged in"
+        if reason is not None:
+            say(f"tracker=wandb works offline: {reason}; send its runs later with wandb sync")
+            os.environ["WANDB_MODE"] = "offline"
+            wandb.teardown()  # wandb reads its environment once, and must read it again
     return ["wandb"]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.base.errors import UserError
+from distill.data.encode import plain_ids, special_tokens
 from distill.samplers import Step
 
 
@@ -26,8 +27,9 @@ class Corpus:
 
     def __init__(self, texts: Iterable[str], tokenizer: Any, length: int):
         ids: list[int] = []
+        specials = special_tokens(tokenizer)
         for text in texts:
-            ids += [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            ids += [*plain_ids(tokenizer, specials, text), tokenizer.eos_token_id]
         whole = len(ids) // length
         if not whole:
             raise UserError(f"data.pretrain: {len(ids)} tokens are less than one block of train.max_length={length}")

@@ -57,6 +57,7 @@ def errors(
     lengths: Sequence[int],
     names: Sequence[str],
     greedy: bool,
+    vocabulary: int | None = None,
 ) -> list[Error | None]:
     """The error of each text: of the places where the teacher's token is another one, that of the largest KL.
 
@@ -70,11 +71,13 @@ def errors(
         lengths: of the texts; their sum is N.
         names: of each text's random stream. The draw at a place has a stream of its own.
         greedy: whether the teacher's token is its likeliest one.
+        vocabulary: see `Decoding`.
 
     Returns:
         The error of each text; None if teacher and student agree everywhere.
     """
     width = min(head.weight.shape[0] for head in heads)
+    width = width if vocabulary is None else min(width, vocabulary)
     kl = _kl(hidden, heads, width)
     starts = [0]
     for length in lengths:

@@ -1,18 +1,18 @@
-"""Estimates of the memory, disk space and time that the stages need, shown before the first stage starts."""
+"""Estimates of the memory and disk space that the stages need, shown before the first stage starts.
+
+They say nothing of time: no formula foretells it well. `--dry-run` tells how long stages of the same kind took.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
 from rich.filesize import decimal
 
 from distill.base.errors import UserError
-from distill.base.processes import world_size
 from distill.config.model import LoraConfig
 from distill.data.encode import Encoded
 from distill.losses import Divergence
@@ -24,7 +24,6 @@ from distill.samplers.base import StudentText
 from distill.teacher.signal import STORE_BATCH, store_bytes
 
 OWN_BYTES = 20.0  # of a divergence's own parameter: weight, sum, gradient and two optimizer states, in fp32
-EFFICIENCY = 0.6  # assumed speed of a training, relative to plain matrix products
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,10 @@ class Estimate:
 
     Attributes:
         parts: bytes of memory on each device, by the name of what needs them.
-        seconds: the time.
         disk: bytes that stay on disk.
     """
 
     parts: dict[str, float]
-    seconds: float
     disk: float = 0.0
 
     @property
@@ -47,14 +44,13 @@ class Estimate:
         return sum(self.parts.values())
 
     def describe(self) -> str:
-        """One line for the user: memory, time, disk, and what to change if the memory is not enough."""
+        """One line for the user: memory, disk, and what to change if the memory is not enough."""
         large = {name: size for name, size in self.parts.items() if size >= self.bytes / 20}
         parts = ", ".join(f"{name} {decimal(round(size))}" for name, size in large.items())
         free = free_memory()
         line = f"needs about {decimal(round(self.bytes))} of memory ({parts}; {decimal(round(free))} are free)"
-        line += f" and {span(self.seconds)}"
         if self.disk:
-            line += f", and {decimal(round(self.disk))} on disk"
+            line += f" and {decimal(round(self.disk))} on disk"
         if self.bytes > free:
             line += "; that is more memory than is free: lower train.micro_batch_size or train.max_length"
         return line
@@ -71,7 +67,6 @@ def estimate_training(
     student: Shape,
     lora: LoraConfig | None,
     rows: Sequence[Encoded],
-    epochs: int,
     micro_batch_size: int,
     precision: str,
     teacher: Shape | None,
@@ -81,13 +76,12 @@ def estimate_training(
     data_pass: bool = False,
     step_rows: int = 0,
 ) -> Estimate:
-    """Memory and time of one training on one device.
+    """Memory of one training on one device.
 
     Args:
         student: the shape of the model that is trained.
         lora: the adapters that are trained in place of all weights.
         rows: the encoded training rows. The longest one determines the memory of a micro-batch.
-        epochs: passes over `rows`.
         micro_batch_size: rows of a forward pass on one device.
         precision: `bf16` or `fp32`.
         teacher: the shape of the teacher; None for fine-tuning.
@@ -95,8 +89,7 @@ def estimate_training(
         divergence: if it is a `TrainableDivergence`, its parameters must not exist yet: they are made here on the meta
             device.
         sampler: if the student generates responses in training, the memory of its rounded copy and of the teacher's
-            remembered hidden states is included. The time of generation is not: it depends on texts that do not exist
-            yet.
+            remembered hidden states is included.
         data_pass: whether the student reads the data set's responses, too, in a pass of its own.
         step_rows: rows of a step on one device. If their texts are corrected, the keys and values of both models are
             in memory until the student has written on.
@@ -130,17 +123,10 @@ def estimate_training(
             parts["texts to correct"] = columns * sum(m.layers * m.hidden for m in (student, teacher))
         if not live and device.type == "cpu":
             parts["texts that come again"] = float(sampler.holds * sampler.max_new_tokens * teacher.hidden * wide)
-    response_tokens = sum(len(r.response) for r in rows)
-    all_tokens = response_tokens + sum(len(r.prompt) for r in rows)
-    passes = 4.0 if lora else 6.0  # frozen weights need no product for their gradient
-    flops = passes * (student.body * all_tokens + student.classes * student.hidden * response_tokens)
     if teacher is not None:
         teacher_runs = live or (sampler is not None and sampler.writes)
         parts["teacher"] = float(wide * (teacher.parameters if teacher_runs else teacher.classes * teacher.hidden))
-        head_flops = 2.0 * teacher.classes * teacher.hidden * response_tokens
-        flops += head_flops + (2.0 * teacher.body * all_tokens if teacher_runs else 0.0)
-    speed = world_size() * EFFICIENCY * _throughput(student.hidden, student.inner, precision)
-    return Estimate(parts, epochs * flops / speed)
+    return Estimate(parts)
 
 
 def _check_own(divergence: Divergence, count: int) -> None:
@@ -168,7 +154,7 @@ def total_memory() -> float:
 
 
 def estimate_signal(teacher: Shape, rows: Sequence[Encoded], precision: str) -> Estimate:
-    """Memory, time and disk space of storing the teacher's hidden states of `rows`. One process does all of it."""
+    """Memory and disk space of storing the teacher's hidden states of `rows`. One process does all of it."""
     wide = 2 if precision == "bf16" else 4
     longest = max(len(r.prompt) + len(r.response) for r in rows)
     # Without gradients only one layer's activations are in memory at a time
@@ -176,18 +162,14 @@ def estimate_signal(teacher: Shape, rows: Sequence[Encoded], precision: str) -> 
         "teacher": float(wide * teacher.parameters),
         "activations": float(STORE_BATCH * longest * (10 * teacher.hidden + 4 * teacher.inner) * wide),
     }
-    flops = 2.0 * teacher.body * sum(len(r.prompt) + len(r.response) for r in rows)
     disk = store_bytes(rows, teacher.hidden, wide) + wide * teacher.classes * teacher.hidden
-    return Estimate(parts, flops / (EFFICIENCY * _throughput(teacher.hidden, teacher.inner, precision)), disk)
+    return Estimate(parts, disk)
 
 
-def estimate_answers(
-    teacher: Shape, rows: Sequence[Encoded], new_tokens: int, columns: int, precision: str
-) -> Estimate:
-    """Memory and time of the teacher's responses to the prompts of `rows`.
+def estimate_answers(teacher: Shape, columns: int, precision: str) -> Estimate:
+    """Memory of the teacher while it answers.
 
     Args:
-        new_tokens: the most tokens of a response.
         columns: `batch_tokens`, the columns of the KV cache. In each layer a column holds a key and a value, each at
             most as wide as the hidden states.
     """
@@ -196,9 +178,7 @@ def estimate_answers(
         "teacher": float(wide * teacher.parameters),
         "keys and values": float(columns * teacher.layers * 2 * teacher.hidden * wide),
     }
-    tokens = sum(len(r.prompt) + new_tokens for r in rows)
-    flops = 2.0 * (teacher.body + teacher.classes * teacher.hidden) * tokens
-    return Estimate(parts, flops / (EFFICIENCY * _throughput(teacher.hidden, teacher.inner, precision)))
+    return Estimate(parts)
 
 
 def _activations(student: Shape, tokens: int, wide: int) -> float:
@@ -215,25 +195,6 @@ def _activations(student: Shape, tokens: int, wide: int) -> float:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _throughput(hidden: int, inner: int, precision: str) -> float:
-    """Floating-point operations per second of a matrix product `[512, hidden] x [hidden, inner]`, measured now."""
-    device = _device()
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.ones(shape, device=device, dtype=dtype) for shape in ((512, hidden), (hidden, inner)))
-    done, started = 0, 0.0
-    while done < 3 or time.perf_counter() - started < 0.05:
-        if done == 1:  # the first product is a warm-up
-            started = time.perf_counter()
-        _finish(a @ b)
-        done += 1
-    return 2.0 * a.shape[0] * hidden * inner * (done - 1) / (time.perf_counter() - started)
-
-
-def _finish(x: Any) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize()
 
 
 def span(seconds: float) -> str:

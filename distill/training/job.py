@@ -14,7 +14,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from distill.base.console import bar, say
-from distill.base.processes import world_size
+from distill.base.files import read_object
+from distill.base.processes import from_main_process, is_main_process, wait_for_everyone, world_size
 from distill.config.model import LoraConfig
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.schema import Config
@@ -26,8 +27,9 @@ from distill.generation.engine import generate
 from distill.generation.requests import Decoding, Request, stream_name
 from distill.losses import build
 from distill.losses.trainable import TrainableDivergence
+from distill.models.checkpoint import damage_of
 from distill.models.load import Weights, add_lora, check_head, check_positions, load_model, load_tokenizer, output_head
-from distill.models.tokenizers import check_same_tokenizer, pad_id
+from distill.models.tokenizers import check_same_tokenizer, common_vocabulary, pad_id
 from distill.samplers import Sampler
 from distill.samplers import build as build_sampler
 from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
@@ -42,6 +44,7 @@ from distill.training.spans import RowSpans, read_spans, tell_unaligned
 from distill.training.trainer import DIVERGENCE, SAMPLER, DistillTrainer
 from distill.training.writer import StudentWriter
 
+STATE = "trainer_state.json"  # the last file of a checkpoint that Trainer writes
 CURVE = [
     "step",
     "epoch",
@@ -265,6 +268,7 @@ def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: A
         eos,
         pad,
         job.config.train.max_length,
+        common_vocabulary(tokenizer, load_tokenizer(job.teacher)) if job.teacher is not None else None,
         late=quirks.get("labels") == "late",
         erased=eos if quirks.get("eos") == "erased" and eos == pad else None,
         dtype=teacher_dtype(job.config),
@@ -281,7 +285,9 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
     examples = list(job.valid_examples)[: settings.valid_rows]
     prompts = encoder.prompts(examples).rows
     by_id = {e.id: e for e in examples}
-    decoding = Decoding(plain_sampling(evaluation), tokenizer.eos_token_id, pad_id(tokenizer))
+    decoding = Decoding(
+        plain_sampling(evaluation), tokenizer.eos_token_id, pad_id(tokenizer), common_vocabulary(tokenizer)
+    )
     requests = [
         Request(p.id, p.prompt, stream_name(job.seed, "valid", p.id), evaluation.max_new_tokens) for p in prompts
     ]
@@ -290,18 +296,41 @@ def _scorer(job: TrainingJob, tokenizer: Any, encoder: Encoder) -> Any:
         with bar(len(requests), "  validation ROUGE-L", "row") as progress_bar:
             responses = generate(model, requests, decoding, progress_bar.update)
         texts = [tokenizer.decode(response.tokens, skip_special_tokens=True) for response in responses]
-        scores = rouge_l(texts, [by_id[request.id].references for request in requests])
+        references = [by_id[request.id].references for request in requests]
+        scores = rouge_l(texts, references, tokenizer=evaluation.rouge_tokenizer)
         return sum(scores) / len(scores)
 
     return score
 
 
 def _last_checkpoint(checkpoints: Path) -> str | None:
-    """The last complete checkpoint. Incomplete ones, which lack the last file (trainer_state.json), are removed."""
+    """The last sound checkpoint.
+
+    Incomplete ones, which lack the last file (trainer_state.json), are removed. Damaged ones are set aside, with a
+    line.
+    """
     for folder in checkpoints.glob("checkpoint-*"):
-        if not (folder / "trainer_state.json").is_file():
+        if not (folder / STATE).is_file() and is_main_process():
             shutil.rmtree(folder)
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    while (last := get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None) is not None:
+        damage = from_main_process(_damage_with_best(Path(last)))
+        if damage is None:
+            return last
+        aside = Path(last).with_name(f"damaged-{Path(last).name}")
+        say(f"  {damage}; the checkpoint is set aside as {aside.name}, and the one before it is used")
+        if is_main_process():
+            shutil.rmtree(aside, ignore_errors=True)
+            Path(last).rename(aside)
+        wait_for_everyone()
+    return None
+
+
+def _damage_with_best(checkpoint: Path) -> str | None:
+    """What is damaged in a checkpoint, or in the best one before it, which it names; None if nothing."""
+    damage = damage_of(checkpoint)
+    if damage is None and (best := read_object(checkpoint / STATE).get("best_model_checkpoint")):
+        damage = damage_of(checkpoint.with_name(Path(best).name))
+    return damage
 
 
 def _copy_model(best: Path, target: Path) -> None:
@@ -313,7 +342,7 @@ def _copy_model(best: Path, target: Path) -> None:
         "optimizer.pt",
         "scheduler.pt",
         "scaler.pt",
-        "trainer_state.json",
+        STATE,
         "training_args.bin",
     }
     shutil.rmtree(target, ignore_errors=True)

@@ -47,6 +47,7 @@ class StudentWriter:
         late: whether targets are one position too late (a quirk of published code).
         erased: a token that is removed from prompts and responses (a quirk of published code: EOS, if it is also the
             pad token).
+        vocabulary: the number of ids that are written, see `Decoding`.
         dtype: the dtype of evaluation. Weights of another dtype are rounded to it for generation.
         rank: this process's rank in the distributed run.
         processes: the number of processes.
@@ -60,6 +61,7 @@ class StudentWriter:
     eos_id: int
     pad_id: int
     max_length: int
+    vocabulary: int | None = None
     late: bool = False
     erased: int | None = None
     dtype: torch.dtype = torch.float32
@@ -90,7 +92,7 @@ class StudentWriter:
             model = Mixture(model, self.teacher.live.model, teacher_share)
             halved = max(1, settings.batch_tokens // 2)  # each of the two models has a KV cache
             settings = settings.model_copy(update={"batch_tokens": halved})
-        responses = generate(model, requests, Decoding(settings, self.eos_id, self.pad_id))
+        responses = generate(model, requests, Decoding(settings, self.eos_id, self.pad_id, self.vocabulary))
         self.student.train(training)
         return responses
 
@@ -143,6 +145,7 @@ class StudentWriter:
             [len(text) for text in texts],
             [stream_name(self.seed, f"train {stream} teacher {number}", row.id) for row, _ in written],
             greedy,
+            self.vocabulary,
         )
         requests = []
         for (row, _), text, error, (_, known) in zip(written, texts, text_errors, by_student, strict=True):

@@ -218,6 +218,7 @@ class Corrections(Maker):
             tokenizer.eos_token_id,
             pad_id(tokenizer),
             config.train.max_length,
+            session.vocabulary("student"),
             dtype=teacher_dtype(config),
         )
         before = writer.write(rows, CORRECTED, 0)

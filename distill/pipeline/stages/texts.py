@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from distill.base.console import say
 from distill.base.errors import UserError
 from distill.base.processes import is_main_process, wait_for_everyone
+from distill.config.evaluation import RougeTokenizer
 from distill.data.encode import EncodedSet
 from distill.data.sets import Dataset
 from distill.evaluation.responses import GENERATIONS, Scored, write_responses
@@ -50,7 +51,9 @@ class Texts(Maker):
         scored_before = all((folder / GENERATIONS).is_file() for folder in folders)
         wait_for_everyone()  # all processes must have looked before the main process renames the folders
         if not scored_before:
-            decoding = Decoding(config.eval, tokenizer.eos_token_id, pad_id(tokenizer))
+            decoding = Decoding(
+                config.eval, tokenizer.eos_token_id, pad_id(tokenizer), self.plan.session.vocabulary(self.role)
+            )
             by_seed = dict(zip(seeds, folders, strict=True))
             write_resumably(self._engine(), prompts.rows, dataset.name, decoding, by_seed, f"  {dataset.title}")
         if not is_main_process():
@@ -59,7 +62,7 @@ class Texts(Maker):
         entries = []
         for folder in folders:
             responses = read_responses(folder, prompts.rows)
-            scored = _scored(tokenizer, responses, references)
+            scored = _scored(tokenizer, responses, references, config.eval.rouge_tokenizer)
             write_responses(folder, scored)
             entries.append(
                 {
@@ -101,9 +104,15 @@ class Texts(Maker):
         return prompts
 
 
-def _scored(tokenizer: Any, responses: Sequence[SeedResponse], references: Mapping[str, Sequence[str]]) -> list[Scored]:
+def _scored(
+    tokenizer: Any,
+    responses: Sequence[SeedResponse],
+    references: Mapping[str, Sequence[str]],
+    rouge_tokenizer: RougeTokenizer,
+) -> list[Scored]:
     """The decoded responses with their ROUGE-L and exact match against the references (by example id)."""
     texts = [tokenizer.decode(r.tokens, skip_special_tokens=True) for r in responses]
     expected = [references[r.id] for r in responses]
-    scores = zip(responses, texts, rouge_l(texts, expected), exact_match(texts, expected), strict=True)
-    return [Scored(r.id, text, len(r.tokens), r.ended, rouge, exact, r.tokens) for r, text, rouge, exact in scores]
+    rouge = rouge_l(texts, expected, tokenizer=rouge_tokenizer)
+    scores = zip(responses, texts, rouge, exact_match(texts, expected), strict=True)
+    return [Scored(r.id, text, len(r.tokens), r.ended, score, exact, r.tokens) for r, text, score, exact in scores]

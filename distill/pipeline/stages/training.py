@@ -127,7 +127,6 @@ class Training(Maker):
             session.shape(self.role),
             plan.config.model.lora,
             session.rows(self.role, plan.data[:1])[0].rows,
-            self.schedule.epochs,
             micro_batch_size(self.schedule.global_batch_size, train.rows_per_pass(self.schedule), world_size()),
             train.precision,
             session.shape("teacher") if distils else None,
@@ -149,17 +148,14 @@ class Answers(Maker):
 
     def make(self, nodes: Sequence[Spec], folders: list[Path]) -> list[dict[str, Any]]:
         """See the base class."""
-        plan = self.plan
-        teacher = plan.weights(plan.teacher, "teacher")
-        return [write_answers(plan.config, sampler_of(plan), teacher, plan.data[0].examples, folders[0])]
+        plan, vocabulary = self.plan, self.plan.session.vocabulary("teacher")
+        teacher, examples = plan.weights(plan.teacher, "teacher"), plan.data[0].examples
+        return [write_answers(plan.config, sampler_of(plan), teacher, examples, vocabulary, folders[0])]
 
     def estimate(self) -> Estimate:
         """See the base class."""
         plan, session = self.plan, self.plan.session
-        rows = session.rows("teacher", plan.data[:1])[0].rows
-        max_new_tokens, batch_tokens = sampler_of(plan).max_new_tokens, plan.config.eval.batch_tokens
-        precision = plan.config.train.precision
-        return estimate_answers(session.shape("teacher"), rows, max_new_tokens, batch_tokens, precision)
+        return estimate_answers(session.shape("teacher"), plan.config.eval.batch_tokens, plan.config.train.precision)
 
 
 class HiddenStates(Maker):
