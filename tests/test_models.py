@@ -114,9 +114,9 @@ def test_another_wheel_is_refused(tmp_path, monkeypatch):
 
 
 def test_lengths_beyond_the_models_positions_are_refused():
-    check_positions(tiny_gpt2(), 128, "train.max_length")
-    with pytest.raises(UserError, match=r"train\.max_length ask for 129 positions, GPT2LMHeadModel has 128"):
-        check_positions(tiny_gpt2(), 129, "train.max_length")
+    check_positions(tiny_gpt2().config, 128, "train.max_length")
+    with pytest.raises(UserError, match=r"train\.max_length ask for 129 positions, and gpt2 has 128"):
+        check_positions(tiny_gpt2().config, 129, "train.max_length")
 
 
 def test_a_missing_wheel_says_what_to_run(monkeypatch):

@@ -12,6 +12,9 @@ from filelock import FileLock
 
 from distill.base.errors import UserError
 
+LFS_POINTER = b"version https://git-lfs"  # how a file of Git LFS begins that was not fetched
+OF_LFS = "a pointer of Git LFS and not the file itself; run first: git lfs pull"
+
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file so that readers see the old content or the new, never a part of it.
@@ -51,8 +54,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: it cannot be read ({error.strerror})") from None
     if not content.strip():
         raise UserError(f"{path}: it is empty, as after a crash or on a full disk; copy it again, or remove its folder")
-    if content.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: it is a pointer of Git LFS and not the file itself; run first: git lfs pull")
+    if content.startswith(LFS_POINTER):
+        raise UserError(f"{path}: it is {OF_LFS}")
     try:
         return json.loads(content.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

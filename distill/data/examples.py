@@ -322,6 +322,6 @@ def _text(record: bytes | dict[str, Any] | str, place: str) -> str:
         raise UserError(f"{place}: {str(error).partition(';')[0]}; {allowed}") from None
     text = row.get("text")
     if not isinstance(text, str):
-        found = f"text is {_kind(text)}" if "text" in row else f"it has {', '.join(sorted(row)) or 'nothing'}"
-        raise UserError(f"{place}: {allowed}, and {found}")
+        fault = f"text is {_kind(text)}" if "text" in row else f"it has {', '.join(sorted(row)) or 'nothing'}"
+        raise UserError(f"{place}: {allowed}, and {fault}")
     return text

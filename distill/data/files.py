@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from distill.base.errors import UserError
+from distill.base.files import LFS_POINTER, OF_LFS
 
 GZIP = b"\x1f\x8b"
 KINDS: dict[str, tuple[bytes, ...]] = {  # by signature; the first that fits counts
     "UTF-32; save it as UTF-8 (iconv -f UTF-32 -t UTF-8 FILE > NEW)": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 FILE > NEW)": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-    "a pointer of Git LFS and not the file itself; run first: git lfs pull": (b"version https://git-lfs",),
+    OF_LFS: (LFS_POINTER,),
     "parquet; write it as JSONL (pandas: read_parquet, to_json(orient='records', lines=True))": (b"PAR1",),
     "a zip archive; unpack it": (b"PK\x03\x04",),
     "packed with zstd; unpack it (unzstd)": (b"\x28\xb5\x2f\xfd",),
@@ -103,22 +104,22 @@ def _one_object(first: list[tuple[int, bytes]], lines: IO[bytes]) -> list[Any] |
     if not first or not first[0][1].lstrip().startswith(b"{"):
         return None
     try:
-        found = json.loads(first[0][1])
-        if len(first) > 1 or not isinstance(found, dict):
+        whole = json.loads(first[0][1])
+        if len(first) > 1 or not isinstance(whole, dict):
             return None
     except (ValueError, RecursionError):
         if len(first) < 2 or not lines.seekable():
             return None
         place = lines.tell()
         try:
-            found = json.loads(b"".join(line for _, line in first) + lines.read())
+            whole = json.loads(b"".join(line for _, line in first) + lines.read())
         except (ValueError, RecursionError):
             lines.seek(place)
             return None
-    lists = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(lists) == 1 and not {"instances", "Instances"} & set(found):
+    lists = [value for value in whole.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) == 1 and not {"instances", "Instances"} & set(whole):
         return lists[0]
-    return [found] if len(first) > 1 else None
+    return [whole] if len(first) > 1 else None
 
 
 def _first_character(lines: IO[bytes]) -> bytes:

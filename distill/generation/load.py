@@ -12,7 +12,7 @@ from distill.config.schema import Config
 from distill.generation.engine import write_group
 from distill.generation.requests import Decoding, Progress, Request, Response
 from distill.generation.vllm import VllmEngine
-from distill.models.load import Weights, check_positions, load_model
+from distill.models.load import Weights, check_positions, load_model, without_adapter
 
 # Writes the responses of one group, in the order of its requests.
 WriteGroup = Callable[[Sequence[Request], Decoding, Progress], list[Response]]
@@ -41,5 +41,5 @@ def load_engine(config: Config, weights: Weights, loaded: Callable[[], Any] | No
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(weights, dtype).to(device).eval()
     needed = config.train.max_prompt_length + config.eval.max_new_tokens
-    check_positions(model, needed, "train.max_prompt_length and eval.max_new_tokens")
+    check_positions(without_adapter(model).config, needed, "train.max_prompt_length and eval.max_new_tokens")
     return partial(write_group, model)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill.base.console import say
 from distill.base.errors import UserError
-from distill.base.files import read_json, read_object
+from distill.base.files import LFS_POINTER, OF_LFS, read_json, read_object
 from distill.models.folders import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -63,13 +63,12 @@ def examine(base: str, revision: str, adapter: str | None) -> None:
     if folder is None:  # not on this machine yet; the hub must have it
         load_config(Weights(base, revision))
         return
-    is_whole = not is_adapter(folder)
-    if not is_whole:
+    if is_adapter(folder):
         raise UserError(f"{base} holds an adapter, where a whole model is needed; give its base model as the id")
     settings = read_object(folder / CONFIG)
     files = _files(folder)
     model = _check_names(folder, settings)
-    _check_finite(files)
+    _check_finite(files, list(model.state_dict()))
     check_tokenizer(str(folder), _tokenizer(folder), model.get_input_embeddings().weight.shape[0])
     _say_ignored(folder)
     if adapter is not None:
@@ -184,8 +183,8 @@ def _damage(file: Path) -> str:
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(40)
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS and not the weights; run first: git lfs pull"
+    if start.startswith(LFS_POINTER):
+        return f"it is {OF_LFS}"
     return f"damaged or cut off, {size} bytes; copy or download it again" if size else "it is empty; copy it again"
 
 
@@ -286,11 +285,12 @@ def refuse_gaps(name: str, loading: dict[str, Any], settings: str = CONFIG) -> N
     """
     problems = []
     for kind, what in (("missing", "the file lacks"), ("unexpected", "the file has, and the model does not,")):
-        if names := sorted(name for name in loading[f"{kind}_keys"] if not name.endswith(BUFFERS)):
+        constants = BUFFERS if kind == "unexpected" else ()
+        if names := sorted(name for name in loading[f"{kind}_keys"] if not name.endswith(constants)):
             problems.append(f"{name}: {what} {_listed(names)} of the weights")
     if wrong := sorted(loading["mismatched_keys"]):
-        shown = [f"{key} {list(found)} where {settings} says {list(asked)}" for key, found, asked in wrong]
-        problems.append(f"{name}: weights of another shape: {_listed(shown)}")
+        shapes = [f"{key} {list(stored)} where {settings} says {list(asked)}" for key, stored, asked in wrong]
+        problems.append(f"{name}: weights of another shape: {_listed(shapes)}")
     if problems:
         problems[-1] += (
             "; transformers would fill the gaps with random numbers. Save the model with save_pretrained, or mend the"
@@ -304,14 +304,23 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{more}"
 
 
-def _check_finite(files: Sequence[Path]) -> None:
+def _check_finite(files: Sequence[Path], weights: Sequence[str] = ()) -> None:
+    """Refuse stored weights that are not finite.
+
+    Args:
+        weights: the model's names. A constant of old versions of transformers that it has not is not looked at.
+
+    Raises:
+        UserError: with the names of such weights and their files.
+    """
+    is_constant = lambda name: name.endswith(BUFFERS) and not any(x.endswith(name) for x in weights)  # noqa: E731
     wrong = [
         f"{name} in {file.name}"
         for file in files
         for name, tensor in tensors(file)
         if isinstance(tensor, Tensor)
         and tensor.is_floating_point()
-        and not name.endswith(BUFFERS)
+        and not is_constant(name)
         and not bool(torch.isfinite(tensor).all())
     ]
     if wrong:
@@ -363,11 +372,11 @@ def _check_adapter(model: Any, folder: Path) -> None:
         if (base_name := name.removeprefix(PREFIX)) in of_base and shape != of_base[base_name]
     }
     if resized:
-        name, (found, there) = next(iter(resized.items()))
+        name, (stored_shape, base_shape) = next(iter(resized.items()))
         raise UserError(
-            f"{folder}: the adapter was trained with another vocabulary than its base model has ({name}: {list(found)},"
-            f" the base {list(there)}); merge it first where it was trained (merge_and_unload, save_pretrained with the"
-            " tokenizer) and name that folder"
+            f"{folder}: the adapter was trained with another vocabulary than its base model has ({name}:"
+            f" {list(stored_shape)}, the base {list(base_shape)}); merge it first where it was trained"
+            " (merge_and_unload, save_pretrained with the tokenizer) and name that folder"
         )
     loading = {
         "missing_keys": [name for name in asked if name not in stored],

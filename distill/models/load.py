@@ -207,20 +207,20 @@ def without_adapter(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def check_positions(model: Any, needed: int, keys: str) -> None:
+def check_positions(settings: Any, needed: int, keys: str) -> None:
     """Refuse sequences that are longer than a model's maximum.
 
     Args:
-        model: the model.
+        settings: the model's config.
         needed: number of tokens of the longest sequence.
         keys: the config keys that determine it, for the message.
 
     Raises:
         UserError: the model has fewer positions.
     """
-    limit = getattr(without_adapter(model).config, "max_position_embeddings", None)
+    limit = getattr(settings, "max_position_embeddings", None)
     if limit is not None and needed > limit:
-        raise UserError(f"{keys} ask for {needed} positions, {type(without_adapter(model)).__name__} has {limit}")
+        raise UserError(f"{keys} ask for {needed} positions, and {settings.model_type} has {limit}; lower them")
 
 
 def last_hidden(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

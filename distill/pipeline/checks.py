@@ -14,7 +14,7 @@ from distill.data import chunkers
 from distill.evaluation.bertscore import WHEEL, check
 from distill.evaluation.rouge import can_score
 from distill.models.checkpoint import examine
-from distill.models.load import Weights, load_config
+from distill.models.load import Weights, check_positions, load_config
 from distill.models.tokenizers import check_same_tokenizer
 from distill.pipeline import inputs
 from distill.pipeline.keys import ExternalWeights
@@ -141,14 +141,10 @@ def _check_positions(plan: Plan, weights: Weights) -> None:
     Raises:
         UserError: it is such a model.
     """
-    train, evaluation = plan.config.train, plan.config.eval
-    limit = getattr(load_config(weights), "max_position_embeddings", None)
-    for needed, keys in (
-        (train.max_length, "train.max_length"),
-        (train.max_prompt_length + evaluation.max_new_tokens, "train.max_prompt_length and eval.max_new_tokens"),
-    ):
-        if isinstance(limit, int) and needed > limit:
-            raise UserError(f"{weights.base}: {keys} ask for {needed} positions, and it has {limit}; lower them")
+    train, settings = plan.config.train, load_config(weights)
+    check_positions(settings, train.max_length, "train.max_length")
+    generated = train.max_prompt_length + plan.config.eval.max_new_tokens
+    check_positions(settings, generated, "train.max_prompt_length and eval.max_new_tokens")
 
 
 def differing_engines(configs: Sequence[Config]) -> list[str]:

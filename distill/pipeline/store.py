@@ -116,10 +116,10 @@ class Store:
         """The manifest of an artifact's folder; empty if it is missing or damaged, which is said once."""
         path = folder / MANIFEST
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             return {}
-        key = str(path), found.st_mtime_ns, found.st_size
+        key = str(path), status.st_mtime_ns, status.st_size
         if key not in self._manifests:
             try:
                 content = read_json(path)
@@ -349,9 +349,9 @@ def _of_other_size(folder: Path, sizes: Mapping[str, int]) -> str | None:
     """What is wrong with the first file that is missing or has another size than when it was made; None if nothing."""
     for name, size in sizes.items():
         path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            return f"{path}: it was of {size} bytes and is {'missing' if found is None else f'of {found}'}"
+        now = path.stat().st_size if path.is_file() else None
+        if now != size:
+            return f"{path}: it was of {size} bytes and is {'missing' if now is None else f'of {now}'}"
     return None
 
 

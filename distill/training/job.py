@@ -28,7 +28,16 @@ from distill.generation.requests import Decoding, Request, stream_name
 from distill.losses import build
 from distill.losses.trainable import TrainableDivergence
 from distill.models.checkpoint import damage_of
-from distill.models.load import Weights, add_lora, check_head, check_positions, load_model, load_tokenizer, output_head
+from distill.models.load import (
+    Weights,
+    add_lora,
+    check_head,
+    check_positions,
+    load_model,
+    load_tokenizer,
+    output_head,
+    without_adapter,
+)
 from distill.models.tokenizers import check_same_tokenizer, common_vocabulary, pad_id
 from distill.samplers import Sampler
 from distill.samplers import build as build_sampler
@@ -223,9 +232,9 @@ def _distiller(job: TrainingJob, tokenizer: Any) -> Distiller:
     if job.lora is not None and job.student.adapter is None:
         student = add_lora(student, job.lora)
     check_head(student)
-    check_positions(student, settings.max_length, "train.max_length")
+    check_positions(without_adapter(student).config, settings.max_length, "train.max_length")
     generated = settings.max_prompt_length + job.config.eval.max_new_tokens
-    check_positions(student, generated, "train.max_prompt_length and eval.max_new_tokens")
+    check_positions(without_adapter(student).config, generated, "train.max_prompt_length and eval.max_new_tokens")
     if teacher is not None:
         of_teacher, of_student = (h.weight.shape[0] for h in (teacher.head, output_head(student)))
         if of_teacher != of_student:
@@ -257,7 +266,8 @@ def _sampling(job: TrainingJob, sampler: Sampler, model: Distiller, tokenizer: A
     limit = "train.max_prompt_length and sampler.max_new_tokens"
     decode = plain_sampling(job.config.eval, sampler)
     for causal_lm in (model.student, model.teacher.live.model):
-        check_positions(causal_lm, job.config.train.max_prompt_length + decode.max_new_tokens, limit)
+        longest = job.config.train.max_prompt_length + decode.max_new_tokens
+        check_positions(without_adapter(causal_lm).config, longest, limit)
     eos, pad, quirks = tokenizer.eos_token_id, pad_id(tokenizer), job.sampler.parameters
     writer = StudentWriter(
         model.student,

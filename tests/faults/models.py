@@ -134,11 +134,7 @@ def old_pickle(w: Workshop) -> Outcome:
 
 @case("a", "a shard is missing", "model-00002-of-00002.safetensors")
 def missing_shard(w: Workshop) -> Outcome:
-    from transformers import AutoModelForCausalLM
-
-    folder = w.checkpoint("T")
-    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="60KB")
-    (folder / "model.safetensors").unlink(missing_ok=True)
+    folder = _in_parts(w)
     (folder / "model-00002-of-00002.safetensors").unlink()
     return refused_before_work(w.pair(teacher=folder))
 
@@ -292,11 +288,7 @@ def empty_tokenizer(w: Workshop) -> Outcome:
 
 @case("d", "weights in parts without their index", "their index (*.index.json) is missing")
 def no_index(w: Workshop) -> Outcome:
-    from transformers import AutoModelForCausalLM
-
-    folder = w.checkpoint("T")
-    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="60KB")
-    (folder / "model.safetensors").unlink(missing_ok=True)
+    folder = _in_parts(w)
     (folder / "model.safetensors.index.json").unlink()
     return refused_before_work(w.pair(teacher=folder))
 
@@ -308,7 +300,7 @@ def config_is_a_list(w: Workshop) -> Outcome:
     return refused_before_work(w.pair(student=path.parent))
 
 
-@case("d", "a student with too few positions", "ask for 96 positions, and it has 64")
+@case("d", "a student with too few positions", "ask for 96 positions, and gpt2 has 64")
 def few_positions(w: Workshop) -> Outcome:
     def shorter(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {k: v[:64] if k.endswith("wpe.weight") else v for k, v in state.items()}
@@ -460,6 +452,16 @@ def _adapter(w: Workshop, base: str = "T", rename: tuple[str, str] | None = None
     if rename is not None:
         path = folder / "adapter_model.safetensors"
         save_file({k.replace(*rename): v for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    return folder
+
+
+def _in_parts(w: Workshop) -> Path:
+    """The teacher's folder, with its weights in two files."""
+    from transformers import AutoModelForCausalLM
+
+    folder = w.checkpoint("T")
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="60KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
     return folder
 
 
