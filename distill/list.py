@@ -22,9 +22,14 @@ from distill.base.errors import UserError, command, nearest
 Rows = Iterator[tuple[str, ...]]
 
 
+def _text(path: Path) -> str:
+    """The text of a file; a list shows the other options even where one is not UTF-8."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def _comment(path: Path) -> str:
     """The first comment of a config file, or an empty string if it has none."""
-    text = path.read_text(encoding="utf-8").replace("# @package _global_", "")
+    text = _text(path).replace("# @package _global_", "")
     match = re.search(r"#\s*(.+)", text)
     return match.group(1).strip() if match else ""
 
@@ -52,7 +57,7 @@ def losses() -> Rows:
 def methods() -> Rows:
     """Methods, with the group options that they select."""
     for name, path in locations.options("method").items():
-        bundle = re.findall(r"override /(\w+): (\w+)", path.read_text(encoding="utf-8"))
+        bundle = re.findall(r"override /(\w+): (\w+)", _text(path))
         if bundle:
             yield name, ", ".join(f"{group}={option}" for group, option in bundle)
 
@@ -66,7 +71,7 @@ def tables() -> Rows:
         try:
             experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
             title, model = str(experiment["title"]), experiment["model"]
-        except (yaml.YAMLError, KeyError, TypeError):
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
             title, model = f"{path} is not the file of a table: it has no title or no model", "MODEL"
         if not path.is_relative_to(locations.EXPERIMENTS):
             target = f"python -m distill.table {name} --config-dir {path.parents[2]}"
@@ -81,7 +86,7 @@ def recipes() -> Rows:
     """What published code ran for pairs, methods and rows (`preset=reference`): overrides and their source."""
     for group in ("model", "method"):
         for name, path in locations.options(group).items():
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            content = yaml.safe_load(_text(path)) or {}
             yield from _recipes(f"{group}={name}", content.get(group))
     for name, path in locations.tables().items():
         try:
@@ -89,7 +94,7 @@ def recipes() -> Rows:
             yield from _recipes(f"{name}, rows without one of their own", experiment)
             for label, row in (experiment.get("rows") or {}).items():
                 yield from _recipes(f"{name} {label}", row)
-        except (yaml.YAMLError, AttributeError):
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
             yield name, f"{path} is not the file of a table", ""
 
 

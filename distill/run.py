@@ -1,7 +1,7 @@
 """`python -m distill.run [group=option] [section.key=value] [-m a=1,2]`: trains and evaluates one row.
 
-Trains teacher and student, evaluates both and prints a table. Hydra composes the config and runs sweeps. Every job of a
-sweep is checked before the first one starts.
+Trains teacher and student, evaluates both and prints a table. Hydra composes the config and runs sweeps. Config, data
+and models of every job of a sweep are checked before the first one starts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from distill.base.errors import FAILED, UserError, command, failed_job, of_machi
 from distill.base.locations import CONF, add_config_dir, take_config_dir
 from distill.base.processes import name_command
 from distill.config.compose import checked, for_hydra, jobs, load, search_path
+from distill.config.schema import Config
 from distill.results.folders import check_folders
 
 MULTIRUN = ("-m", "--multirun")
@@ -51,8 +52,13 @@ def flags_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def check(overrides: list[str], sweep: bool) -> None:
-    """Compose and check every job of the command line, without loading models or data.
+def check(overrides: list[str], sweep: bool, examine: bool = False) -> None:
+    """Compose and check every job of the command line.
+
+    Args:
+        overrides: of the command line.
+        sweep: whether they are of several jobs.
+        examine: whether data and models of a sweep with several jobs are checked, too; a single job does it itself.
 
     Raises:
         UserError: with the problems of all jobs.
@@ -62,15 +68,24 @@ def check(overrides: list[str], sweep: bool) -> None:
     except HydraException:
         job_overrides = [overrides]  # an override does not parse; load reports it
     problems: list[str] = []
+    configs: dict[str, Config] = {}
+    if not job_overrides:
+        raise UserError(f"{' '.join(overrides)}: a sweep without jobs; a key's values, as in seed=10,20, are none here")
+    common = set.intersection(*map(set, job_overrides))
     for job in job_overrides:
         try:
-            config = load(job, alone=not sweep)
+            configs[" ".join(word for word in job if word not in common)] = config = load(job, alone=not sweep)
             check_folders(config)
             problems += [p for p in config.missing_corpus if p not in problems]
         except UserError as error:
             problems += [p for p in error.problems if p not in problems]
     if problems:
         raise UserError(problems)
+    if examine and len(configs) > 1:
+        from distill.pipeline.measure import Measurements, check_rows
+        from distill.pipeline.rows import Row
+
+        check_rows([Row(label, config) for label, config in configs.items()], Measurements(), "job")
 
 
 def run_job(composed: DictConfig) -> None:
@@ -100,8 +115,13 @@ def _note_failure(error: UserError, output: Path) -> None:
 
     if is_main_process():
         _, config = checked(list(HydraConfig.get().overrides.task))
-        words = list(HydraConfig.get().overrides.task)
+        words = _words()
         note_failure(output, run_label(config), config.model.name, config.paths.results, error.problems, words)
+
+
+def _words() -> list[str]:
+    """The job's overrides as they were typed, for its line in the sweep's table."""
+    return [word.lstrip("+") for word in HydraConfig.get().overrides.task]
 
 
 def _measure(composed: DictConfig) -> None:
@@ -131,7 +151,7 @@ def _measure(composed: DictConfig) -> None:
     titles, hashes = ({d.name: getattr(d, name) for d in sets} for name in ("title", "fingerprint"))
     lines = job_lines(row.folder, row.label, titles, hashes, config.seed)
     output.mkdir(parents=True, exist_ok=True)
-    words = " ".join(HydraConfig.get().overrides.task)
+    words = " ".join(_words())
     lines = lines.assign(model=config.model.name, results=config.paths.results, overrides=words)
     lines.to_csv(output / ROWS, index=False)
     seeds = ", ".join(map(str, config.seed))
@@ -143,7 +163,7 @@ def main(words: list[str]) -> int:
     """Check all jobs of the command line, then let Hydra run them."""
     gc.disable()  # imports and configs create few garbage objects; collecting took 7 % of the time of --cfg job
     try:
-        hydra_words = hydra_arguments(words)
+        hydra_words = hydra_arguments(words, examine=True)
     finally:
         gc.enable()
     if hydra_words is None:
@@ -154,8 +174,12 @@ def main(words: list[str]) -> int:
     return 2 if FAILED else 0
 
 
-def hydra_arguments(words: list[str]) -> list[str] | None:
+def hydra_arguments(words: list[str], examine: bool = False) -> list[str] | None:
     """The arguments for Hydra, after a check of every job. For `--cfg job`, print the merged config and return None.
+
+    Args:
+        words: the command line.
+        examine: whether data and models of a sweep are checked, too.
 
     Raises:
         UserError: with the problems of all jobs.
@@ -172,7 +196,9 @@ def hydra_arguments(words: list[str]) -> list[str] | None:
     if flags in PRINT_CONFIG and not any(o.lstrip("+~").startswith("hydra") for o in overrides):
         sys.stdout.write(merged_config(overrides))
         return None
-    check(overrides, sweep=any(f in MULTIRUN for f in flags))
+    # Another launcher's jobs may run on another machine, which has the data and the models
+    elsewhere = any(o.startswith("hydra/launcher=") and o != "hydra/launcher=basic" for o in overrides)
+    check(overrides, any(f in MULTIRUN for f in flags), examine and not elsewhere)
     return [*flags, *for_hydra(overrides)]
 
 

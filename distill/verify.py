@@ -5,7 +5,8 @@ drawn. Everything that the cell needs, teacher included, is made again in a stor
 row's run recorded, and the values are compared one by one. Another kind of processor rounds otherwise, which changes
 every training and so the teacher too. Exit code 0 if they are equal to the byte, or differ by no more than such rows
 do by chance, as far as the pair's kept tables tell of trainings and teachers; 1 if they differ by more. `store=FOLDER`
-keeps that store, so that a stopped check goes on.
+keeps that store, so that a stopped check goes on. A folder outside the project, of which a run records only the name,
+is given by its key, such as model.teacher.path=FOLDER.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ def main(words: list[str]) -> int:
         print(__doc__)
         return 0 if words else 2
     options = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+    folders = {key: options.pop(key) for key in list(options) if "." in key}
     unknown = [w for w in words[1:] if "=" not in w] + [w for w in options if w not in ("row", "column", "store")]
     if unknown:
-        raise UserError(f"{unknown[0]}: not a word of this command; give row=LABEL, column=TITLE or store=FOLDER")
+        raise UserError(
+            f"{unknown[0]}: not a word of this command; give row=LABEL, column=TITLE, store=FOLDER, or a folder by its"
+            " key"
+        )
     from distill.base.console import say
     from distill.pipeline.verification import Cell, verified
     from distill.results.terminal import show
@@ -35,7 +40,7 @@ def main(words: list[str]) -> int:
     cell = Cell.of(words[0], options.get("row"), options.get("column"))
     say(f"{cell.manifest.table} on {cell.manifest.model}: row {cell.row.label}, column {cell.column.title}")
     with tempfile.TemporaryDirectory(prefix="distill-verify-") as scratch:
-        verdict = verified(cell, str(Path(options.get("store", scratch)).expanduser()))
+        verdict = verified(cell, str(Path(options.get("store", scratch)).expanduser()), folders)
     show(verdict.values, f"{cell.row.label}, {cell.column.title}")
     say(verdict.text)
     return 0 if verdict.holds else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -69,6 +70,11 @@ def failed_job(error: Exception) -> UserError:
     FAILED.append(error)
     report_and_go_on(error)
     return error
+
+
+def without_folders(problems: Sequence[str]) -> str:
+    """Messages in one line without folders of this machine, for files that are shared."""
+    return re.sub(r"(?<![\w.:/~])/(?:[^\s/:;,]+/)+", "", " ".join(" | ".join(problems).split()))
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

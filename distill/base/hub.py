@@ -31,6 +31,17 @@ def prepare() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def check_tracker_address() -> None:
+    """Refuse a WANDB_BASE_URL that is no address.
+
+    Raises:
+        UserError: it is none.
+    """
+    given = os.environ.get("WANDB_BASE_URL")
+    if given and urlparse(given).scheme not in ("http", "https"):
+        raise UserError(f"WANDB_BASE_URL={given} is no address of a server, such as https://HOST; mend or unset it")
+
+
 def reachable(url: str) -> bool:
     """Whether a server can be connected to, tried for five seconds; behind a proxy that is assumed."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from distill.base.errors import UserError, nearest
+from distill.base.hub import is_path
 from distill.base.locations import CONF, config_dirs
 from distill.base.registry import LOSSES, SAMPLERS
 from distill.config import composer
@@ -36,17 +38,35 @@ def as_typed(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals:
         return override
-    value = re.sub(r"(^|,|\[)(~[^/,\]]*)(?=[/,\]]|$)", lambda match: f"{match[1]}{_home(match[2])}", value)
+    # One path, and no list of two. Path.exists raises for a long text
+    if "," in value and os.path.exists(os.path.expanduser(value)):  # noqa: PTH110, PTH111
+        value = _quoted(value)
+    value = re.sub(r"(^|,|'|\[)(~[^/,\]]*)(?=[/,\]]|$)", lambda match: f"{match[1]}{_home(match[2])}", value)
     try:
         composer.parse(f"{key}={value}")
     except HydraException:
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        parts = value.split(",")
+        if parts[1:] and not set(value) & set("'\"[]{}()") and any(is_path(x) or Path(x).is_dir() for x in parts):
+            return f"{key}={','.join(x if _parses(f'{key}={x}') else _quoted(x) for x in parts)}"  # of a sweep
         try:  # a path with a space, = or a bracket
-            composer.parse(quoted := f"{key}='{escaped}'")
+            composer.parse(quoted := f"{key}={_quoted(value)}")
         except HydraException:
             return override  # what is wrong is said where it is used
         return quoted
     return f"{key}={value}"
+
+
+def _parses(override: str) -> bool:
+    try:
+        composer.parse(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def jobs(overrides: list[str]) -> list[list[str]]:
@@ -228,7 +248,8 @@ def _check_groups(parsed: list[Override], problems: list[str]) -> list[Override]
 def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
     """The overrides as text without those for keys that do not exist; those are added to `problems`.
 
-    A key that is in the schema but not in the composed config (it is at its default) gets `++` before it.
+    A key that is in the schema but not in the composed config (it is at its default) gets `++` before it; so does one
+    with values by name.
     """
     groups = [*_groups(), "hydra"]
     choices = [o.input_line or "" for o in parsed if o.key_or_group in groups and not o.is_sweep_override()]
@@ -241,8 +262,11 @@ def _check_keys(parsed: list[Override], problems: list[str]) -> list[str]:
     for override in parsed:
         key, line = override.key_or_group, override.input_line or ""
         special = override.is_add() or override.is_force_add() or override.is_delete()
-        if special or key in groups or key.startswith("hydra") or key in composed:
+        if special or key in groups or key.startswith("hydra"):
             lines.append(line)
+            continue
+        if key in composed:  # values by new names need ++, too
+            lines.append(f"++{line}" if isinstance(override.value(), dict) else line)
             continue
         registered = _registered_keys(key, base, parsed)
         if _in_schema(key) or key in registered or key.rpartition(".")[2] in REMOVED:
@@ -336,6 +360,11 @@ def _describe(error: Any) -> str:
         return (
             f"{path}: needed too, since this pair has no {own}; or leave {own} out, and the row is trained as"
             " train.student says"
+        )
+    if error["type"] == "missing" and path.startswith("model.lora."):
+        return (
+            f"{path}: needed too, since this pair has no adapters; give all of them, such as"
+            " 'model.lora={r: 16, alpha: 64, dropout: 0.1, targets: all-linear}'"
         )
     if error["type"] == "extra_forbidden":
         section: Any = Config

@@ -128,6 +128,8 @@ class Config(Section):
     @field_validator("seed", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
+        if isinstance(value, float):
+            raise ValueError(f"{value} is no whole number; write seed=[10,20,30]")
         if isinstance(value, str):
             ends = re.fullmatch(r"\[?(\d+)\s*(?:-|:|\.\.)\s*(\d+)\]?", value)
             listed = range(int(ends[1]), int(ends[2]) + 1) if ends else range(10, 31, 10)

@@ -193,7 +193,11 @@ def _parse_task(row: dict[str, Any]) -> list[Row]:
     definition, instances = row.get("Definition"), row.get("Instances")
     definition = definition[0] if isinstance(definition, list) and definition else definition
     if not isinstance(definition, str) or not isinstance(instances, list):
-        raise ValueError(f"a task file has 'Definition' and 'Instances', not {', '.join(sorted(row)) or 'nothing'}")
+        kinds = [f"{x} is {_kind(row[x]) if x in row else 'missing'}" for x in ("Definition", "Instances")]
+        raise ValueError(
+            "a task file has 'Definition' (a text, or a list of one) and 'Instances' (a list of objects);"
+            f" {' and '.join(kinds)} here"
+        )
     return [row for x in instances[:INSTANCES] for row in _parse({"instruction": definition, **_instance(x)})]
 
 

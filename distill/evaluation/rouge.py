@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -39,6 +40,14 @@ TOKENIZERS: dict[RougeTokenizer, Callable[[str], Iterable[str]]] = {
 }
 
 
+# Whether a tokenizer gives any token, without making them
+HAS_TOKEN: dict[RougeTokenizer, Callable[[str], bool]] = {
+    "english": lambda text: re.search("[a-z0-9]", text.lower()) is not None,
+    "words": lambda text: any(x.isalnum() or category(x)[0] == "M" for x in text),
+    "characters": lambda text: not text.isspace() and text != "",
+}
+
+
 @lru_cache(maxsize=1 << 16)
 def _words(text: str, tokenizer: RougeTokenizer = "english") -> tuple[str, ...]:
     return tuple(TOKENIZERS[tokenizer](text))
@@ -46,7 +55,7 @@ def _words(text: str, tokenizer: RougeTokenizer = "english") -> tuple[str, ...]:
 
 def can_score(references: Iterable[Sequence[str]], tokenizer: RougeTokenizer) -> bool:
     """Whether a text could have a score above 0: a reference has a token of this tokenizer."""
-    return any(_words(text, tokenizer) for of_text in references for text in of_text)
+    return any(HAS_TOKEN[tokenizer](text) for of_text in references for text in of_text)
 
 
 def forget() -> None:

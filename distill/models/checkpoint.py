@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from torch import Tensor
 
 from distill.base.console import say
@@ -37,6 +38,7 @@ WITHOUT_EFFECT = {  # of generation_config.json, on the texts
 OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # keys of config.json
 ENCODERS = ("n_layers", "layer", "encoder", "transformer", "layers")  # how bert_score finds an encoder's layers
 SHOWN = 3  # names in a message
+LARGE = 4 * 10**9  # bytes of weights that are not read in an instant
 # Constants that older versions of transformers stored with the weights
 BUFFERS = (
     ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq",
@@ -69,10 +71,12 @@ def examine(base: str, revision: str, adapter: str | None) -> None:
     files = _files(folder)
     model = _check_names(folder, settings)
     _check_finite(files, list(model.state_dict()))
-    check_tokenizer(str(folder), _tokenizer(folder), model.get_input_embeddings().weight.shape[0])
+    tokenizer = _tokenizer(folder)
+    check_tokenizer(str(folder), tokenizer, model.get_input_embeddings().weight.shape[0])
     _say_ignored(folder)
     if adapter is not None:
         _check_adapter(model, Path(adapter))
+        _say_of_adapter(Path(adapter), base, tokenizer)
 
 
 def examine_encoder(folder: Path) -> None:
@@ -292,9 +296,11 @@ def refuse_gaps(name: str, loading: dict[str, Any], settings: str = CONFIG) -> N
         shapes = [f"{key} {list(stored)} where {settings} says {list(asked)}" for key, stored, asked in wrong]
         problems.append(f"{name}: weights of another shape: {_listed(shapes)}")
     if problems:
+        only_more = not loading["missing_keys"] and not wrong
+        what = "leave them out" if only_more else "fill the gaps with random numbers"
         problems[-1] += (
-            "; transformers would fill the gaps with random numbers. Save the model with save_pretrained, or mend the"
-            f" names (a prefix such as model. or module. is a common cause) or {settings}"
+            f"; transformers would {what}. Save the model with save_pretrained, or mend the names (a prefix such as"
+            f" model. or module. is a common cause) or {settings}"
         )
         raise UserError(problems)
 
@@ -313,6 +319,8 @@ def _check_finite(files: Sequence[Path], weights: Sequence[str] = ()) -> None:
     Raises:
         UserError: with the names of such weights and their files.
     """
+    if (size := sum(file.stat().st_size for file in files)) > LARGE:
+        say(f"{files[0].parent}: looking through {decimal(size)} of weights for numbers that are not finite")
     is_constant = lambda name: name.endswith(BUFFERS) and not any(x.endswith(name) for x in weights)  # noqa: E731
     wrong = [
         f"{name} in {file.name}"
@@ -330,7 +338,11 @@ def _check_finite(files: Sequence[Path], weights: Sequence[str] = ()) -> None:
 def _say_ignored(folder: Path) -> None:
     """Say which settings for generation lie beside the weights: the config alone decides how texts are written."""
     if (folder / GENERATION).is_file():
-        settings = read_object(folder / GENERATION)
+        try:
+            settings = read_object(folder / GENERATION)
+        except UserError as error:
+            settings = {}
+            say(f"{error.problems[0].partition(';')[0]}; it is ignored")
         acting = sorted(key for key, value in settings.items() if key not in WITHOUT_EFFECT and value is not None)
         if acting:
             say(f"{folder}: {GENERATION} is ignored ({', '.join(acting)}); eval.* decides how texts are written")
@@ -387,3 +399,17 @@ def _check_adapter(model: Any, folder: Path) -> None:
     }
     refuse_gaps(str(folder), loading, ADAPTER_CONFIG)
     _check_finite(files)
+
+
+def _say_of_adapter(folder: Path, base: str, tokenizer: Any) -> None:
+    """Say where an adapter's folder speaks of another base model or another tokenizer than it is used with."""
+    trained_on = str(read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+    if trained_on and Path(trained_on).name.lower() != Path(base).name.lower():
+        say(f"{folder}: the adapter was trained on {trained_on}, and is put on {base}")
+    try:
+        own = _tokenizer(folder).get_vocab() if (folder / "tokenizer.json").is_file() else {}
+    except UserError:
+        say(f"{folder}: its tokenizer cannot be loaded; that of {base} is used")
+        return
+    if more := sorted(own.keys() - tokenizer.get_vocab().keys()):
+        say(f"{folder}: its tokenizer is not used; that of {base} is, which lacks {_listed(more)}")

@@ -46,5 +46,10 @@ def is_adapter(folder: Path) -> bool:
             f" {ADAPTER_CONFIG} (with adapter_model.*) into a folder of its own, and name the one that you mean"
         )
     if not adapter and not config:
-        raise UserError(f"{folder} holds no model: neither {CONFIG} nor {ADAPTER_CONFIG} is there")
+        within = [x.name for x in folder.iterdir() if x.is_dir() and is_checkpoint(x)]
+        within.sort(key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split("-")])
+        hint = f"; {', '.join(within)} in it {'holds' if len(within) == 1 else 'hold'} one: name that folder"
+        raise UserError(
+            f"{folder} holds no model: neither {CONFIG} nor {ADAPTER_CONFIG} is there{hint if within else ''}"
+        )
     return adapter

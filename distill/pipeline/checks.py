@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING
 from distill.base import hub
 from distill.base.console import say_once
 from distill.base.errors import UserError
+from distill.base.files import read_object
 from distill.config.schema import Config
 from distill.data import chunkers
 from distill.evaluation.bertscore import WHEEL, check
 from distill.evaluation.rouge import can_score
 from distill.models.checkpoint import examine
-from distill.models.load import Weights, check_positions, load_config
+from distill.models.folders import ADAPTER_CONFIG
+from distill.models.load import ALL_LINEAR, Weights, check_positions, load_config
 from distill.models.tokenizers import check_same_tokenizer
 from distill.pipeline import inputs
-from distill.pipeline.keys import ExternalWeights
+from distill.pipeline.keys import VERSIONS, ExternalWeights
 from distill.pipeline.nodes import Node
 from distill.results.metrics import ROUGE
 
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan, Role
 
+RARE = 0.02  # share of rows that no text can score on, and nothing is said; the papers' sets have some
 ROLES: tuple[Role, Role] = ("teacher", "student")
 
 
@@ -50,6 +53,12 @@ def check_data(plan: Plan, texts: bool = True) -> None:
     if needs_hub(plan.config):
         hub.prepare()
     problems = plan.config.missing_corpus
+    problems += [
+        f"paths.store={plan.config.paths.store}: {plan.store.root / stage} is a file, where the store has a folder;"
+        " move it away, or choose another store"
+        for stage in VERSIONS
+        if (plan.store.root / stage).is_file()
+    ]
     for name in ("data", "sets", "pretraining"):
         try:
             getattr(plan, name)
@@ -79,7 +88,7 @@ def check_data(plan: Plan, texts: bool = True) -> None:
 
 
 def _tell_unscorable(plan: Plan, texts: bool) -> None:
-    """Say where ROUGE-L cannot be above 0, because its tokenizer finds no word in any reference."""
+    """Say where ROUGE-L cannot be above 0, because its tokenizer finds no word in the references."""
     tokenizer, train = plan.config.eval.rouge_tokenizer, plan.config.train
     lines = []
     if not plan.validation_can_score and ROUGE in {
@@ -89,11 +98,16 @@ def _tell_unscorable(plan: Plan, texts: bool) -> None:
             "validation set: ROUGE-L finds no word in its references, so checkpoints are selected by loss;"
             f" {_OTHER_TOKENIZERS}"
         )
-    lines += [
-        f"{dataset.title}: ROUGE-L finds no word in its references and will be 0; {_OTHER_TOKENIZERS}"
-        for dataset in (plan.sets.values() if texts else ())
-        if not can_score((example.references for example in dataset.examples), tokenizer)
-    ]
+    for dataset in plan.sets.values() if texts else ():
+        without = sum(not can_score([example.references], tokenizer) for example in dataset.examples)
+        count = len(dataset.examples)
+        if without == count:
+            lines.append(f"{dataset.title}: ROUGE-L finds no word in its references and will be 0; {_OTHER_TOKENIZERS}")
+        elif without > count * RARE:
+            lines.append(
+                f"{dataset.title}: ROUGE-L finds no word in the references of {without} of {count} rows, which will"
+                f" score 0; {_OTHER_TOKENIZERS}"
+            )
     for line in lines:
         say_once(line)
 
@@ -114,8 +128,12 @@ def check_models(plan: Plan, nodes: Sequence[Node]) -> None:
         for source in dict.fromkeys(source for source in of_role if source in used):
             try:
                 weights = plan.weights(source, role)
+                if Path(weights.base).is_dir() and not hub.is_path(weights.base):
+                    say_once(f"{role}: {weights.base} is a folder here, and is read in place of the hub's model")
                 examine(weights.base, weights.revision or "main", weights.adapter)
                 _check_positions(plan, weights)
+                if role == "student":
+                    _say_ranks(plan, weights)
             except UserError as error:
                 problems += [f"{role}: {problem}" for problem in error.problems]
     if problems:
@@ -133,6 +151,21 @@ def check_models(plan: Plan, nodes: Sequence[Node]) -> None:
                 f"{len(spelled)} texts of the data spell a token that only one of teacher and student has, such as"
                 f" {token}; leave these rows out, or give both models one tokenizer"
             )
+
+
+def _say_ranks(plan: Plan, weights: Weights) -> None:
+    """Say that an adapter which a student goes on training keeps its own rank where the config has another."""
+    lora = plan.config.model.lora
+    if weights.adapter is None or lora is None:
+        return
+    own = read_object(Path(weights.adapter) / ADAPTER_CONFIG)
+    targets = own.get("target_modules")
+    settings = {"r": own.get("r"), "alpha": own.get("lora_alpha"), "dropout": own.get("lora_dropout")}
+    if isinstance(targets, list) and ALL_LINEAR not in lora.targets:  # peft stores the names that it stands for
+        settings["targets"] = sorted(targets)
+    asked = {**lora.model_dump(), "targets": sorted(lora.targets)}
+    if differing := [f"{key} {value} (not {asked[key]})" for key, value in settings.items() if value != asked[key]]:
+        say_once(f"student: the adapter goes on with its own {', '.join(differing)}; model.lora is for new adapters")
 
 
 def _check_positions(plan: Plan, weights: Weights) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from distill.base.console import say
 from distill.base.errors import UserError
+from distill.base.hub import check_tracker_address
 from distill.base.processes import from_main_process, is_main_process
 from distill.evaluation.benchmarks import Benchmark
 from distill.evaluation.responses import read_responses
@@ -95,10 +96,34 @@ def check_row(row: Row, needed: Measurements) -> tuple[dict[Key, set[str]], list
     run_metrics = from_main_process(_metrics_of_run(row))
     _, missing = missing_nodes(row, needed, run_metrics)
     to_make = upcoming(row.plan.store, missing)
+    if to_make and row.config.tracker.name == "wandb":
+        check_tracker_address()
     if to_make and not row.config.debug.smoke:  # whose models are too small for the precision to matter
         check_precision(row.config.train.precision)
     checks.check_models(row.plan, to_make)
     return run_metrics, missing
+
+
+def check_rows(rows: Sequence[Row], needed: Measurements, what: str = "row") -> None:
+    """Check several rows (`check_row`) before the first one is measured.
+
+    Raises:
+        UserError: with every problem once, and the rows that have it if not all have.
+    """
+    labels: dict[str, list[str]] = {}  # by problem
+    for row in rows:
+        try:
+            check_row(row, needed)
+        except UserError as error:
+            for problem in error.problems:
+                labels.setdefault(problem, []).append(row.label)
+    every = {row.label for row in rows}
+    problems = [
+        problem if every.issubset(having) else f"{what} {', '.join(dict.fromkeys(having))}: {problem}"
+        for problem, having in labels.items()
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def missing_nodes(

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from distill.base.console import say
-from distill.base.errors import UserError, failed_job, nearest, of_machine, report_and_go_on
+from distill.base.errors import UserError, failed_job, nearest, of_machine, report_and_go_on, without_folders
 from distill.base.files import lock_beside
 from distill.base.processes import is_main_process
 from distill.config.compose import load
@@ -18,7 +18,7 @@ from distill.config.schema import Config
 from distill.evaluation.benchmarks import Benchmark, check
 from distill.evaluation.bertscore import WHEEL, metric_name
 from distill.pipeline.checks import differing_engines
-from distill.pipeline.measure import Measurements, check_row, measure, measurements_for
+from distill.pipeline.measure import Measurements, check_rows, measure, measurements_for
 from distill.pipeline.plan import Role
 from distill.pipeline.rows import Row
 from distill.results.experiment import CONTEXT, Experiment
@@ -71,6 +71,7 @@ class Table:
         rows: for each label a row per training seed.
         other_teachers: for each label a row per further teacher, by the teacher's seed.
         columns: data set and metric of each column by its title, as in result files; None for an average.
+        failed: of each row that failed when it was tried last, the reason.
 
     Raises:
         UserError: a config, the columns or the folders for results are not valid, or the rows have different engines.
@@ -115,6 +116,11 @@ class Table:
                 " need the same engine, so set eval.engine to one of them"
             )
         self.columns = {title: self._column(title) for title in experiment.columns}
+        self.failed: dict[str, str] = {}
+        if measured is not None and measured.failed:
+            runs = {row.label: (row.runs, row.other_teachers) for row in measured.rows}
+            same = [x.label for x in self.manifest().rows if runs.get(x.label) == (x.runs, x.other_teachers)]
+            self.failed = {label: reason for label, reason in measured.failed.items() if label in same}
 
     def _check_columns(self) -> None:
         """Refuse columns over data sets and metrics that do not exist.
@@ -282,6 +288,7 @@ class Table:
             sets=set_descriptions(sets) if self.measurements.texts else {},
             rows=rows,
             preset=self.common.preset.name,
+            failed=self.failed,
         )
 
     def measure(self, chosen: Sequence[str]) -> list[UserError]:
@@ -300,52 +307,39 @@ class Table:
         check(self.measurements.benchmarks, self.config.eval.benchmarks)
         self._check_corpus(chosen)
         self._check_counts()
-        rows = [row for label in chosen for row in self._trainings(label)] if self.is_measured else []
-        self._check_rows(rows)
+        rows = {label: self._trainings(label) for label in chosen} if self.is_measured else {}
+        check_rows([row for trainings in rows.values() for row in trainings], self.measurements)
         failures: list[UserError] = []
-        for row in rows:
-            seeds = row.config.train
-            say(f"--- {self.name}, row {row.label}, training seed {seeds.seed}, teacher {seeds.shared_seed}")
-            try:
-                with of_machine():
-                    was_incomplete = measure(row, self.measurements)
-            except UserError as error:
-                problems = [f"row {row.label}: {problem}" for problem in error.problems]
-                failures.append(UserError(problems, error.shared))
-                report_and_go_on(failures[-1])
-                continue
-            except Exception as error:  # a fault of the program; the other rows are measured nevertheless
-                failures.append(failed_job(error))
-                continue
-            if was_incomplete and is_main_process():
-                self.write()
+        for label, trainings in rows.items():
+            self.failed.pop(label, None)
+            failures += [failure for row in trainings if (failure := self._measure(row)) is not None]
         return failures
+
+    def _measure(self, row: Row) -> UserError | None:
+        """Measure a training of a row, and write the table's files again if it lacked facts.
+
+        Returns:
+            Why it failed, if it did; that is noted for the table's files.
+        """
+        seeds = row.config.train
+        say(f"--- {self.name}, row {row.label}, training seed {seeds.seed}, teacher {seeds.shared_seed}")
+        try:
+            with of_machine():
+                if measure(row, self.measurements) and is_main_process():
+                    self.write()
+            return None
+        except UserError as error:
+            failure = UserError([f"row {row.label}: {problem}" for problem in error.problems], error.shared)
+            report_and_go_on(failure)
+            self.failed[row.label] = without_folders(error.problems)
+        except Exception as error:  # a fault of the program; the other rows are measured nevertheless
+            failure = failed_job(error)
+            self.failed[row.label] = without_folders(failure.problems)
+        return failure
 
     def _trainings(self, label: str) -> list[Row]:
         """A row's trainings, those with further teachers included."""
         return [*self.rows[label], *self.other_teachers[label].values()]
-
-    def _check_rows(self, rows: Sequence[Row]) -> None:
-        """Check data, encoder, chunkers, checkpoints and precision of all rows before the first one is measured.
-
-        Raises:
-            UserError: with every problem once, and the rows that have it if not all have.
-        """
-        labels: dict[str, list[str]] = {}  # by problem
-        for row in rows:
-            try:
-                check_row(row, self.measurements)
-            except UserError as error:
-                for problem in error.problems:
-                    labels.setdefault(problem, []).append(row.label)
-        every = {row.label for row in rows}
-        problems = []
-        for problem, having in labels.items():
-            some = list(dict.fromkeys(having))
-            others = [label for label in every if label not in some]
-            problems.append(problem if not others else f"row {', '.join(some)}: {problem}")
-        if problems:
-            raise UserError(problems)
 
     def _check_corpus(self, chosen: Sequence[str]) -> None:
         """Refuse rows whose loss has a corpus term if there is no corpus, before the first of all rows is measured."""
@@ -392,9 +386,10 @@ class Table:
         return not columns or any(column.needs is None for column in columns)
 
     def any_measured(self) -> bool:
-        """Whether there is something to write: a measured row, or a table that measures none."""
+        """Whether there is something to write: a row that was measured or failed, or a table that measures none."""
         return (
             not self.rows
+            or bool(self.failed)
             or not self.is_measured
             or any(row.folder.description() for rows in self.rows.values() for row in rows)
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from distill.base.errors import UserError, nearest
 from distill.config import load
 from distill.config.plugins import import_plugins
 from distill.config.schema import Config
+from distill.pipeline.checks import ROLES
 from distill.pipeline.measure import measure, measurements_for
 from distill.pipeline.rows import Row
 from distill.results import metrics
@@ -136,8 +139,13 @@ class Verdict:
     holds: bool
 
 
-def verified(cell: Cell, store: str | Path) -> Verdict:
+def verified(cell: Cell, store: str | Path, folders: Mapping[str, str] | None = None) -> Verdict:
     """Make a cell's artifacts again in a store and compare the values.
+
+    Args:
+        cell: the cell.
+        store: the store.
+        folders: by their keys in the config, folders of which the cell's runs recorded only the names.
 
     Raises:
         UserError: the settings or data of a run are not what they were, or a stage fails.
@@ -147,7 +155,7 @@ def verified(cell: Cell, store: str | Path) -> Verdict:
         kept = cell.values(run, cell.results, cell.row.teacher)
         if kept.empty:
             continue
-        row = _again(RunFolder(cell.results, cell.row.model, run), cell, store)
+        row = _again(RunFolder(cell.results, cell.row.model, run), cell, store, folders)
         measure(row, measurements_for([cell.column.parts[0]]))
         teacher = row.plan.other_teacher if cell.row.teacher else ""
         again = cell.values(run, Path(row.config.paths.results), teacher)
@@ -165,14 +173,20 @@ def verified(cell: Cell, store: str | Path) -> Verdict:
     return Verdict(values.astype(str), text, holds)
 
 
-def _again(folder: RunFolder, cell: Cell, store: str | Path) -> Row:
+def _again(folder: RunFolder, cell: Cell, store: str | Path, folders: Mapping[str, str] | None = None) -> Row:
     """The row of a run, from the config that the run recorded, with results of its own beside the store.
 
     Raises:
         UserError: the config is not one of this version, or the row would be another run, or over other data.
     """
     description = folder.description()
-    recorded: dict[str, Any] = description["config"]
+    recorded: dict[str, Any] = _with_folders(description["config"], folders or {})
+    if problems := [
+        f"{folder.folder}: {key} was {value}, which is no folder here; say where it is, as {key}=FOLDER"
+        for key, value in _folders_of(recorded).items()
+        if _is_elsewhere(key, value)
+    ]:
+        raise UserError(problems)
     import_plugins(recorded.get("plugins"))
     sets = [cell.column.dataset] if cell.column.dataset in recorded["data"]["eval"] else []
     preset = load([f"preset={recorded['preset']['name']}"]).preset.model_dump(mode="json")
@@ -198,6 +212,50 @@ def _again(folder: RunFolder, cell: Cell, store: str | Path) -> Row:
         why = _changes(row, description) if row.run != folder.run else _of_data(changed, description)
         raise UserError(f"{folder.folder}: made again it would be another measurement: {why}")
     return row
+
+
+def _folders_of(recorded: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a recorded config that may name a folder or a file, by their keys, without those that are null."""
+    evaluation = recorded["eval"]
+    values = {f"model.{role}.{key}": recorded["model"][role].get(key) for role in ROLES for key in ("id", "path")}
+    values |= {
+        "data.root": recorded["data"].get("root"),
+        "data.pretrain.file": (recorded["data"].get("pretrain") or {}).get("file"),
+        "loss.span.pipeline": (recorded["loss"].get("span") or {}).get("pipeline"),
+        "eval.bertscore.encoder": evaluation["bertscore"]["encoder"],
+        "eval.benchmarks.tasks": evaluation.get("benchmarks", {}).get("tasks"),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _is_elsewhere(key: str, value: str) -> bool:
+    """Whether a recorded value names a folder that is not here, such as one outside the project, of which
+    `record.shareable` writes only the name."""
+    named = key == "data.root" or re.fullmatch(r"[^/]+-[0-9a-f]{6}", value) is not None
+    return named and not Path(value).expanduser().is_dir()
+
+
+def _with_folders(recorded: dict[str, Any], folders: Mapping[str, str]) -> dict[str, Any]:
+    """A recorded config with other folders and files.
+
+    Raises:
+        UserError: the config has none by such a key, or there is none of such a name.
+    """
+    known = _folders_of(recorded)
+    config = copy.deepcopy(recorded)
+    for key, value in folders.items():
+        if key not in known:
+            there = f"it has {', '.join(known)}" if known else "it has none"
+            raise UserError(f"{key}: the run has no folder or file by this key{nearest(key, known)} ({there})")
+        path = Path(value).expanduser()
+        if not value or not (path.is_file() if key.endswith(".file") else path.is_dir()):
+            raise UserError(f"{key}={value}: there is no such {'file' if key.endswith('.file') else 'folder'}")
+        *sections, last = key.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        section[last] = str(path.resolve())
+    return config
 
 
 def _changes(row: Row, description: Mapping[str, Any]) -> str:

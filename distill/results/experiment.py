@@ -182,7 +182,8 @@ class Experiment(Section):
             raise UserError(f"row.{label}: this is a figure; rows can be added to tables")
         wrong = "the row has no label" if not label.strip() else None
         if not label.isprintable():
-            wrong = f"{label!r} has a line break"
+            hidden = next(character for character in label if not character.isprintable())
+            wrong = f"{label!r} has {hidden!r}, which cannot be seen"
         elif label in (*self.rows, *CONTEXT):
             wrong = f"the label {label!r} is taken"
         if wrong is not None:

@@ -124,13 +124,15 @@ def limits(data: FigureData) -> Drawing:
         if len(frame):
             panels[1].legend(fontsize="small", ncols=2)
 
+    if frame.empty:
+        return Drawing(frame, plot, None, len(LIMITS))
     last = frame.groupby(["row", "train_seed"], sort=False).last().groupby("row", sort=False).mean(numeric_only=True)
     last = last.drop(columns="step").map(lambda x: f"{x:.3g}").reset_index()
     names = {"kd_low": "low", "kd_high": "high"} | {
         f"kd_{x}": x.replace("_", " ") for x in ("kept_classes", "kept_mass")
     }
     table = last.rename(columns={**names, "kd_limit_gradient": "gradient"})
-    return Drawing(frame, plot, table if len(frame) else None, len(LIMITS))
+    return Drawing(frame, plot, table, len(LIMITS))
 
 
 @figure("bars")
@@ -153,6 +155,7 @@ def bars(data: FigureData) -> Drawing:
     frame = pd.DataFrame(lines)
     titles, labels = list(dict.fromkeys(frame["column"])), list(dict.fromkeys(frame["row"]))
     is_papers_pair = data.experiment.is_papers_pair(data.manifest.model) and not is_smoke(data.rows)
+    is_papers_pair = is_papers_pair and data.manifest.rouge_tokenizer is None
 
     def plot(axes: Any) -> None:
         width = 0.8 / len(labels)

@@ -16,8 +16,8 @@ def check_folders(config: Config) -> None:
     """Check that the store and the results folder can be written to, without creating them.
 
     Raises:
-        UserError: a folder cannot be written to, or the results have an older form. Unwritable folders are named
-            together.
+        UserError: a folder cannot be written to, or the results have an older form or are damaged. Unwritable
+            folders are named together.
     """
     problems = []
     results = Path(config.paths.results) / config.model.name / RUNS
@@ -31,6 +31,33 @@ def check_folders(config: Config) -> None:
     if problems:
         raise UserError(problems)
     refuse_old_results(config.paths.results, config.model.name)
+    refuse_cut_files(config.paths.results, config.model.name)
+
+
+def refuse_cut_files(results: str | Path, model: str) -> None:
+    """Refuse runs of a pair whose files are empty or cut off, as a crash leaves them, before more is measured.
+
+    Raises:
+        UserError: with these files.
+    """
+    runs = Path(results) / model / RUNS
+    cut = [file for name in ("facts.csv", "run.json") for file in sorted(runs.glob(f"*/{name}")) if not _is_whole(file)]
+    if cut:
+        raise UserError(
+            [
+                f"{file} is damaged: it is empty or cut off; restore it from git, or remove {file.parent} to measure"
+                " again"
+                for file in cut
+            ]
+        )
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a result file ends as all of them do, with a line feed."""
+    with file.open("rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, size - 1))
+        return opened.read() == b"\n"
 
 
 def refuse_old_results(results: str | Path, model: str = "*") -> None:

@@ -32,6 +32,7 @@ def header(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) 
         *absent_column_lines(experiment, manifest),
         *(scale_warnings(last, experiment, manifest) if last is not None else []),
         *missing_seed_lines(rows, manifest),
+        *(f"Failed: {label} ({reason})." for label, reason in manifest.failed.items()),
         *stage_copy_lines(rows),
         *missing_corpus_lines(rows),
         *separation_lines(rows, experiment, manifest),
@@ -127,6 +128,11 @@ def is_smoke(rows: Sequence[RowData]) -> bool:
 
 def scale_warnings(run: RunDescription, experiment: Experiment, manifest: Manifest) -> Iterator[str]:
     """Warnings where the numbers do not compare with the paper's: another pair ran, or random weights."""
+    if manifest.rouge_tokenizer is not None:
+        yield (
+            f"ROUGE-L counts {manifest.rouge_tokenizer} (eval.rouge_tokenizer), not the papers' English words: its"
+            " scores do not compare with theirs."
+        )
     if not experiment.is_papers_pair(manifest.model):
         yield (
             f"This is not the paper's scale (its pair is `{experiment.model}`): the rows compare with each other, not"

@@ -10,6 +10,7 @@ from typing import Any
 
 from distill.base.errors import UserError
 from distill.base.files import write_whole
+from distill.results.metrics import tokenizer_of
 
 WITHOUT_MODEL = "none"  # in place of the pair's name, for a figure without a model
 
@@ -53,6 +54,7 @@ class Manifest:
         sets: the data sets' descriptions by name (`set_descriptions`).
         rows: all rows, measured or not.
         notes: header lines that the user added with `note=`.
+        failed: of each row that failed when it was tried last, the reason.
         preset: the preset of the rows. The files of a table under `reference` stand beside those under `clean`.
     """
 
@@ -65,6 +67,7 @@ class Manifest:
     rows: list[RowRuns]
     notes: list[str] = field(default_factory=list)
     preset: str = "clean"
+    failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def paper(self) -> str:
@@ -75,6 +78,12 @@ class Manifest:
     def name(self) -> str:
         """The name of the table's files: the last part of its own, with `_reference` for that preset."""
         return _file_name(self.table, self.preset)
+
+    @property
+    def rouge_tokenizer(self) -> str | None:
+        """The tokenizer of the table's ROUGE-L if it is not the papers'."""
+        columns = [column for column in self.columns.values() if column is not None]
+        return next((name for _, metric in columns if (name := tokenizer_of(metric)) is not None), None)
 
     def folder(self, results: str | Path) -> Path:
         """The folder of the table's files."""
@@ -91,7 +100,10 @@ class Manifest:
 
     def write(self, results: str | Path) -> None:
         """Write the manifest's file, whole or not at all."""
-        write_whole(self.path(results), json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        content = asdict(self)
+        if not self.failed:  # as in earlier versions
+            del content["failed"]
+        write_whole(self.path(results), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     @staticmethod
     def read(path: Path) -> Manifest:

@@ -275,6 +275,12 @@ def of_tokenizer(name: str, rouge: str) -> bool:
     return name.partition(":")[0].removeprefix("best_") == rouge
 
 
+def tokenizer_of(name: str) -> str | None:
+    """The tokenizer that a ROUGE-L metric names, if it is not the papers'; None for other metrics."""
+    rouge = name.partition(":")[0].removeprefix("best_")
+    return rouge.removeprefix(f"{ROUGE}_") if rouge in ROUGE_NAMES[1:] else None
+
+
 def with_tokenizer(name: str, tokenizer: RougeTokenizer) -> str:
     """The name of a column's metric where ROUGE-L is computed with this tokenizer."""
     return name.replace(ROUGE, rouge_name(tokenizer), 1) if is_rouge(name) else name

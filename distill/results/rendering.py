@@ -20,7 +20,6 @@ from distill.results.recipes import pair_recipe, row_recipe
 from distill.results.separation import between_teachers, by_teacher, separations
 from distill.results.statistics import Agreement, Cell, Column, p_text, printed_p
 from distill.results.table import (
-    MISSING,
     RowData,
     absent_columns,
     cells_table,
@@ -90,6 +89,7 @@ def _sections(
     """The markdown below the table: for each column the measured cells, the paper's numbers and the tests."""
     paper, differences = paper_numbers(experiment, manifest.model)
     is_papers_pair = experiment.is_papers_pair(manifest.model) and not is_smoke(rows)
+    is_papers_pair = is_papers_pair and manifest.rouge_tokenizer is None
     measured = [column for column in columns if any(row.cell(column) is not None for row in rows)]
     tests = comparisons(rows, measured, experiment)
     text: list[str] = []
@@ -242,7 +242,7 @@ def _line(
     )
     return {
         "row": row.label,
-        "measured": str(value or MISSING),
+        "measured": str(value or row.unmeasured),
         "paper": str(number or ""),
         "difference": difference,
         "against": test.comparison.interval if test else "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from distill.base.errors import FAILED, UserError, report
+from distill.base.errors import FAILED, UserError, report, without_folders
 from distill.base.files import write_whole
 from distill.base.processes import is_main_process
 from distill.results.metrics import ROUGE_NAMES
 from distill.results.runs import LONG_COLUMNS, RUNS, RunFolder, long_lines, unique_labels
 from distill.results.statistics import Column, cell
+from distill.results.table import FAILED_CELL
 
 FAILURE = "failed.csv"  # why a job failed, in the job's folder
 ROWS = "rows.csv"  # the measured lines of a job, in the job's folder; the sweep's table is made from them
@@ -45,7 +45,7 @@ def note_failure(
 ) -> None:
     """Leave in a job's folder that it failed, for the table of its sweep."""
     folder.mkdir(parents=True, exist_ok=True)
-    reason = re.sub(r"(?<![\w.:/])/(?:[^\s/:;,]+/)+", "", " | ".join(problems))  # without folders of this machine
+    reason = without_folders(problems)
     line = {"row": label, "model": model, "results": results, "problem": reason, "overrides": " ".join(words)}
     pd.DataFrame([line]).to_csv(folder / FAILURE, index=False)
 
@@ -75,7 +75,7 @@ def with_failures(frame: pd.DataFrame, failures: pd.DataFrame) -> pd.DataFrame:
     for row, problem, text in failures[["row", "problem", "overrides"]].itertuples(index=False, name=None):
         own = " ".join(word for word in text.split() if word not in common) if common else ""
         label = f"{row} [{own}]" if own else row
-        lines.append({"row": label, **dict.fromkeys(titles, "failed"), "reason": problem})
+        lines.append({"row": label, **dict.fromkeys(titles, FAILED_CELL), "reason": problem})
     return pd.concat([frame, pd.DataFrame(lines)], ignore_index=True).fillna("")
 
 

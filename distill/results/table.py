@@ -20,6 +20,7 @@ from distill.results.runs import LONG_COLUMNS, RunFolder, long_lines
 from distill.results.statistics import Cell, Column, cell, prompt_scores, resampled_mean
 
 MISSING = "missing"  # the text of a cell that was not measured
+FAILED_CELL = "failed"  # the text of such a cell whose row failed when it was tried last
 
 
 def seeds_name(seeds: Sequence[int]) -> str:
@@ -37,6 +38,7 @@ class RowData:
         scores: the scores by prompt of each run that has any over the table's data sets and seeds.
         descriptions: the content of `run.json` of each run that was measured.
         other_teachers: the row with each of the further teachers, by the teacher's seed.
+        unmeasured: the text of a cell without a value.
     """
 
     row: RowRuns
@@ -44,6 +46,7 @@ class RowData:
     scores: list[pd.DataFrame]
     descriptions: list[dict[str, Any]]
     other_teachers: dict[str, RowData] = field(default_factory=dict)
+    unmeasured: str = MISSING
     _cells: dict[Column, Cell | None] = field(default_factory=dict)
     _resampled: dict[Column, Resampled | None] = field(default_factory=dict)
 
@@ -149,7 +152,9 @@ def _rows_of(manifest: Manifest, results: str | Path, of_manifest: Sequence[RowR
         selected = (expected_hashes.isna() | (expected_hashes == lines["data"])) & lines["seed"].isin(seeds)
         scores = [_selected_scores(folder.scores(), hashes, manifest.seeds) for folder in folders]
         descriptions = [description for folder in folders if (description := folder.description())]
-        rows.append(RowData(row, lines[selected][LONG_COLUMNS], [s for s in scores if len(s)], descriptions))
+        unmeasured = FAILED_CELL if row.label in manifest.failed else MISSING
+        scores = [s for s in scores if len(s)]
+        rows.append(RowData(row, lines[selected][LONG_COLUMNS], scores, descriptions, unmeasured=unmeasured))
     return rows
 
 
@@ -166,12 +171,12 @@ def cells_table(rows: Sequence[RowData], columns: Sequence[Column], absent: Sequ
         rows: the rows.
         columns: the columns.
         absent: titles of the columns whose data set is not part of the pair's data. Their cells are empty. In other
-            columns, a cell without a measurement is `missing`.
+            columns, a cell without a measurement is `missing`, or `failed` where the row was tried and failed.
     """
     data = []
     for row in rows:
         cells = {column.title: row.cell(column) for column in columns}
-        empty = {title: "" if title in absent else MISSING for title in cells}
+        empty = {title: "" if title in absent else row.unmeasured for title in cells}
         texts = {title: empty[title] if value is None else str(value) for title, value in cells.items()}
         data.append({"row": row.label, "group": row.row.group, **texts})
     return pd.DataFrame(data, columns=["row", "group", *(column.title for column in columns)])

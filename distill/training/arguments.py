@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
 from transformers import TrainingArguments
 
 from distill.base.console import say
-from distill.base.errors import UserError
 from distill.base.hub import reachable
 from distill.base.processes import world_size
 from distill.config.schema import Config
@@ -99,8 +97,6 @@ def _tracker(config: Config) -> list[str]:
     os.environ["WANDB_PROJECT"] = config.tracker.project
     os.environ.setdefault("WANDB_DIR", config.paths.store)
     given = os.environ.get("WANDB_BASE_URL")
-    if given and urlparse(given).scheme not in ("http", "https"):
-        raise UserError(f"WANDB_BASE_URL={given} is no address of a server, such as https://HOST; mend or unset it")
     if os.environ.get("WANDB_MODE", "online") not in ("offline", "dryrun", "disabled"):
         server = given or str(wandb.Settings().base_url)
         reason = f"{server} cannot be reached" if not reachable(server) else None

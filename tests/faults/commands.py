@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.base import locations
 from distill.models import precision
 from tests.faults.models import NOTHING_MADE, _encoder, refused_before_work
 from tests.faults.workshop import Outcome, Workshop, case, environment, rows, write
@@ -199,6 +200,47 @@ def wandb_without_network(w: Workshop) -> Outcome:
         return w.run(*SMOKE, "tracker=wandb")
 
 
+@case("d", "WANDB_BASE_URL is no address", "WANDB_BASE_URL=wandb.example is no address", "unset")
+def no_address(w: Workshop) -> Outcome:
+    with environment({"WANDB_BASE_URL": "wandb.example"}):
+        return refused_before_work(w.run(*SMOKE, "tracker=wandb"))
+
+
+@case(
+    "d",
+    "the facts file of another run is empty",
+    "facts.csv is damaged: it is empty or cut off; restore it from git, or remove",
+)
+def empty_facts_of_another_run(w: Workshop) -> Outcome:
+    write(w.folder / "results/gpt2/runs/0123456789ab/facts.csv", "")
+    return refused_before_work(w.run(*SMOKE))
+
+
+@case("d", "store/train is a file", "is a file, where the store has a folder")
+def stage_is_a_file(w: Workshop) -> Outcome:
+    write(w.folder / "store/train", "")
+    return refused_before_work(w.run(*SMOKE))
+
+
+@case("d", "distill.store prune beside a run that lost its run.json", "run.json is missing", "restore it from git")
+def prune_without_a_description(w: Workshop) -> Outcome:
+    assert w.run(*SMOKE).code == 0
+    for run in (w.folder / "results").glob("gpt2/runs/*/run.json"):
+        run.unlink()
+    before = sorted((w.folder / "store").glob("*/*"))
+    outcome = w.command("store", "prune", "--yes", f"--store={w.folder}/store", f"--results={w.folder}/results")
+    assert sorted((w.folder / "store").glob("*/*")) == before
+    return outcome
+
+
+@case("d", "distill.list with a table's file that is not UTF-8", "is not the file of a table", code=0)
+def list_with_a_damaged_table(w: Workshop) -> Outcome:
+    write(w.folder / "own/experiments/mine/table.yaml", b"title: \xff\xfe\nrows:")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locations, "_user_folders", [])
+        return w.command("list", "tables", "--config-dir", str(w.folder / "own"))
+
+
 # --------------------------------------------------------------------------- e. one bad job spoils the others
 @case("e", "a job of a sweep diverges", "failed", "earning rate", "table: ")
 def one_diverges(w: Workshop) -> Outcome:
@@ -235,6 +277,13 @@ def all_fail(w: Workshop) -> Outcome:
     return outcome
 
 
+def _page(w: Workshop) -> tuple[dict[str, list[str]], str]:
+    """The cells of the table by row, and its page."""
+    table = w.folder / "results/micro/abkd/losses_gpt2"
+    lines = [line.split(",") for line in table.with_suffix(".csv").read_text(encoding="utf-8").splitlines()]
+    return {label: cells[1:] for label, _, *cells in lines}, table.with_suffix(".md").read_text(encoding="utf-8")
+
+
 @case("e", "a row of a table stops by a fault of the program", "RuntimeError: an accident", "table: ")
 def row_has_an_accident(w: Workshop) -> Outcome:
     from distill.pipeline import tables
@@ -249,7 +298,36 @@ def row_has_an_accident(w: Workshop) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "measure", accident)
         outcome = w.command("table", *TABLE, *w.words)
+    cells, page = _page(w)
+    assert set(cells["FKLD"]) == {"failed"} and "Failed: FKLD (RuntimeError: an accident)." in page, page
+    assert w.command("table", *TABLE, *w.words).code == 0
+    cells, page = _page(w)
+    assert "failed" not in cells["FKLD"] and "Failed:" not in page
     return Outcome(outcome.code, outcome.text.replace("Traceback", "Its traceback"))
+
+
+@case("e", "the second job of a sweep has a damaged teacher", "job model.teacher.path=", "teacher: ", "it is empty")
+def second_job_is_damaged(w: Workshop) -> Outcome:
+    sound, bad = w.checkpoint("T"), w.with_weights("epoch=4", lambda s: s)
+    (bad / "model.safetensors").write_bytes(b"")
+    words = [word for word in w.of_pair() if not word.startswith("model.teacher.path")]
+    return refused_before_work(w.run(*words, "loss=fkl", "-m", f"model.teacher.path={sound},{bad}"))
+
+
+@case("e", "a row of a table diverges", "row Bad: ", "earning rate", "Failed: Bad (", "table: ")
+def row_diverges(w: Workshop) -> Outcome:
+    outcome = w.command("table", *TABLE, "row.Bad=loss=fkl train.student.lr=1e30", *w.words)
+    cells, _ = _page(w)
+    assert set(cells["Bad"]) == {"failed"} and "failed" not in cells["FKLD"], cells
+    return outcome
+
+
+@case("e", "every row of a table fails", "row Teacher: ", "Failed: Teacher (", "table: ")
+def every_row_fails(w: Workshop) -> Outcome:
+    outcome = w.command("table", *TABLE, "train.teacher.lr=1e30", "train.student.lr=1e30", *w.words)
+    cells, _ = _page(w)
+    assert "failed" in cells["FKLD"] and "failed" in cells["Teacher"], cells
+    return outcome
 
 
 # --------------------------------------------------------------------------- f. checks that a sister command lacks
@@ -333,9 +411,14 @@ def row_called_na(w: Workshop) -> Outcome:
     return outcome
 
 
-@case("g", "a row whose label has a line break", "row.")
+@case("g", "a row whose label has a line break", "row.", "'\\n', which cannot be seen")
 def row_with_a_break(w: Workshop) -> Outcome:
     return refused_before_work(w.command("table", *TABLE, *w.words, "row.a\nb='loss=rkl'"))
+
+
+@case("g", "a row whose label has a space that does not break", "row.", "'\\xa0', which cannot be seen")
+def row_with_a_hidden_space(w: Workshop) -> Outcome:
+    return refused_before_work(w.command("table", *TABLE, *w.words, "row.a\xa0b='loss=rkl'"))
 
 
 # --------------------------------------------------------------------------- m. users and shells
@@ -409,6 +492,23 @@ def absolute_paths_in_a_table(w: Workshop) -> Outcome:
     outcome = w.command("table", "abkd/losses_gpt2", *words[1:], "model.name=own", "rows=[FKLD]", *w.words)
     _no_paths(w)
     return outcome
+
+
+@case("n", "distill.verify of a run whose teacher lay outside the project", "model.teacher.path was T-", "=FOLDER")
+def verified_with_a_teacher_of_elsewhere(w: Workshop) -> Outcome:
+    folders = {"model.teacher.id": "T", "model.teacher.path": "T", "model.student.id": "S"}
+    w.of_pair()  # makes them
+    given = [f"{key}={w.folder / name}" for key, name in folders.items()] + [f"data.root={w.data()}"]
+    words = [*w.of_pair(), "data.eval={dolly: {title: Dolly Eval, file: test.jsonl}}", "model.name=own"]
+    table = w.command("table", "abkd/losses_gpt2", *words[1:], "rows=[FKLD]", *w.words)
+    assert table.code == 0, table.text
+    cell = (str(w.folder / "results/own/abkd/losses_gpt2.csv"), "row=FKLD", "column=Dolly Eval")
+    again = w.command("verify", *cell, *given, f"store={w.folder}/again")
+    assert again.code == 0 and "equal to the byte" in again.text, again.text
+    _no_paths(w)
+    wrong = w.command("verify", *cell, "model.teacher.pat=/", f"store={w.folder}/again")
+    assert wrong.code == 2 and "did you mean model.teacher.path" in wrong.text, wrong.text
+    return w.command("verify", *cell, f"store={w.folder}/again")
 
 
 def _no_paths(w: Workshop) -> None:
@@ -499,6 +599,34 @@ def row_in_lower_case(w: Workshop) -> Outcome:
 @case("q", "model.lora.targets=all-linear", code=0)
 def all_linear(w: Workshop) -> Outcome:
     return w.run("model=openllama2", "debug=smoke", "loss=sft", "model.lora.targets=all-linear")
+
+
+@case("q", "targets alone for a pair without adapters", "model.lora.r: needed too", "such as 'model.lora={r: 16")
+def targets_alone(w: Workshop) -> Outcome:
+    return refused_before_work(w.run(*SMOKE, "model.lora.targets=all-linear"))
+
+
+@case("q", "a sweep without jobs", "a sweep without jobs")
+def no_jobs(w: Workshop) -> Outcome:
+    return refused_before_work(w.run(*SMOKE, "-m", "seed=range(1,1)"))
+
+
+@case("e", "the only row of a figure diverges", "row epsilon 1e-7: ", "Failed: epsilon 1e-7 (", "figure: ")
+def row_of_a_figure_diverges(w: Workshop) -> Outcome:
+    words = ("mgsr/fig_limits", "model=micro", "debug=smoke", "rows=[epsilon 1e-7]", "seed=10")
+    return w.command("table", *words, "train.student.lr=1e30", *w.words)
+
+
+@case("q", "a sweep over paths with = in them", "]: model.teacher.path=", code=0)
+def sweep_over_paths(w: Workshop) -> Outcome:
+    folders = [w.checkpoint("T", seed=seed).rename(w.folder / f"epoch={seed}") for seed in (3, 4)]
+    words = [word for word in w.of_pair() if not word.startswith("model.teacher.path")]
+    return w.run(*words, "loss=fkl", "-m", f"model.teacher.path={folders[0]},{folders[1]}")
+
+
+@case("q", "seed=1.5", "1.5 is no whole number; write seed=[10,20,30]")
+def broken_seed(w: Workshop) -> Outcome:
+    return refused_before_work(w.run(*SMOKE, "seed=1.5"))
 
 
 @case("q", "seed=10-14", "seed: 10-14 is no list of numbers; write seed=[10,11,12,13,14]")

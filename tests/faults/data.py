@@ -148,6 +148,12 @@ def corpus_gzipped(w: Workshop) -> Outcome:
     return w.pair("loss=fkl", "loss.w_lm=0.5", "data.pretrain.file=corpus.txt.gz")
 
 
+@case("k", "a task file whose definition is an empty list", "(a list of objects); Definition is a list and Instances")
+def task_without_a_definition(w: Workshop) -> Outcome:
+    write(w.folder / "data/tasks/task1.json", json.dumps({"Definition": [], "Instances": [{"output": ["a"]}]}))
+    return refused_before_work(w.pair("loss=sft", "data.eval.test.file=tasks"))
+
+
 # --------------------------------------------------------------------------- l. text that spells a special token
 @case(
     "l",
@@ -180,6 +186,19 @@ CHINESE = [{"instruction": f"\u95ee\u9898 {i}", "output": "\u7b54\u6848" * (1 + 
 def chinese(w: Workshop) -> Outcome:
     w.data(train=CHINESE, valid=CHINESE[:4], test=CHINESE[:4])
     return w.pair("loss=sft", "train.student.select=rouge_l")
+
+
+@case("i", "Chinese references of which one has a digit", "no word in the references of 3 of 4 rows", code=0)
+def chinese_with_a_digit(w: Workshop) -> Outcome:
+    test = [{**row, "output": row["output"] + ("7" if place == 0 else "")} for place, row in enumerate(CHINESE[:4])]
+    w.data(test=test)
+    return w.pair("loss=sft")
+
+
+@case("i", "a paper's table with another tokenizer of ROUGE-L", "do not compare with theirs", code=0)
+def table_with_another_tokenizer(w: Workshop) -> Outcome:
+    table = ("abkd/losses_gpt2", "model=gpt2", "debug=smoke", "rows=[FKLD]", "seed=10")
+    return w.command("table", *table, "eval.rouge_tokenizer=characters", *w.words)
 
 
 @case("i", "the same with a tokenizer for other scripts", code=0)

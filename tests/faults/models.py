@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.faults.workshop import Outcome, Workshop, case, rows
@@ -36,6 +37,12 @@ def one_is_missing(w: Workshop) -> Outcome:
 @case("a", "one layer more than config.json says", "the file has, and the model does not", "transformer.h.1.")
 def one_layer_more(w: Workshop) -> Outcome:
     return refused_before_work(w.pair(student=w.with_json("S", "config.json", {"n_layer": 1})))
+
+
+@case("a", "one tensor more than the model has", "the file has, and the model does not", "would leave them out")
+def one_tensor_more(w: Workshop) -> Outcome:
+    teacher = w.with_weights("T", lambda s: {**s, "transformer.more.weight": torch.zeros(2)})
+    return refused_before_work(w.pair(teacher=teacher))
 
 
 @case("a", "a tensor of another shape", "another shape", "c_attn.weight", "[16, 8]")
@@ -206,6 +213,13 @@ def two_formats(w: Workshop) -> Outcome:
     return w.pair("loss=sft", student=folder)
 
 
+@case("b", "a generation_config.json that is no JSON", "it is ignored", code=0)
+def damaged_generation_settings(w: Workshop) -> Outcome:
+    folder = w.checkpoint("T")
+    (folder / "generation_config.json").write_text("{")
+    return w.pair(teacher=folder)
+
+
 # --------------------------------------------------------------------------- c. folders and hub ids
 @case("c", "folders as ids and as path; the second run finds everything", "found finished", code=0)
 def folders_as_ids(w: Workshop) -> Outcome:
@@ -327,6 +341,30 @@ def encoder_without_limit(w: Workshop) -> Outcome:
     return outcome
 
 
+@case("c", "a folder that holds only a training's checkpoints", "checkpoint-500 in it holds one")
+def folder_of_checkpoints(w: Workshop) -> Outcome:
+    (w.folder / "run").mkdir()
+    w.checkpoint("T").rename(w.folder / "run/checkpoint-500")
+    return refused_before_work(w.pair(teacher=w.folder / "run"))
+
+
+@case("c", "a folder of a hub id's name", "teacher: org/model is a folder here", code=0)
+def folder_of_a_hub_name(w: Workshop) -> Outcome:
+    words = [word for word in w.of_pair() if not word.startswith("model.teacher.")]
+    (w.folder / "org").mkdir()
+    w.checkpoint("T").rename(w.folder / "org/model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(w.folder)
+        return w.run(*words, "model.teacher.id=org/model", "model.teacher.path=org/model", "loss=fkl")
+
+
+@case("c", "a folder with a comma in its name", code=0)
+def folder_with_a_comma(w: Workshop) -> Outcome:
+    folder = w.checkpoint("T").rename(w.folder / "a,b")
+    words = [word for word in w.of_pair() if not word.startswith("model.teacher.")]
+    return w.run(*words, f"model.teacher.id={folder}", f"model.teacher.path={folder}", "loss=fkl")
+
+
 # --------------------------------------------------------------------------- h. ids outside the common vocabulary
 @case("h", "a student with a wider output layer writes", code=0)
 def wider_student(w: Workshop) -> Outcome:
@@ -429,7 +467,36 @@ def adapter_as_base(w: Workshop) -> Outcome:
     return refused_before_work(w.pair("loss=fkl", f"model.teacher.id='{adapter}'", teacher=adapter))
 
 
+@case("r", "a student's adapter of another rank than model.lora's", "goes on with its own r 2 (not 4)", code=0)
+def adapter_of_own_rank(w: Workshop) -> Outcome:
+    lora = "model.lora={r: 4, alpha: 8, dropout: 0.0, targets: [c_attn]}"
+    return w.pair("loss=sft", lora, student=_adapter(w, base="S"))
+
+
+@case("r", "an adapter that was trained on another model", "was trained on org/other-model, and is put on", code=0)
+def adapter_of_another_model(w: Workshop) -> Outcome:
+    folder = _adapter(w)
+    write_settings(folder / "adapter_config.json", base_model_name_or_path="org/other-model")
+    return w.pair(teacher=folder)
+
+
+@case("r", "an adapter with a larger tokenizer beside it", "its tokenizer is not used", "lacks <more>", code=0)
+def adapter_with_a_larger_tokenizer(w: Workshop) -> Outcome:
+    from transformers import AutoTokenizer
+
+    folder = _adapter(w)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(folder)
+    return w.pair(teacher=folder)
+
+
 # --------------------------------------------------------------------------- making them
+def write_settings(path: Path, **settings: object) -> None:
+    """Change settings in a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
 def _adapter(w: Workshop, base: str = "T", rename: tuple[str, str] | None = None, resize: int = 0) -> Path:
     """A folder with an adapter for a checkpoint of the workshop."""
     from peft import LoraConfig, get_peft_model

@@ -158,6 +158,7 @@ def write(path: Path, content: Any) -> Path:
     """Write text, bytes, or records as JSONL."""
     if isinstance(content, list):
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
