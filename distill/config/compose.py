@@ -166,7 +166,7 @@ def resolve(composed: DictConfig) -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        raise UserError([_describe(e) for e in _of_one_kind(error.errors())]) from None
+        raise UserError(list(dict.fromkeys(_describe(e) for e in _of_one_kind(error.errors())))) from None
     return apply_smoke(config) if config.debug.smoke else config
 
 
@@ -363,7 +363,7 @@ def _describe(error: Any) -> str:
         )
     if error["type"] == "missing" and path.startswith("model.lora."):
         return (
-            f"{path}: needed too, since this pair has no adapters; give all of them, such as"
+            "model.lora: this pair has no adapters, so r, alpha, dropout and targets are needed together, such as"
             " 'model.lora={r: 16, alpha: 64, dropout: 0.1, targets: all-linear}'"
         )
     if error["type"] == "extra_forbidden":

@@ -601,7 +601,12 @@ def all_linear(w: Workshop) -> Outcome:
     return w.run("model=openllama2", "debug=smoke", "loss=sft", "model.lora.targets=all-linear")
 
 
-@case("q", "targets alone for a pair without adapters", "model.lora.r: needed too", "such as 'model.lora={r: 16")
+@case(
+    "q",
+    "targets alone for a pair without adapters",
+    "model.lora: this pair has no adapters",
+    "such as 'model.lora={r: 16",
+)
 def targets_alone(w: Workshop) -> Outcome:
     return refused_before_work(w.run(*SMOKE, "model.lora.targets=all-linear"))
 
