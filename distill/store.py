@@ -35,8 +35,8 @@ def needed(results: Path) -> set[str]:
     lost = [facts for facts in sorted(results.rglob("facts.csv")) if not facts.with_name("run.json").is_file()]
     if lost:
         raise UserError(
-            [f"{x.parent}: run.json is missing, which lists the artifacts that the run needs; restore it from git,"
-             " measure the run again (a command may be doing so now), or remove the folder" for x in lost]
+            [f"{x.parent}: run.json is missing, which lists the artifacts that the run needs; restore it from git, or"
+             " remove the folder" for x in lost]
         )  # fmt: skip
     for path in results.rglob("run.json"):
         try:

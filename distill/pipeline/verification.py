@@ -216,11 +216,11 @@ def _again(folder: RunFolder, cell: Cell, store: str | Path, folders: Mapping[st
 
 def _folders_of(recorded: Mapping[str, Any]) -> dict[str, str]:
     """The values of a recorded config that may name a folder or a file, by their keys, without those that are null."""
-    evaluation = recorded["eval"]
+    evaluation, pretrain = recorded["eval"], recorded["data"].get("pretrain")
     values = {f"model.{role}.{key}": recorded["model"][role].get(key) for role in ROLES for key in ("id", "path")}
     values |= {
         "data.root": recorded["data"].get("root"),
-        "data.pretrain.file": (recorded["data"].get("pretrain") or {}).get("file"),
+        "data.pretrain.file": pretrain.get("file") if isinstance(pretrain, dict) else None,  # a word if there is none
         "loss.span.pipeline": (recorded["loss"].get("span") or {}).get("pipeline"),
         "eval.bertscore.encoder": evaluation["bertscore"]["encoder"],
         "eval.benchmarks.tasks": evaluation.get("benchmarks", {}).get("tasks"),

@@ -159,6 +159,9 @@ class RunFolder:
             facts, scores, samples, content = self.facts(), self.scores(), self.samples(), self.description()
             new_facts = pd.DataFrame([fact.line() for fact in measured.facts], columns=FACT_COLUMNS)
             all_facts = pd.concat([facts, new_facts[facts.columns]], ignore_index=True).drop_duplicates(FACT_KEY)
+            # First, since it names the artifacts that are needed: a run that is stopped here keeps them
+            content = merged(content, measured.description)
+            write_whole(self.folder / "run.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
             if len(all_facts) > len(facts):
                 self._write("facts.csv", all_facts)
             if not measured.scores.empty:
@@ -169,8 +172,6 @@ class RunFolder:
             if new_samples := [sample for sample in measured.samples if sample["dataset"] not in present]:
                 lines = [json.dumps(sample, ensure_ascii=False) for sample in [*samples, *new_samples]]
                 write_whole(self.folder / "samples.jsonl", "\n".join(lines) + "\n")
-            content = merged(content, measured.description)
-            write_whole(self.folder / "run.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def _write(self, name: str, frame: pd.DataFrame) -> None:
         write_whole(self.folder / name, frame.to_csv(index=False, lineterminator="\n"))
