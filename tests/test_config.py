@@ -167,6 +167,8 @@ def test_smoke_keeps_the_family_and_wins_over_chosen_data():
 def test_keys_at_their_defaults_and_new_evaluation_sets():
     config = load(["model=smollm2", "data.train.skip=5", "data.eval.mine.file=m.jsonl", "model.teacher.path=x/y@abc"])
     assert config.data.train.skip == 5 and config.data.eval["mine"].file == "m.jsonl"
+    named = load(["data=jsonl", "data.eval={mine: {title: Mine, file: m.jsonl}}"]).data.eval
+    assert list(named) == ["test", "mine"] and named["mine"].title == "Mine"
     assert config.model.teacher.path == "x/y@abc"
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from distill.evaluation import rouge, rouge_l
-from distill.evaluation.rouge import can_score
+from distill.evaluation.rouge import TOKENIZERS, can_score
 
 WORDS = st.sampled_from(
     "running runs ran the The a cats cat's 42 3.5 naïve café 東京 🙂 \n - _x_ don't I.B.M. ".split(" ")
@@ -68,3 +68,27 @@ def test_tokenizers_for_other_scripts(tokenizer, prediction, reference, expected
     (score,) = rouge_l([prediction], [[reference]], tokenizer=tokenizer)
     assert score == pytest.approx(expected)
     assert can_score([[reference]], tokenizer) == (expected > 0 or tokenizer == "words")
+
+
+TEXTS = [
+    "",
+    " \n",
+    "?!",
+    "a",
+    "7",
+    "_",
+    "\u4e2d\u6587",
+    "\u0915\u093f",
+    "\u00e9",
+    "\u0301",
+    "\u3000",
+    "\u212a",
+    "--x--",
+]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_whether_a_text_has_a_token_is_what_its_tokenizer_says(tokenizer):
+    has_token = [can_score([[text]], tokenizer) for text in TEXTS]
+    assert has_token == [bool(tuple(TOKENIZERS[tokenizer](text))) for text in TEXTS]
+    assert True in has_token and False in has_token

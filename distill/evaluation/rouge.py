@@ -33,18 +33,21 @@ class _Stemmer:
 _STEMMER = _Stemmer()
 
 
+def _is_of_word(character: str) -> bool:
+    return character.isalnum() or category(character)[0] == "M"
+
+
 TOKENIZERS: dict[RougeTokenizer, Callable[[str], Iterable[str]]] = {
     "english": lambda text: tokenize(text, _STEMMER),
-    "words": lambda text: "".join(x if x.isalnum() or category(x)[0] == "M" else " " for x in text.lower()).split(),
+    "words": lambda text: "".join(x if _is_of_word(x) else " " for x in text.lower()).split(),
     "characters": lambda text: "".join(text.lower().split()),
 }
-
 
 # Whether a tokenizer gives any token, without making them
 HAS_TOKEN: dict[RougeTokenizer, Callable[[str], bool]] = {
     "english": lambda text: re.search("[a-z0-9]", text.lower()) is not None,
-    "words": lambda text: any(x.isalnum() or category(x)[0] == "M" for x in text),
-    "characters": lambda text: not text.isspace() and text != "",
+    "words": lambda text: any(map(_is_of_word, text)),
+    "characters": lambda text: bool(text.strip()),
 }
 
 

@@ -14,7 +14,7 @@ from distill.results import toys  # noqa: F401  registers its figures
 from distill.results.comparisons import comparisons
 from distill.results.drawing import FIGURES, Drawing, FigureData, figure
 from distill.results.experiment import Experiment, paper_numbers
-from distill.results.header import header, is_smoke, seeds_line
+from distill.results.header import compares_with_paper, header, seeds_line
 from distill.results.manifest import Manifest
 from distill.results.rendering import (
     Rendered,
@@ -154,8 +154,7 @@ def bars(data: FigureData) -> Drawing:
             )
     frame = pd.DataFrame(lines)
     titles, labels = list(dict.fromkeys(frame["column"])), list(dict.fromkeys(frame["row"]))
-    is_papers_pair = data.experiment.is_papers_pair(data.manifest.model) and not is_smoke(data.rows)
-    is_papers_pair = is_papers_pair and data.manifest.rouge_tokenizer is None
+    is_comparable = compares_with_paper(data.rows, data.experiment, data.manifest)
 
     def plot(axes: Any) -> None:
         width = 0.8 / len(labels)
@@ -163,7 +162,7 @@ def bars(data: FigureData) -> Drawing:
             of_row = frame[frame["row"] == label].set_index("column").loc[titles]
             x = [i + (place - (len(labels) - 1) / 2) * width for i in range(len(titles))]
             axes.bar(x, of_row["mean"].astype(float), width, yerr=of_row["std"].astype(float), capsize=2, label=label)
-            if is_papers_pair:
+            if is_comparable:
                 printed = [float(text.split()[0]) if text else float("nan") for text in of_row["paper"]]
                 axes.plot(x, printed, linestyle="", marker="_", color="black", markersize=12)
         axes.set_xticks(range(len(titles)), titles)

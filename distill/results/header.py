@@ -126,12 +126,17 @@ def is_smoke(rows: Sequence[RowData]) -> bool:
     return any(run["config"]["debug"]["smoke"] for row in rows for run in row.descriptions)
 
 
+def compares_with_paper(rows: Sequence[RowData], experiment: Experiment, manifest: Manifest) -> bool:
+    """Whether a difference to the paper's number means something: its own pair, scored as it scores, and no smoke."""
+    return experiment.is_papers_pair(manifest.model) and manifest.rouge_tokenizer is None and not is_smoke(rows)
+
+
 def scale_warnings(run: RunDescription, experiment: Experiment, manifest: Manifest) -> Iterator[str]:
     """Warnings where the numbers do not compare with the paper's: another pair ran, or random weights."""
     if manifest.rouge_tokenizer is not None:
         yield (
             f"ROUGE-L counts {manifest.rouge_tokenizer} (eval.rouge_tokenizer), not the papers' English words: its"
-            " scores do not compare with theirs."
+            " scores do not compare with those that they print."
         )
     if not experiment.is_papers_pair(manifest.model):
         yield (

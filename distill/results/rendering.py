@@ -12,7 +12,7 @@ from distill.base.files import write_whole
 from distill.results import metrics
 from distill.results.comparisons import Comparisons, Tested, claimed, comparisons, orders
 from distill.results.experiment import SET_APART, Experiment, PaperNumber, paper_numbers
-from distill.results.header import header, is_smoke, seeds_line
+from distill.results.header import compares_with_paper, header, seeds_line
 from distill.results.latex import latex_table
 from distill.results.manifest import Manifest
 from distill.results.metrics import ROUGE_NAMES
@@ -88,14 +88,13 @@ def _sections(
 ) -> list[str]:
     """The markdown below the table: for each column the measured cells, the paper's numbers and the tests."""
     paper, differences = paper_numbers(experiment, manifest.model)
-    is_papers_pair = experiment.is_papers_pair(manifest.model) and not is_smoke(rows)
-    is_papers_pair = is_papers_pair and manifest.rouge_tokenizer is None
+    is_comparable = compares_with_paper(rows, experiment, manifest)
     measured = [column for column in columns if any(row.cell(column) is not None for row in rows)]
     tests = comparisons(rows, measured, experiment)
     text: list[str] = []
     any_printed = False
     for column in measured:
-        section = _section(rows, column, tests, experiment, paper, is_papers_pair)
+        section = _section(rows, column, tests, experiment, paper, is_comparable)
         any_printed = any_printed or bool(section["p from printed"].any())
         section = section.fillna("").drop(columns=[c for c in OPTIONAL if c in section and not section[c].any()])
         label = experiment.against
@@ -148,7 +147,7 @@ def _section(
     tests: Comparisons,
     experiment: Experiment,
     paper: Mapping[tuple[str, str], PaperNumber],
-    is_papers_pair: bool,
+    is_comparable: bool,
 ) -> pd.DataFrame:
     """The section of a column, one line a row."""
     lines = []
@@ -158,7 +157,7 @@ def _section(
     for row in rows:
         value, number = row.cell(column), paper.get((row.label, column.title))
         test = tests.get((row.label, experiment.against or "", column.title))
-        line = _line(row, column, value, number, baseline_number, test, is_papers_pair)
+        line = _line(row, column, value, number, baseline_number, test, is_comparable)
         if column.any_size and baseline is not None:
             line |= _ratios(value, baseline_value, number, baseline_number)
         lines.append(line)
@@ -225,9 +224,9 @@ def _line(
     number: PaperNumber | None,
     baseline_number: PaperNumber | None,
     test: Tested | None,
-    is_papers_pair: bool,
+    is_comparable: bool,
 ) -> dict[str, str]:
-    difference = f"{value.mean - float(number.mean):+.2f}" if is_papers_pair and value and number else ""
+    difference = f"{value.mean - float(number.mean):+.2f}" if is_comparable and value and number else ""
     p = ""
     if (
         number

@@ -195,7 +195,7 @@ def chinese_with_a_digit(w: Workshop) -> Outcome:
     return w.pair("loss=sft")
 
 
-@case("i", "a paper's table with another tokenizer of ROUGE-L", "do not compare with theirs", code=0)
+@case("i", "a paper's table with another tokenizer of ROUGE-L", "do not compare with those that they print", code=0)
 def table_with_another_tokenizer(w: Workshop) -> Outcome:
     table = ("abkd/losses_gpt2", "model=gpt2", "debug=smoke", "rows=[FKLD]", "seed=10")
     return w.command("table", *table, "eval.rouge_tokenizer=characters", *w.words)
