@@ -19,7 +19,7 @@ from distill.losses import Head
 from distill.samplers import Step
 from distill.samplers import build as build_sampler
 from distill.teacher.signal import LiveTeacher
-from distill.training import writer as writing
+from distill.training import scrg
 from distill.training.correction import Correction, Error, errors
 
 HEADS = (Head(torch.eye(4)), Head(torch.eye(4)))  # hidden states are the logits
@@ -94,7 +94,7 @@ def test_draws_have_the_distribution_of_drawing_everywhere():
 def test_corrected_texts_are_the_old_ones_up_to_the_error():
     writer = student_writer(teacher=tiny_gpt2(hidden=24, seed=9), tokens=12)
     before = writer.write(ROWS, "s", 1)
-    after = writer.correct(ROWS, before, "s", 1, greedy=False)
+    after = writer.correct(ROWS, before, "s", [1], greedy=False)
     corrections = writer.taken_corrections()
     assert len(corrections) == len(ROWS) and any(c is not None for c in corrections)
     for old, new, correction in zip(before, after, corrections, strict=True):
@@ -153,7 +153,7 @@ def test_the_teacher_has_read_corrected_texts_when_they_are_trained_on(make):
     teacher = make(seed=9)
     for greedy in (False, True):
         writer = student_writer(student=make(), teacher=teacher, tokens=12)
-        samples = writer.correct(ROWS, writer.write(ROWS, "s", 1), "s", 1, greedy)
+        samples = writer.correct(ROWS, writer.write(ROWS, "s", 1), "s", [1], greedy)
         batch = Collator(EOS)([sample.row for sample in samples])
         valid = batch["labels"] != IGNORE
         at = batch["input_ids"], batch["attention_mask"], valid, batch["example_ids"]
@@ -162,9 +162,31 @@ def test_the_teacher_has_read_corrected_texts_when_they_are_trained_on(make):
         torch.testing.assert_close(writer.teacher(*at), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_each_model_reads_a_token_once(monkeypatch):
+    """A whole text when it is new, then what a correction changed; the student only what will be corrected again."""
+    tokens = {"student": 0, "teacher": 0}
+
+    def counted(model, texts, pad, before=None):
+        tokens["student" if model is writer.student else "teacher"] += sum(map(len, texts))
+        return known.read(model, texts, pad, before)
+
+    monkeypatch.setattr(scrg, "read", counted)
+    read = {}
+    for count in (1, 2, 3):
+        writer = student_writer(teacher=tiny_gpt2(hidden=24, seed=9), tokens=12)
+        tokens.update(student=0, teacher=0)
+        build_sampler("on_policy", scrg={"corrections": count}).next(ROWS, Step(4, 9, 1, 12), writer)
+        assert len(writer.taken_corrections()) == count * len(ROWS)
+        read[count] = dict(tokens)
+    written = student_writer(tokens=12).write(ROWS, "step 4", 4)
+    whole = sum(len(s.row.prompt) + len(s.row.response) - 1 for s in written)
+    assert read[1]["student"] == whole < read[1]["teacher"] < 2 * whole
+    assert [read[n + 1]["student"] for n in (1, 2)] == [read[n]["teacher"] for n in (1, 2)]
+
+
 def test_what_the_teacher_read_is_not_used_where_the_rows_are_other_ones():
     writer = student_writer(teacher=tiny_gpt2(hidden=24, seed=9), tokens=12, late=True)
-    writer.correct(ROWS, writer.write(ROWS, "s", 1), "s", 1, greedy=False)
+    writer.correct(ROWS, writer.write(ROWS, "s", 1), "s", [1], greedy=False)
     assert not writer.teacher.computed
 
 
@@ -177,7 +199,7 @@ def test_two_corrections_are_one_and_another_one():
 
     step, one = Step(4, 9, 1, 12), writer()
     once = sampler(1).next(ROWS, step, one)
-    again = one.correct(ROWS, once, "step 4", 2, greedy=False)
+    again = one.correct(ROWS, once, "step 4", [2], greedy=False)
     assert sampler(2).next(ROWS, step, writer()) == again != once
     assert sampler(0).next(ROWS, step, writer()) == writer().write(ROWS, "step 4", 4)
 
@@ -195,12 +217,12 @@ def test_two_corrections_are_one_and_another_one():
 )
 def test_eos_and_room(monkeypatch, response, error, expected):
     """Texts of at most three tokens; with None the student writes on, within them."""
-    monkeypatch.setattr(writing, "errors", lambda *_: [error])
+    monkeypatch.setattr(scrg, "errors", lambda *_: [error])
     writer = student_writer(tokens=3)
     (sample,) = writer.write(ROWS[:1], "s", 1)
     given = replace(sample, row=replace(sample.row, response=response), ended=response[-1] == EOS)
     rows = [ROWS[0], FILLER]
-    (new, filler) = writer.correct(rows, [given, replace(sample, row=FILLER)], "s", 1, greedy=True)
+    (new, filler) = writer.correct(rows, [given, replace(sample, row=FILLER)], "s", [1], greedy=True)
     tokens, ended = expected
     assert filler.row == FILLER and new.row.response[: len(tokens)] == tokens
     assert ended is None or (new.row.response, new.ended) == (tokens, ended)

@@ -249,7 +249,7 @@ def test_rounded_weights_write_as_loaded_ones_do(tmp_path):
     student = tiny_llama(scale=0.2)
     student.save_pretrained(tmp_path)
     loaded = type(student).from_pretrained(tmp_path, dtype=torch.bfloat16)
-    rounded = student_writer(student, dtype=torch.bfloat16)._generating_model()
+    rounded = student_writer(student, dtype=torch.bfloat16).generating_model()
     ours, theirs = dict(rounded.named_buffers()), dict(loaded.named_buffers())
     assert ours.keys() == theirs.keys() and ours
     assert all(torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours)

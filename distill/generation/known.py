@@ -33,6 +33,10 @@ class Known:
         return Known([(keys[:, :tokens], values[:, :tokens]) for keys, values in self.layers])
 
 
+# Last hidden states `[n, d]` of tokens that a model has read, and the keys and values of the text up to the last one
+Reading = tuple[Tensor, Known]
+
+
 def joined(known: Sequence[Known]) -> tuple[Cache, Tensor]:
     """A cache of several texts `[rows, ..., columns]`, and its mask `[rows, columns]`. Shorter ones are padded left."""
     columns = max(len(of_row) for of_row in known)
@@ -51,8 +55,8 @@ def joined(known: Sequence[Known]) -> tuple[Cache, Tensor]:
 @torch.no_grad()
 def read(
     model: Any, tokens: Sequence[Sequence[int]], pad_id: int, known: Sequence[Known] | None = None
-) -> list[tuple[Tensor, Known]]:
-    """Last hidden states `[n, d]` of each text's tokens, with the keys and values of the whole text.
+) -> list[Reading]:
+    """The reading of each text's tokens, with the keys and values of the whole text.
 
     Args:
         model: a causal language model in eval mode.
@@ -80,9 +84,7 @@ def similar_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield part
 
 
-def _read(
-    tokens: Sequence[Sequence[int]], known: Sequence[Known] | None, model: Any, pad_id: int
-) -> list[tuple[Tensor, Known]]:
+def _read(tokens: Sequence[Sequence[int]], known: Sequence[Known] | None, model: Any, pad_id: int) -> list[Reading]:
     cache: Any
     cache, past = joined(known) if known else (DynamicCache(), None)
     lengths, device = [len(ids) for ids in tokens], model.device

@@ -123,9 +123,9 @@ class Writer(Protocol):
         ...
 
     def correct(
-        self, rows: Sequence[Encoded], samples: Sequence[Sample], stream: str, number: int, greedy: bool
+        self, rows: Sequence[Encoded], samples: Sequence[Sample], stream: str, numbers: Sequence[int], greedy: bool
     ) -> list[Sample]:
-        """The samples, each corrected by the teacher at one place and written on from there by the student.
+        """The samples after corrections: in each the teacher corrects one token, and the student writes on from there.
 
         A text in which teacher and student agree on every token stays as it is.
 
@@ -133,7 +133,7 @@ class Writer(Protocol):
             rows: the rows that the samples were written for.
             samples: what `write` or an earlier correction returned for them.
             stream: as given to `write`.
-            number: of the correction, from 1.
+            numbers: of the corrections, from 1; they name random streams.
             greedy: whether the teacher's token is its likeliest one, and not drawn.
         """
         ...
@@ -271,8 +271,9 @@ class StudentText(Sampler):
         """The student's responses to the prompts of the rows, generated and corrected now."""
         stream = f"step {step.number}"
         samples = writer.write(rows, stream, step.number)
-        for number in range(1, self.scrg.corrections + 1):
-            samples = writer.correct(rows, samples, stream, number, self.scrg.teacher == "greedy")
+        if self.scrg.corrections:
+            numbers, greedy = range(1, self.scrg.corrections + 1), self.scrg.teacher == "greedy"
+            samples = writer.correct(rows, samples, stream, numbers, greedy)
         return samples
 
 

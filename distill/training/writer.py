@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from distill.base.processes import rank, world_size
 from distill.config.evaluation import EvalConfig
 from distill.data.encode import IGNORE, LATE, ROLLOUT, STUDENT_TEXT, Collator, Encoded
 from distill.generation.engine import generate
-from distill.generation.known import Known, read, similar_lengths
+from distill.generation.known import similar_lengths
 from distill.generation.reader import Mixture
 from distill.generation.requests import Decoding, Request, Response, stream_name
 from distill.losses import Divergence, Drawn, Head
@@ -24,7 +24,8 @@ from distill.losses.mixtures import log_mixture
 from distill.models.load import last_hidden, output_head
 from distill.samplers.base import Origin, Sample
 from distill.teacher.signal import NewTextTeacher
-from distill.training.correction import Correction, errors
+from distill.training.correction import Correction
+from distill.training.scrg import Corrector
 
 
 @dataclass
@@ -68,11 +69,13 @@ class StudentWriter:
     rank: int = field(default_factory=rank)
     processes: int = field(default_factory=world_size)
     _fresh: list[Sample] = field(default_factory=list, init=False)
-    _corrections: list[Correction | None] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._corrector = Corrector(self)
 
     def write(self, rows: Sequence[Encoded], stream: str, step: int, teacher_share: float = 0.0) -> list[Sample]:
         """See `distill.samplers.Writer`."""
-        responses = iter(self._generate([self._request(row, stream) for row in rows if row.response], teacher_share))
+        responses = iter(self.generate([self.request(row, stream) for row in rows if row.response], teacher_share))
         origin: Origin = "mixed" if teacher_share else "student"
         samples = []
         for row in rows:
@@ -80,14 +83,21 @@ class StudentWriter:
                 samples.append(Sample(row, step=step))
                 continue
             response = next(responses)
-            samples.append(Sample(self._row(row, response, stream), response.ended, step, teacher_share, origin))
+            samples.append(Sample(self.row(row, response, stream), response.ended, step, teacher_share, origin))
         self._fresh += [sample for sample in samples if sample.origin == origin]
         return samples
 
-    def _generate(self, requests: Sequence[Request], teacher_share: float = 0.0, model: Any = None) -> list[Response]:
+    def generate(self, requests: Sequence[Request], teacher_share: float = 0.0, model: Any = None) -> list[Response]:
+        """The student's responses.
+
+        Args:
+            requests: what to write.
+            teacher_share: see `write`.
+            model: what `generating_model` returned, if its weights are those of now.
+        """
         settings, training = self.decode, self.student.training
+        model = self.generating_model() if model is None else model
         self.student.eval()
-        model = self._generating_model() if model is None else model
         if teacher_share:
             model = Mixture(model, self.teacher.live.model, teacher_share)
             halved = max(1, settings.batch_tokens // 2)  # each of the two models has a KV cache
@@ -97,112 +107,14 @@ class StudentWriter:
         return responses
 
     def correct(
-        self, rows: Sequence[Encoded], samples: Sequence[Sample], stream: str, number: int, greedy: bool
+        self, rows: Sequence[Encoded], samples: Sequence[Sample], stream: str, numbers: Sequence[int], greedy: bool
     ) -> list[Sample]:
         """See `distill.samplers.Writer`."""
         written = [(row, sample) for row, sample in zip(rows, samples, strict=True) if row.response]
-        corrected: dict[int, Sample] = {}
-        for part in self._cached_together([sample for _, sample in written]):
-            corrected |= self._corrected(written[part], stream, number, greedy)
-        self._fresh = [corrected.get(id(sample), sample) for sample in self._fresh]
-        return [corrected.get(id(sample), sample) for sample in samples]
-
-    def _cached_together(self, samples: Sequence[Sample]) -> Iterator[slice]:
-        """Parts of the samples whose texts have at most `batch_tokens` tokens: both models' KV caches are kept."""
-        start = tokens = 0
-        for i, sample in enumerate(samples):
-            length = len(sample.row.prompt) + len(sample.row.response)
-            if i > start and tokens + length > self.decode.batch_tokens:
-                yield slice(start, i)
-                start, tokens = i, 0
-            tokens += length
-        if start < len(samples):
-            yield slice(start, len(samples))
-
-    def _corrected(
-        self, written: Sequence[tuple[Encoded, Sample]], stream: str, number: int, greedy: bool
-    ) -> dict[int, Sample]:
-        """The new sample of each text that the teacher corrects, by the `id` of the old one.
-
-        Both models read each text once; what they have read of it before the error they do not read again. The
-        teacher's hidden states of the new texts are kept for the step (`NewTextTeacher.computed`).
-        """
-        texts = [self._as_written(sample) for _, sample in written]
-        prompts = [row.prompt for row, _ in written]
-        before = [[*prompt, *text[:-1]] for prompt, text in zip(prompts, texts, strict=True)]
-        training, model, teacher = self.student.training, self._generating_model(), self.teacher.live.model
-        self.student.eval()
-        by_student, by_teacher = (read(m, before, self.pad_id) for m in (model, teacher))
-        self.student.train(training)
-        at_response = [
-            [hidden[-len(text) :] for (hidden, _), text in zip(of_model, texts, strict=True)]
-            for of_model in (by_student, by_teacher)
-        ]
-        text_errors = errors(
-            (torch.cat(at_response[0]), torch.cat(at_response[1])),
-            (output_head(model), output_head(teacher)),
-            torch.tensor([token for text in texts for token in text]),
-            [len(text) for text in texts],
-            [stream_name(self.seed, f"train {stream} teacher {number}", row.id) for row, _ in written],
-            greedy,
-            self.vocabulary,
-        )
-        requests = []
-        for (row, _), text, error, (_, known) in zip(written, texts, text_errors, by_student, strict=True):
-            if error is not None and error.token != self.eos_id:
-                beginning = [*text[: error.place], error.token]
-                room = max(0, self._request(row, stream).room - len(beginning))
-                name = stream_name(self.seed, f"train {stream} correction {number}", row.id)
-                of_prefix = known.first(len(row.prompt) + error.place)
-                requests.append(Request(row.id, row.prompt, name, room, beginning, of_prefix))
-        responses = iter(zip(requests, self._generate(requests, model=model), strict=True))
-        corrected, after = {}, []
-        for (row, sample), text, error in zip(written, texts, text_errors, strict=True):
-            if error is None:
-                self._corrections.append(None)
-                after.append((sample, text, len(text)))
-                continue
-            response = Response(text[: error.place], ended=True)
-            if error.token != self.eos_id:
-                request, rest = next(responses)
-                response = Response([*request.beginning, *rest.tokens], rest.ended)
-            new_text = [*response.tokens, *([self.eos_id] if response.ended else [])]
-            self._corrections.append(Correction.of(error, text, new_text))
-            new_row = self._row(row, response, f"{stream} correction {number}")
-            new = replace(sample, row=new_row, ended=response.ended)
-            corrected[id(sample)] = new
-            after.append((new, new_text, error.place))
-        if self.erased is None and not self.late:  # the row that is trained on is the text that was read
-            self._compute(after, at_response[1], [known for _, known in by_teacher], prompts)
-        return corrected
-
-    def _compute(
-        self,
-        texts: Sequence[tuple[Sample, list[int], int]],
-        hidden: Sequence[Tensor],
-        known: Sequence[Known],
-        prompts: Sequence[Sequence[int]],
-    ) -> None:
-        """Compute the teacher's hidden states of texts whose beginning it has read.
-
-        Args:
-            texts: each sample with its response, and the number of its first tokens that were read.
-            hidden: of each text `[n, d]` at the positions of the response that was read.
-            known: the keys and values of what was read.
-            prompts: the texts' prompts.
-        """
-        new = [i for i, (_, text, place) in enumerate(texts) if place < len(text) - 1]
-        to_read = [texts[i][1][texts[i][2] : -1] for i in new]
-        before = [known[i].first(len(prompts[i]) + texts[i][2]) for i in new]
-        results = read(self.teacher.live.model, to_read, self.pad_id, before)
-        read_on = {i: hidden_of_new for i, (hidden_of_new, _) in zip(new, results, strict=True)}
-        for i, (sample, _, place) in enumerate(texts):
-            parts = [hidden[i][: place + 1], *([read_on[i]] if i in read_on else [])]
-            self.teacher.computed[sample.row.id] = torch.cat(parts)
-
-    def _as_written(self, sample: Sample) -> list[int]:
-        """A text's tokens as they were written. A quirk of published code erases EOS."""
-        return [*sample.row.response, *([self.eos_id] if self.erased is not None and sample.ended else [])]
+        after = self._corrector.correct(written, stream, numbers, greedy)
+        new = {id(sample): sample_after for (_, sample), sample_after in zip(written, after, strict=True)}
+        self._fresh = [new.get(id(sample), sample) for sample in self._fresh]
+        return [new.get(id(sample), sample) for sample in samples]
 
     def taken(self) -> list[Sample]:
         """The samples that this process has written since the last call."""
@@ -211,10 +123,9 @@ class StudentWriter:
 
     def taken_corrections(self) -> list[Correction | None]:
         """The corrections of this process's texts since the last call; None where there was no error."""
-        corrections, self._corrections = self._corrections, []
-        return corrections
+        return self._corrector.taken()
 
-    def _request(self, row: Encoded, stream: str) -> Request:
+    def request(self, row: Encoded, stream: str) -> Request:
         """The request for a response to a row's prompt.
 
         A response that EOS ends has, EOS included, at most `room` tokens, so it fits into `max_length`. Others are cut.
@@ -222,7 +133,7 @@ class StudentWriter:
         room = min(self.decode.max_new_tokens, max(0, self.max_length - len(row.prompt)))
         return Request(row.id, row.prompt, stream_name(self.seed, f"train {stream}", row.id), room)
 
-    def _row(self, row: Encoded, response: Response, stream: str) -> Encoded:
+    def row(self, row: Encoded, response: Response, stream: str) -> Encoded:
         """The training row with a row's prompt and a response."""
         prompt, tokens = row.prompt, [*response.tokens, *([self.eos_id] if response.ended else [])]
         if self.erased is not None:
@@ -230,7 +141,7 @@ class StudentWriter:
         extras = {STUDENT_TEXT: True, **({LATE: True} if self.late else {})}
         return Encoded(f"{row.id}@{stream}", prompt, tokens, extras)
 
-    def _generating_model(self) -> Any:
+    def generating_model(self) -> Any:
         """The student, or a copy of it rounded to the dtype of evaluation, which generates faster."""
         if self.dtype == torch.float32:
             return self.student

@@ -222,7 +222,7 @@ class Corrections(Maker):
             dtype=teacher_dtype(config),
         )
         before = writer.write(rows, CORRECTED, 0)
-        after = writer.correct(rows, before, CORRECTED, 1, greedy=config.scrg_is_greedy)
+        after = writer.correct(rows, before, CORRECTED, [1], greedy=config.scrg_is_greedy)
         lines = []
         for old, new, correction in zip(before, after, writer.taken_corrections(), strict=True):
             written, corrected = (tokenizer.decode(s.row.response, skip_special_tokens=True) for s in (old, new))
