@@ -1,6 +1,7 @@
 """What the parts of MGSR cost: SCRG and the span loss a sample of the smollm2 pair, DAC-KL's head beside forward KL's.
 
-Each part is timed with and without, by the pipeline's own training stage, in processes of their own that take turns.
+Each part is timed with and without, by the pipeline's own training stage, in processes of their own that take turns
+(`python -m bench.mgsr parts`).
 `python -m bench.mgsr run NAME` prints what one training took, `python -m bench.mgsr corrections` the table of corrected
 texts of docs/mgsr.md.
 """
@@ -147,6 +148,8 @@ def main(words: list[str]) -> None:
         memory(words[1], int(words[2]))
     elif words == ["head"]:
         head()
+    elif words == ["parts"]:
+        parts()
     elif words == ["corrections"]:
         corrections()
     elif words[:1] == ["run"]:
