@@ -193,39 +193,15 @@ class Plan:
         if schedule.select == ROUGE and not self.validation_can_score:
             schedule = schedule.model_copy(update={"select": "loss"})
         teacher = self.teacher if distils else None
-        objective = loss.determining
-        has_corpus = distils and config.data.corpus is not None and config.loss.corpus_weight > 0
-        if not has_corpus:
-            objective.pop("w_lm", None)
-            objective.pop("w_lm_kd", None)
-        extra: dict[str, Any] = {"answers": self.answers.key} if sampler.kind.asks_teacher else {}
-        if has_corpus:
-            extra["pretrain"] = digest(self.pretraining)
+        answers = self.answers if distils and sampler.kind.asks_teacher else None
+        signal = self.signal if distils and self.stores_signal else None
         spans = self.spans if distils and config.chunker is not None else None
-        if spans is not None:
-            extra["spans"] = spans.key
-        if not sampler.kind.writes:
-            objective.pop("ce_on", None)
-        probe = self.probe if distils and config.data.prune is not None else None
-        if probe is not None and config.data.prune is not None:
-            extra["prune"] = {"probe": probe.key, "share": config.data.prune.share}
-        # If the loss is a mean of micro-batch means, the result depends on how the global batch is split.
-        split: dict[str, Any] = {}
-        if config.preset.loss_mean == "micro_batches":
-            split = {
-                "loss_mean": config.preset.loss_mean,
-                "micro_batches": config.preset.micro_batches,
-                "micro_batch_size": config.train.rows_per_pass(schedule),
-                "processes": world_size(),
-            }
-        if distils and self._could_store and not self.stores_signal:
-            # A live teacher gives the same student as stored hidden states, but the training has another cost. Costs
-            # are facts of the artifact, so it needs another key.
-            extra["teacher_signal"] = "live"
+        prune = config.data.prune if distils else None
+        probe = self.probe if prune is not None else None
         settings = {
             "start": start.key,
             "teacher": teacher.key if teacher else None,
-            "loss": objective,
+            "loss": self._objective(loss, sampler, distils),
             "sampler": sampler.determining if teacher else None,
             "preset": config.preset.name,
             "schedule": determining(schedule, exclude={"micro_batch_size"}),
@@ -238,22 +214,49 @@ class Plan:
                 **(self._rouge if schedule.select == ROUGE else {}),
             },
             "text": self.encoding_hash(),
-            **split,
-            **extra,
+            **self._split(schedule),
+            **({"answers": answers.key} if answers else {}),
+            **({"pretrain": digest(self.pretraining)} if self._reads_corpus(distils) else {}),
+            **({"spans": spans.key} if spans else {}),
+            **(
+                {"prune": {"probe": probe.key, "share": config.data.prune.share}} if probe and config.data.prune else {}
+            ),
+            # A live teacher gives the same student as stored hidden states, but the training has another cost. Costs
+            # are facts of the artifact, so it needs another key.
+            **({"teacher_signal": "live"} if distils and self._could_store and not self.stores_signal else {}),
         }
-        answers = self.answers if distils and sampler.kind.asks_teacher else None
-        signal = self.signal if distils and self.stores_signal else None
-        sources = [source for source in (teacher, answers, signal, spans, probe, start) if source is not None]
         maker = training.Training(
             self, role, f"{config.model.name}-{label}", start, teacher, signal, answers, spans, probe, loss, schedule,
             sampler, self.seed(seed),
         )  # fmt: skip
-        subject = Subject(
-            TRAINING,
-            details=self._rouge,
-            shared=tuple(node for node in (answers, signal, spans, probe) if node is not None),
-        )
+        sources = [source for source in (teacher, answers, signal, spans, probe, start) if source is not None]
+        shared = tuple(node for node in (answers, signal, spans, probe) if node is not None)
+        subject = Subject(TRAINING, details=self._rouge, shared=shared)
         return self._node("train", f"{config.model.name}-{label}", settings, sources, maker, subject)
+
+    def _reads_corpus(self, distils: bool) -> bool:
+        """Whether a training has a plain-text corpus beside its data."""
+        return distils and self.config.data.corpus is not None and self.config.loss.corpus_weight > 0
+
+    def _objective(self, loss: LossConfig, sampler: SamplerConfig, distils: bool) -> dict[str, Any]:
+        """What determines the objective of a training, without the weights that have nothing to weigh."""
+        objective = loss.determining
+        idle = [] if self._reads_corpus(distils) else ["w_lm", "w_lm_kd"]
+        for name in [*idle, *([] if sampler.kind.writes else ["ce_on"])]:
+            objective.pop(name, None)
+        return objective
+
+    def _split(self, schedule: StageTrainConfig) -> dict[str, Any]:
+        """How the global batch is split, if the result depends on it: the loss is a mean of micro-batch means."""
+        config = self.config
+        if config.preset.loss_mean != "micro_batches":
+            return {}
+        return {
+            "loss_mean": config.preset.loss_mean,
+            "micro_batches": config.preset.micro_batches,
+            "micro_batch_size": config.train.rows_per_pass(schedule),
+            "processes": world_size(),
+        }
 
     @cached_property
     def answers(self) -> Node:
