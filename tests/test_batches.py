@@ -249,12 +249,19 @@ def test_the_estimate_of_memory_and_sizes(build_model, tmp_path):
     told = estimate_training(shape, None, long_rows, 4, "fp32", None, live=False)
     assert told.parts["optimizer"] == 8 * model.num_parameters()
     for corrections in (0, 1):  # the keys and values of four texts, which their model keeps
-        sampler = build_sampler("on_policy", scrg={"corrections": corrections})
-        more = estimate_training(shape, None, long_rows, 4, "fp32", shape, True, sampler=sampler, step_rows=4)
+        sampler = build_sampler("on_policy", scrg={"corrections": corrections}, max_new_tokens=12)
+        more, less = (
+            estimate_training(
+                shape, None, long_rows, 4, "fp32", shape, True, sampler=sampler, step_rows=4, cached_tokens=tokens
+            )
+            for tokens in (1000, 64)
+        )
         read = known.read(model, [[1] * 32] * 4, 0)
         kept_bytes = sum(x.nbytes for _, of_text in read for layer in of_text.layers for x in layer)
-        told_bytes = more.parts.get("texts to correct", 0.0)
-        assert (2 * kept_bytes <= told_bytes <= 8 * kept_bytes) if corrections else told_bytes == 0
+        told_bytes, of_half = (e.parts.get("texts to correct", 0.0) for e in (more, less))
+        # Two models, before and after a correction; a model may have fewer key heads than heads
+        assert (4 * kept_bytes <= told_bytes <= 8 * kept_bytes) if corrections else told_bytes == 0
+        assert of_half == told_bytes / 2
     kept: dict[int, int] = {}
 
     def keep(tensor):

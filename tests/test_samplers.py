@@ -244,6 +244,32 @@ def test_the_published_labels_are_late_and_lack_eos():
         assert targets[len(s.row.prompt) :] == s.row.response  # each at its own position, so the first is not predicted
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_written_with_dropout(dtype):
+    """Whether the student is training when its first text is written, as it is where the first batches are the data's,
+    or not; and it goes on training, also after an error."""
+
+    def student(training):
+        model = tiny_gpt2().train(training)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        return model
+
+    texts = {}
+    for training in (False, True):
+        writer = student_writer(student(training), dtype=dtype)
+        texts[training] = [s.row.response for step in (1, 2) for s in writer.write(ROWS, f"s {step}", step)]
+        corrected = writer.correct(ROWS, writer.write(ROWS, "s", 3), "s", [1, 2], greedy=False)
+        texts[training] += [s.row.response for s in corrected]
+        assert writer.student.training is training and not writer.teacher.live.model.training
+    assert texts[True] == texts[False]
+    writer.pad_id = None
+    with pytest.raises(TypeError):
+        writer.write(ROWS, "s", 4)
+    assert writer.student.training
+
+
 def test_rounded_weights_write_as_loaded_ones_do(tmp_path):
     """Rotary positions' frequencies stay fp32, as they do when a model is loaded in bf16."""
     student = tiny_llama(scale=0.2)

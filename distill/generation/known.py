@@ -65,7 +65,7 @@ def read(
         known: what the model has read of each text before.
     """
     results: list[Any] = [None] * len(tokens)
-    for part in similar_lengths([len(ids) + (len(known[i]) if known else 0) for i, ids in enumerate(tokens)]):
+    for part in similar_lengths([len(ids) for ids in tokens]):
         of_part = _read([tokens[i] for i in part], [known[i] for i in part] if known else None, model, pad_id)
         for i, result in zip(part, of_part, strict=True):
             results[i] = result

@@ -207,6 +207,17 @@ def without_adapter(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
+@contextmanager
+def in_eval_mode(model: Any) -> Iterator[None]:
+    """Put a model into eval mode for a while: without dropout."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def check_positions(settings: Any, needed: int, keys: str) -> None:
     """Refuse sequences that are longer than a model's maximum.
 

@@ -75,6 +75,7 @@ def estimate_training(
     sampler: Sampler | None = None,
     data_pass: bool = False,
     step_rows: int = 0,
+    cached_tokens: int = 0,
 ) -> Estimate:
     """Memory of one training on one device.
 
@@ -91,8 +92,9 @@ def estimate_training(
         sampler: if the student generates responses in training, the memory of its rounded copy and of the teacher's
             remembered hidden states is included.
         data_pass: whether the student reads the data set's responses, too, in a pass of its own.
-        step_rows: rows of a step on one device. If their texts are corrected, the keys and values of both models are
-            in memory until the student has written on.
+        step_rows: rows of a step on one device. If their texts are corrected, both models' keys and values are in
+            memory, those of before a correction and those of after it.
+        cached_tokens: the most tokens of texts that are corrected together, `eval.batch_tokens`.
 
     Raises:
         UserError: the divergence's own parameters alone need more memory than there is.
@@ -119,8 +121,10 @@ def estimate_training(
     if sampler is not None and sampler.writes and teacher is not None:
         parts["student that writes"] = float(0 if wide == 4 else wide * student.parameters)
         if isinstance(sampler, StudentText) and sampler.scrg.corrections:
-            columns = 2.0 * step_rows * longest * wide
-            parts["texts to correct"] = columns * sum(m.layers * m.hidden for m in (student, teacher))
+            of_text = max(len(r.prompt) for r in rows) + sampler.max_new_tokens
+            together = min(step_rows * of_text, max(cached_tokens, of_text))
+            wide_columns = 2 * sum(m.layers * m.hidden for m in (student, teacher))  # a key and a value, at most hidden
+            parts["texts to correct"] = 2.0 * together * wide_columns * wide
         if not live and device.type == "cpu":
             parts["texts that come again"] = float(sampler.holds * sampler.max_new_tokens * teacher.hidden * wide)
     if teacher is not None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill.data.encode import Encoded
-from distill.generation.known import Reading, read
+from distill.generation.known import Known, Reading, read
 from distill.generation.requests import Request, Response, stream_name
-from distill.models.load import output_head
+from distill.models.load import in_eval_mode, output_head
 from distill.samplers.base import Sample
 from distill.training.correction import Correction, Error, errors
 
@@ -24,31 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Text:
-    """A text of the student, with what both models have read of it.
+    """A text of the student.
 
     Attributes:
         row: the row that it was written for.
         sample: the training sample.
         tokens: the response as it was written, EOS included. Quirks of published code change the sample's.
-        student: the student's hidden states `[n, d]` that predict the n tokens, and its keys and values of all tokens
-            but the last.
-        teacher: the teacher's.
+        same: how many of its first tokens are those of before its correction.
     """
 
     row: Encoded
     sample: Sample
     tokens: list[int]
-    student: Reading
-    teacher: Reading
-
-
-@dataclass(frozen=True)
-class Change:
-    """A text after a correction: its sample, its tokens, and how many of the first are those of before."""
-
-    sample: Sample
-    tokens: list[int]
-    place: int
+    same: int = 0
 
 
 class Corrector:
@@ -83,67 +71,59 @@ class Corrector:
         """
         model, teacher = self.writer.generating_model(), self.writer.teacher
         samples: list[Sample] = []
-        for part in self._cached_together([sample for _, sample in written]):
-            texts = self._read(written[part], model)
+        for part in self._cached_together([row for row, _ in written]):
+            texts = [Text(row, sample, self._as_written(sample)) for row, sample in written[part]]
+            by_student, by_teacher = (self._read(m, texts) for m in (model, teacher.live.model))
             for number in numbers:
-                found = self._errors(texts, model, stream, number, greedy)
-                changes = self._changes(texts, found, model, stream, number)
-                by_teacher = self._read_on(teacher.live.model, texts, [text.teacher for text in texts], changes)
-                if number == numbers[-1]:
-                    break
-                by_student = self._read_on(model, texts, [text.student for text in texts], changes)
-                texts = [
-                    Text(text.row, change.sample, change.tokens, student, of_teacher)
-                    for text, change, student, of_teacher in zip(texts, changes, by_student, by_teacher, strict=True)
-                ]
-            samples += [change.sample for change in changes]
+                found = self._errors(texts, by_student, by_teacher, model, stream, number, greedy)
+                corrected = self._corrected(texts, by_student, found, model, stream, number)
+                # Nobody reads the student's keys and values after the last correction
+                by_student = self._read_on(model, corrected, by_student) if number != numbers[-1] else []
+                by_teacher = self._read_on(teacher.live.model, corrected, by_teacher)
+                texts = corrected
+            samples += [text.sample for text in texts]
             if self.writer.erased is None and not self.writer.late:  # the row is the text that was read
-                for change, (hidden, _) in zip(changes, by_teacher, strict=True):
-                    teacher.computed[change.sample.row.id] = hidden
+                for text, (hidden, _) in zip(texts, by_teacher, strict=True):
+                    teacher.computed[text.sample.row.id] = hidden.clone()  # not a view of a whole batch
         return samples
 
-    def _cached_together(self, samples: Sequence[Sample]) -> Iterator[slice]:
-        """Parts of the samples whose texts have at most `batch_tokens` tokens: both models' KV caches are kept."""
+    def _cached_together(self, rows: Sequence[Encoded]) -> Iterator[slice]:
+        """Parts of the rows whose texts have at most `batch_tokens` tokens: both models' KV caches are kept."""
         start = tokens = 0
-        for i, sample in enumerate(samples):
-            length = len(sample.row.prompt) + len(sample.row.response)
+        for i, row in enumerate(rows):
+            length = len(row.prompt) + self.writer.request(row, "").room  # a correction may make it longer
             if i > start and tokens + length > self.writer.decode.batch_tokens:
                 yield slice(start, i)
                 start, tokens = i, 0
             tokens += length
-        if start < len(samples):
-            yield slice(start, len(samples))
+        if start < len(rows):
+            yield slice(start, len(rows))
 
-    def _read(self, written: Sequence[tuple[Encoded, Sample]], model: Any) -> list[Text]:
-        """The texts, read by both models."""
-        writer = self.writer
-        responses = [self._as_written(sample) for _, sample in written]
-        before = [[*row.prompt, *tokens[:-1]] for (row, _), tokens in zip(written, responses, strict=True)]
-        of_models = [
-            [(hidden[-len(tokens) :], known) for tokens, (hidden, known) in zip(responses, of_model, strict=True)]
-            for of_model in (self._in_eval_mode(m, before) for m in (model, writer.teacher.live.model))
-        ]
-        return [
-            Text(row, sample, tokens, by_student, by_teacher)
-            for (row, sample), tokens, by_student, by_teacher in zip(written, responses, *of_models, strict=True)
-        ]
+    def _read(self, model: Any, texts: Sequence[Text]) -> list[Reading]:
+        """A model's readings: hidden states `[n, d]` that predict n tokens, keys and values of all before the last."""
+        before = [[*text.row.prompt, *text.tokens[:-1]] for text in texts]
+        with in_eval_mode(model):
+            readings = read(model, before, self.writer.pad_id)
+        return [(hidden[-len(text.tokens) :], known) for text, (hidden, known) in zip(texts, readings, strict=True)]
 
     def _as_written(self, sample: Sample) -> list[int]:
         """A text's tokens as they were written. A quirk of published code erases EOS."""
         ended = self.writer.erased is not None and sample.ended
         return [*sample.row.response, *([self.writer.eos_id] if ended else [])]
 
-    def _in_eval_mode(self, model: Any, tokens: Sequence[Sequence[int]], known: Any = None) -> list[Reading]:
-        training = model.training
-        model.eval()
-        readings = read(model, tokens, self.writer.pad_id, known)
-        model.train(training)
-        return readings
-
-    def _errors(self, texts: Sequence[Text], model: Any, stream: str, number: int, greedy: bool) -> list[Error | None]:
+    def _errors(
+        self,
+        texts: Sequence[Text],
+        by_student: Sequence[Reading],
+        by_teacher: Sequence[Reading],
+        model: Any,
+        stream: str,
+        number: int,
+        greedy: bool,
+    ) -> list[Error | None]:
         writer = self.writer
         return errors(
-            (torch.cat([text.student[0] for text in texts]), torch.cat([text.teacher[0] for text in texts])),
+            (torch.cat([hidden for hidden, _ in by_student]), torch.cat([hidden for hidden, _ in by_teacher])),
             (output_head(model), output_head(writer.teacher.live.model)),
             torch.tensor([token for text in texts for token in text.tokens]),
             [len(text.tokens) for text in texts],
@@ -152,22 +132,28 @@ class Corrector:
             writer.vocabulary,
         )
 
-    def _changes(
-        self, texts: Sequence[Text], found: Sequence[Error | None], model: Any, stream: str, number: int
-    ) -> list[Change]:
+    def _corrected(
+        self,
+        texts: Sequence[Text],
+        by_student: Sequence[Reading],
+        text_errors: Sequence[Error | None],
+        model: Any,
+        stream: str,
+        number: int,
+    ) -> list[Text]:
         """Each text with the teacher's token in the place of its error and the student's tokens after it."""
         writer = self.writer
         requests = {
-            i: self._request(text, error, stream, number)
-            for i, (text, error) in enumerate(zip(texts, found, strict=True))
+            i: self._request(text, error, known, stream, number)
+            for i, (text, error, (_, known)) in enumerate(zip(texts, text_errors, by_student, strict=True))
             if error is not None and error.token != writer.eos_id
         }
         responses = dict(zip(requests, writer.generate([*requests.values()], model=model), strict=True))
-        changes = []
-        for i, (text, error) in enumerate(zip(texts, found, strict=True)):
+        corrected = []
+        for i, (text, error) in enumerate(zip(texts, text_errors, strict=True)):
             if error is None:
                 self.log.append(None)
-                changes.append(Change(text.sample, text.tokens, len(text.tokens)))
+                corrected.append(replace(text, same=len(text.tokens)))
                 continue
             response = Response(text.tokens[: error.place], ended=True)
             if i in requests:
@@ -175,28 +161,28 @@ class Corrector:
             tokens = [*response.tokens, *([writer.eos_id] if response.ended else [])]
             self.log.append(Correction.of(error, text.tokens, tokens))
             row = writer.row(text.row, response, f"{stream} correction {number}")
-            changes.append(Change(replace(text.sample, row=row, ended=response.ended), tokens, error.place))
-        return changes
+            sample = replace(text.sample, row=row, ended=response.ended)
+            corrected.append(Text(text.row, sample, tokens, error.place))
+        return corrected
 
-    def _request(self, text: Text, error: Error, stream: str, number: int) -> Request:
+    def _request(self, text: Text, error: Error, known: Known, stream: str, number: int) -> Request:
         """The request for the rest of a text, from the teacher's token on."""
         beginning = [*text.tokens[: error.place], error.token]
         room = max(0, self.writer.request(text.row, stream).room - len(beginning))
         name = stream_name(self.writer.seed, f"train {stream} correction {number}", text.row.id)
-        known = text.student[1].first(len(text.row.prompt) + error.place)
-        return Request(text.row.id, text.row.prompt, name, room, beginning, known)
+        before = known.first(len(text.row.prompt) + error.place)
+        return Request(text.row.id, text.row.prompt, name, room, beginning, before)
 
-    def _read_on(
-        self, model: Any, texts: Sequence[Text], readings: Sequence[Reading], changes: Sequence[Change]
-    ) -> list[Reading]:
-        """A model's readings of the changed texts, from its readings of the texts as they were."""
-        result = []
-        for text, (hidden, known), change in zip(texts, readings, changes, strict=True):
-            place = min(change.place, len(change.tokens) - 1)
-            result.append((hidden[: place + 1], known.first(len(text.row.prompt) + place)))
-        new = [i for i, change in enumerate(changes) if change.place < len(change.tokens) - 1]
-        to_read = [changes[i].tokens[changes[i].place : -1] for i in new]
-        of_new = self._in_eval_mode(model, to_read, [result[i][1] for i in new])
+    def _read_on(self, model: Any, texts: Sequence[Text], before: Sequence[Reading]) -> list[Reading]:
+        """A model's readings of corrected texts, from its readings of the texts as they were before."""
+        readings = []
+        for text, (hidden, known) in zip(texts, before, strict=True):
+            same = min(text.same, len(text.tokens) - 1)
+            readings.append((hidden[: same + 1], known.first(len(text.row.prompt) + same)))
+        new = [i for i, text in enumerate(texts) if text.same < len(text.tokens) - 1]
+        to_read = [texts[i].tokens[texts[i].same : -1] for i in new]
+        with in_eval_mode(model):
+            of_new = read(model, to_read, self.writer.pad_id, [readings[i][1] for i in new])
         for i, (hidden, known) in zip(new, of_new, strict=True):
-            result[i] = torch.cat((result[i][0], hidden)), known
-        return result
+            readings[i] = torch.cat((readings[i][0], hidden)), known
+        return readings

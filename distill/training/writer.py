@@ -21,7 +21,7 @@ from distill.generation.requests import Decoding, Request, Response, stream_name
 from distill.losses import Divergence, Drawn, Head
 from distill.losses.fused import chunk_size
 from distill.losses.mixtures import log_mixture
-from distill.models.load import last_hidden, output_head
+from distill.models.load import in_eval_mode, last_hidden, output_head
 from distill.samplers.base import Origin, Sample
 from distill.teacher.signal import NewTextTeacher
 from distill.training.correction import Correction
@@ -95,16 +95,14 @@ class StudentWriter:
             teacher_share: see `write`.
             model: what `generating_model` returned, if its weights are those of now.
         """
-        settings, training = self.decode, self.student.training
+        settings = self.decode
         model = self.generating_model() if model is None else model
-        self.student.eval()
         if teacher_share:
             model = Mixture(model, self.teacher.live.model, teacher_share)
             halved = max(1, settings.batch_tokens // 2)  # each of the two models has a KV cache
             settings = settings.model_copy(update={"batch_tokens": halved})
-        responses = generate(model, requests, Decoding(settings, self.eos_id, self.pad_id, self.vocabulary))
-        self.student.train(training)
-        return responses
+        with in_eval_mode(self.student):
+            return generate(model, requests, Decoding(settings, self.eos_id, self.pad_id, self.vocabulary))
 
     def correct(
         self, rows: Sequence[Encoded], samples: Sequence[Sample], stream: str, numbers: Sequence[int], greedy: bool
@@ -153,12 +151,12 @@ class StudentWriter:
 
     @cached_property
     def _rounded(self) -> Any:
-        """A copy of the student whose parameters are rounded to `dtype`.
+        """A copy of the student in eval mode whose parameters are rounded to `dtype`.
 
         Buffers, such as the rotary frequencies, stay in fp32, as they do when a model is loaded in `dtype`.
         """
         rounded = {id(p): nn.Parameter(p.detach().to(self.dtype), False) for p in self.student.parameters()}
-        return copy.deepcopy(self.student, rounded)
+        return copy.deepcopy(self.student, rounded).eval()
 
     def with_rollout_data(self, samples: Sequence[Sample]) -> list[Sample]:
         """See `distill.samplers.Writer`. The log-probabilities are computed with the student's current weights."""
@@ -203,14 +201,13 @@ class StudentWriter:
             A mask `[B, T]` of the response positions, the labels `[B, T]`, last hidden states `[N, d]` of student and
             teacher, and their heads.
         """
-        device, training = self.student.device, self.student.training
+        device = self.student.device
         inputs = Collator(self.pad_id)(rows)
         ids, mask, labels = (inputs[k].to(device) for k in ("input_ids", "attention_mask", "labels"))
         valid = labels != IGNORE
-        self.student.eval()
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+        autocast = torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with in_eval_mode(self.student), autocast:
             student_hidden = last_hidden(self.student, ids, mask)[valid]
-        self.student.train(training)
         teacher_hidden = self.teacher(ids, mask, valid, inputs["example_ids"])
         heads = output_head(self.student).to(self.dtype), self.teacher.head
         hidden = student_hidden.to(heads[0].weight.dtype), teacher_hidden.to(heads[1].weight.dtype)

@@ -135,6 +135,7 @@ class Training(Maker):
             sampler_of(plan) if distils else None,
             distils and self.loss.ce_on == "data" and self.loss.w_ce > 0 and self.sampler.kind.writes,
             -(-self.schedule.global_batch_size // world_size()),
+            plan.config.eval.batch_tokens,
         )
 
 
