@@ -21,7 +21,7 @@ from distill.pipeline.nodes import ensure
 from distill.pipeline.plan import Plan
 from distill.pipeline.stages.comparison import CORRECTIONS
 
-ROUNDS = 1
+ROUNDS = 2
 SHOWN, CHARACTERS = 20, 160  # corrections of the table, and the most characters of a cell
 # The student writes every batch, and cross-entropy is on the data
 WRITING = ["method=mgsr", "loss=fkl", "train.precision=fp32"]
@@ -47,6 +47,8 @@ WIDTHS = (64, 256)
 
 def parts() -> None:
     """Each run of `RUNS`, and its ratio over the one that lacks the part."""
+    start = Plan(load(START))
+    made(start, start.student)
     measured: dict[str, list[list[float]]] = {name: [] for name in RUNS}
     for _ in range(ROUNDS):
         for name in RUNS:
@@ -124,7 +126,7 @@ def corrections() -> None:
     titles = "prompt", "before, to the error", "place", "student", "teacher", "KL", "the student goes on", "uncorrected"
     print("|", " | ".join(titles), "|")
     print("|" + "---|" * len(titles))
-    for line in lines[:: len(lines) // SHOWN][:SHOWN]:
+    for line in lines[:: max(1, len(lines) // SHOWN)][:SHOWN]:
         beginning = line["beginning"]
         rest = [line[name].removeprefix(beginning) for name in ("corrected", "written")]
         rest = [text.removeprefix(line[name]) for text, name in zip(rest, ("teacher", "student"), strict=True)]
