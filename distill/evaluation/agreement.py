@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.data.encode import IGNORE, Collator, Encoded
 from distill.losses import build
-from distill.losses.fused import chunk_size
+from distill.losses.logits import chunk_size
 from distill.models.load import last_hidden, output_head
 from distill.teacher.signal import LiveTeacher, StoredTeacher
 

@@ -5,7 +5,8 @@ To add one, write a file in this folder with a registered `Divergence`, and `con
 
 from distill.losses.base import Divergence, Drawn, WholeBatch, build, describe, names, switches
 from distill.losses.dac_kl import dac_kl_given
-from distill.losses.fused import Head, fused
+from distill.losses.fused import fused
+from distill.losses.logits import Head
 from distill.losses.span import span_relation
 
 __all__ = [

@@ -8,108 +8,20 @@ time, so that on a CPU these rows stay in its cache.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill.base.memory import keep_freed_memory
 from distill.losses.base import Divergence, WholeBatch, value_and_gradient
+from distill.losses.logits import Head, buffer, chunk_size, mm
 from distill.losses.span import SpanPass
 from distill.losses.trainable import TrainableDivergence
 
-CHUNK_BYTES = 100 * 2**20  # of student and teacher logits together, on a CPU
-SHARE = 32  # a chunk may take 1 / SHARE of the memory
-CHUNK_COST = 24  # bytes of a chunk per token and class: logits, log-probabilities and their products
 CACHE_BYTES = 2**21  # of logits that the passes of a divergence process at once on a CPU
-
-
-@dataclass(frozen=True)
-class Head:
-    """An output layer: `softcap * tanh(scale * (h W^T + bias) / softcap)`, each part optional.
-
-    Attributes:
-        weight: `[V, d]`.
-        bias: `[V]`.
-        scale: multiplies the logits (Cohere's logit_scale, Granite's 1 / logits_scaling).
-        softcap: bounds them (Gemma 2's final_logit_softcapping).
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def __call__(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
-        """Logits `[N, V]` of hidden states `[N, d]`, in fp32 or better.
-
-        Args:
-            hidden: the hidden states.
-            into: a buffer `[>= N, V]` of the weight's dtype that the logits are written to; None allocates one.
-        """
-        if into is None:
-            logits = _mm(hidden, self.weight.t())
-        else:
-            logits = torch.mm(hidden, self.weight.t(), out=into[: hidden.shape[0]])
-        if self.bias is not None:
-            logits += self.bias
-        if self.scale != 1.0:
-            logits *= self.scale
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
-
-    def to(self, dtype: torch.dtype) -> Head:
-        """The same head with weight and bias in `dtype`."""
-        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
-
-
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """A matrix product in fp32 or better.
-
-    With bf16 factors the result is fp32 on CUDA; elsewhere it is computed in bf16, so rounded once, and converted.
-    """
-    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a, b).to(torch.promote_types(a.dtype, torch.float32))
-
-
-_BUFFERS: dict[tuple[int, torch.dtype], Tensor] = {}
-
-
-def _buffer(which: int, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A buffer `[rows, width]` for the logits of all chunks.
-
-    On a CPU it is reused by the next call, since page faults of newly allocated memory cost time.
-    """
-    if device.type != "cpu":
-        return torch.empty(rows, width, dtype=dtype, device=device)
-    memory = _BUFFERS.get((which, dtype))
-    if memory is None or memory.numel() < rows * width:
-        with torch.inference_mode(False):  # training could not overwrite a tensor made in inference mode
-            memory = _BUFFERS[which, dtype] = torch.empty(rows * width, dtype=dtype)
-    return memory[: rows * width].view(rows, width)
-
-
-def chunk_size(classes: int, device: torch.device, own: int = 0) -> int:
-    """Tokens per chunk: on a CPU `CHUNK_BYTES` of logits, on a GPU a share of its memory.
-
-    The share is of the total memory, not of the free memory: a resumed training must sum in the same order.
-
-    Args:
-        classes: width of the widest head.
-        device: where the logits are computed.
-        own: number of the divergence's own parameters; on a CPU their gradient sums count as part of `CHUNK_BYTES`, of
-            which half stays for the logits.
-    """
-    if device.type != "cuda":
-        chunk_bytes = min(CHUNK_BYTES, psutil.virtual_memory().total // SHARE)
-        return max(16, max(chunk_bytes - 4 * own, chunk_bytes // 2) // (8 * classes))
-    whole = torch.cuda.get_device_properties(device).total_memory
-    return int(min(2048, max(64, whole / SHARE / (CHUNK_COST * classes))))
 
 
 def fused(
@@ -285,7 +197,7 @@ class _Job:
         parts = _chunks(count, most, pairs)
         longest = max((part.stop - part.start for part in parts), default=0)
         buffers = [
-            _buffer(i, longest, h.weight.shape[0], exact, hidden.device) if h.weight.dtype == exact else None
+            buffer(i, longest, h.weight.shape[0], exact, hidden.device) if h.weight.dtype == exact else None
             for i, h in enumerate(heads)
         ]
         if count == 0 and grad_weight is not None:
@@ -304,12 +216,12 @@ class _Job:
                 logits *= head.scale
             gradient = logits.to(weight.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = _mm(gradient, weight)
+                grad_hidden[part] = mm(gradient, weight)
             if grad_weight is not None and exact == weight.dtype:
                 # The first chunk overwrites the buffer, which is uninitialised (beta = 0); the others add to it
                 torch.addmm(grad_weight, gradient.t(), hidden[part], beta=float(part.start > 0), out=grad_weight)
             elif grad_weight is not None:
-                product = _mm(gradient.t(), hidden[part])
+                product = mm(gradient.t(), hidden[part])
                 grad_weight = product if part.start == 0 else grad_weight.add_(product)
             if grad_bias is not None:
                 grad_bias += logits.sum(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.generation.decode import MIN_EXPONENTIAL, RowStream
 from distill.losses import Head
-from distill.losses.fused import chunk_size
+from distill.losses.logits import chunk_size
 
 
 @dataclass(frozen=True)

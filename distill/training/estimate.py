@@ -16,7 +16,7 @@ from distill.base.errors import UserError
 from distill.config.model import LoraConfig
 from distill.data.encode import Encoded
 from distill.losses import Divergence
-from distill.losses.fused import CHUNK_COST, chunk_size
+from distill.losses.logits import CHUNK_COST, chunk_size
 from distill.losses.trainable import TrainableDivergence
 from distill.models.load import Shape
 from distill.samplers import Sampler

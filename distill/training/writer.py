@@ -19,7 +19,7 @@ from distill.generation.known import similar_lengths
 from distill.generation.reader import Mixture
 from distill.generation.requests import Decoding, Request, Response, stream_name
 from distill.losses import Divergence, Drawn, Head
-from distill.losses.fused import chunk_size
+from distill.losses.logits import chunk_size
 from distill.losses.mixtures import log_mixture
 from distill.models.load import in_eval_mode, last_hidden, output_head
 from distill.samplers.base import Origin, Sample
