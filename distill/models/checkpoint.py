@@ -6,8 +6,7 @@ gap is an error that names the file, the weights and the way out.
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from distill.base.console import say
 from distill.base.errors import UserError
-from distill.base.files import LFS_POINTER, OF_LFS, read_json, read_object
+from distill.base.files import read_json, read_object
+from distill.models.damage import check_files, tensors
 from distill.models.folders import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -107,7 +107,7 @@ def _files(folder: Path) -> list[Path]:
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder} holds {CONFIG} and no weights ({' or '.join(WHOLE)})")
-    _check_files(files)
+    check_files(files)
     for pattern in (*TOKENIZER, "*.index.json"):
         for file in folder.glob(pattern):
             if file.suffix == ".json":
@@ -126,102 +126,6 @@ def _folder(base: str, revision: str) -> Path | None:
 
     cached = try_to_load_from_cache(base, CONFIG, revision=revision)
     return Path(cached).parent if isinstance(cached, str) else None
-
-
-def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file of weights by name, one in memory at a time for safetensors.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  # it is no dict
-                    yield name, opened.get_tensor(name)
-        else:
-            mapped = zipfile.is_zipfile(file)  # files of old versions of torch cannot be mapped
-            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=mapped).items()
-    except UserError:
-        raise
-    except Exception as error:  # what damaged bytes raise is not documented
-        raise UserError(f"{file}: {_damage(file)} ({' '.join(str(error).split())[:120]})") from None
-
-
-def damage_of(checkpoint: Path) -> str | None:
-    """What is damaged in the checkpoint of a training, weights and states of optimizer and trainer; None if nothing."""
-    if not checkpoint.is_dir():
-        return f"{checkpoint}: it is missing"
-    sharded = any(path.is_dir() for path in checkpoint.iterdir())  # FSDP and DeepSpeed have files of their own
-    needed = ("optimizer.pt", "scheduler.pt", "rng_state*", "trainer_state.json", "*model*.safetensors")
-    missing = [name for name in needed if not sharded and not list(checkpoint.glob(name))]
-    if missing:
-        return f"{checkpoint}: {', '.join(missing)} missing"
-    try:
-        for file in sorted(checkpoint.iterdir()):
-            if file.name == "trainer_state.json":
-                read_object(file)
-            elif file.suffix == ".json":
-                read_json(file)
-            elif file.suffix == ".safetensors":
-                next(tensors(file), None)
-            elif file.suffix in (".pt", ".pth", ".bin") and not _is_whole_archive(file):
-                return f"{file}: {_damage(file)}".partition(";")[0]
-    except UserError as error:
-        return error.problems[0].partition(";")[0]
-    return None
-
-
-def _is_whole_archive(file: Path) -> bool:
-    """Whether what `torch.save` wrote is complete, by its checksums."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is None
-    except zipfile.BadZipFile:
-        return False
-
-
-def _damage(file: Path) -> str:
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        start = opened.read(40)
-    if start.startswith(LFS_POINTER):
-        return f"it is {OF_LFS}"
-    return f"damaged or cut off, {size} bytes; copy or download it again" if size else "it is empty; copy it again"
-
-
-def refuse_damage(folder: Path) -> None:
-    """Refuse a folder whose files cannot be read, for a message that names the file.
-
-    Raises:
-        UserError: weights, config.json or an adapter's settings are damaged.
-    """
-    try:
-        _check_files([*weight_files(folder), *weight_files(folder, ADAPTER)])
-        for name in (CONFIG, ADAPTER_CONFIG):
-            if (folder / name).is_file():
-                read_json(folder / name)
-    except UserError as error:
-        way_out = f"if {folder} is in the store, remove it, and it is made again"
-        raise UserError([f"{problem}; {way_out}" for problem in error.problems]) from None
-
-
-def _check_files(files: Sequence[Path]) -> None:
-    """Refuse weights that cannot be read, by their headers.
-
-    Raises:
-        UserError: with the problems of all files.
-    """
-    problems = []
-    for file in files:
-        try:
-            next(tensors(file), None)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
 
 
 def _check_names(folder: Path, settings: dict[str, Any]) -> Any:
@@ -363,7 +267,7 @@ def _check_adapter(model: Any, folder: Path) -> None:
     files = weight_files(folder, ADAPTER)
     if not files:
         raise UserError(f"{folder} holds {ADAPTER_CONFIG} and no weights ({' or '.join(ADAPTER)})")
-    _check_files(files)
+    check_files(files)
     of_base = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     stored = {name: tuple(tensor.shape) for file in files for name, tensor in tensors(file)}
     try:

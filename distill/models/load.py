@@ -15,7 +15,8 @@ from distill.base import hub
 from distill.base.errors import UserError
 from distill.config.model import LoraConfig
 from distill.losses import Head
-from distill.models.checkpoint import OUTPUTS, refuse_damage, refuse_gaps
+from distill.models.checkpoint import OUTPUTS, refuse_gaps
+from distill.models.damage import refuse_damage
 from distill.models.folders import is_adapter
 
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output head

@@ -27,7 +27,7 @@ from distill.generation.engine import generate
 from distill.generation.requests import Decoding, Request, stream_name
 from distill.losses import build
 from distill.losses.trainable import TrainableDivergence
-from distill.models.checkpoint import damage_of
+from distill.models.damage import damage_of
 from distill.models.load import (
     Weights,
     add_lora,
