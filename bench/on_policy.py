@@ -83,12 +83,12 @@ def trained(words: list[str], from_start: bool = True) -> tuple[float, float, fl
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(load([*PIPELINE, *words, *given, f"paths.store={folder}"]))
         made(plan, plan.student)
-        told = json.loads((plan.store.folder(plan.student) / MANIFEST).read_text())
+        manifest = json.loads((plan.store.folder(plan.student) / MANIFEST).read_text())
         curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
-    written = told["written"] or {"texts": 0, "tokens": 0}
+    written = manifest["written"] or {"texts": 0, "tokens": 0}
     share = float(curve["student_share"].mean()) if written["texts"] else 0.0
     tokens = written["tokens"] / max(1, written["texts"])
-    return told["seconds_per_step"] * told["steps"] / told["samples"], share, tokens
+    return manifest["seconds_per_step"] * manifest["steps"] / manifest["samples"], share, tokens
 
 
 def seed(name: str) -> int:

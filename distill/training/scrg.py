@@ -75,8 +75,8 @@ class Corrector:
             texts = [Text(row, sample, self._as_written(sample)) for row, sample in written[part]]
             by_student, by_teacher = (self._read(m, texts) for m in (model, teacher.live.model))
             for number in numbers:
-                found = self._errors(texts, by_student, by_teacher, model, stream, number, greedy)
-                corrected = self._corrected(texts, by_student, found, model, stream, number)
+                text_errors = self._errors(texts, by_student, by_teacher, model, stream, number, greedy)
+                corrected = self._corrected(texts, by_student, text_errors, model, stream, number)
                 # Nobody reads the student's keys and values after the last correction
                 by_student = self._read_on(model, corrected, by_student) if number != numbers[-1] else []
                 by_teacher = self._read_on(teacher.live.model, corrected, by_teacher)
