@@ -151,9 +151,9 @@ def test_texts_are_read_in_parts(monkeypatch):
 def test_the_teacher_has_read_corrected_texts_when_they_are_trained_on(make):
     """Its hidden states of the corrected texts, and of those that it left, are those of a pass over the new text."""
     teacher = make(seed=9)
-    for greedy in (False, True):
+    for greedy, numbers in ((False, [1]), (True, [1]), (False, [1, 2, 3])):
         writer = student_writer(student=make(), teacher=teacher, tokens=12)
-        samples = writer.correct(ROWS, writer.write(ROWS, "s", 1), "s", [1], greedy)
+        samples = writer.correct(ROWS, writer.write(ROWS, "s", 1), "s", numbers, greedy)
         batch = Collator(EOS)([sample.row for sample in samples])
         valid = batch["labels"] != IGNORE
         at = batch["input_ids"], batch["attention_mask"], valid, batch["example_ids"]

@@ -75,23 +75,10 @@ def fused(
         divergence.prepare(min(head.weight.shape[0], teacher.weight.shape[0]), student_hidden.device)
         own = tuple(divergence.parameters())
     if divergence is not None:
+        rest = student_hidden, head, teacher_hidden, teacher, chunk_tokens, targets
         with torch.no_grad():
-            divergence = divergence.for_batch(
-                WholeBatch(
-                    lambda candidate: fused(
-                        candidate,
-                        student_hidden,
-                        head,
-                        teacher_hidden,
-                        teacher,
-                        chunk_tokens,
-                        targets,
-                        0.0,
-                        1.0,
-                        temperature,
-                    )
-                )
-            )
+            whole = WholeBatch(lambda candidate: fused(candidate, *rest, temperature=temperature))
+            divergence = divergence.for_batch(whole)
     job = _Job(divergence, teacher, chunk_tokens, w_ce, w_kd, w_span, temperature, torch.is_grad_enabled())
     total: Tensor
     tokens = None if targets is None else _Tokens(targets, rollout_data)

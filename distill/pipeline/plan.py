@@ -218,9 +218,7 @@ class Plan:
             **({"answers": answers.key} if answers else {}),
             **({"pretrain": digest(self.pretraining)} if self._reads_corpus(distils) else {}),
             **({"spans": spans.key} if spans else {}),
-            **(
-                {"prune": {"probe": probe.key, "share": config.data.prune.share}} if probe and config.data.prune else {}
-            ),
+            **({"prune": {"probe": probe.key, "share": prune.share}} if probe and prune else {}),
             # A live teacher gives the same student as stored hidden states, but the training has another cost. Costs
             # are facts of the artifact, so it needs another key.
             **({"teacher_signal": "live"} if distils and self._could_store and not self.stores_signal else {}),

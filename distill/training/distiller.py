@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distill.data.encode import IGNORE
 from distill.losses import Divergence
-from distill.models.load import last_hidden
+from distill.models.load import in_eval_mode, last_hidden
 from distill.teacher.signal import LiveTeacher, NewTextTeacher, StoredTeacher
 from distill.training.micro_batch import MicroBatch
 from distill.training.objective import Objective, Term, objective_terms
@@ -84,15 +84,13 @@ class Distiller(nn.Module):
             gather: see `WholeBatch`.
             training: see `WholeBatch`.
         """
-        mode = self.training
-        self.eval()
         alone = [{name: value for name, value in batch.items() if name != "data_rows"} for batch in batches]
 
         def total() -> Tensor:
             return gather(torch.stack([self(**batch)["kd_sum"] for batch in alone]).sum().view(1)).sum()
 
-        self.objective.settle(total, gather, training)
-        self.train(mode)
+        with in_eval_mode(self):
+            self.objective.settle(total, gather, training)
 
     def forward(
         self,

@@ -61,9 +61,9 @@ class Corrector:
     def correct(
         self, written: Sequence[tuple[Encoded, Sample]], stream: str, numbers: Sequence[int], greedy: bool
     ) -> list[Sample]:
-        """The samples after all corrections; one in which no error was found is the given one.
+        """The samples after all corrections; a sample without an error is returned as it is.
 
-        The teacher's hidden states of the texts are kept for the step (`NewTextTeacher.computed`).
+        The teacher's hidden states of the texts are left for the training step (`NewTextTeacher.computed`).
 
         Args:
             written: rows with the samples that were written for them.
@@ -88,7 +88,7 @@ class Corrector:
         return samples
 
     def _cached_together(self, rows: Sequence[Encoded]) -> Iterator[slice]:
-        """Parts of the rows whose texts have at most `batch_tokens` tokens: both models' KV caches are kept."""
+        """Parts of the rows whose texts have at most `batch_tokens` tokens: both models' KV caches are in memory."""
         start = tokens = 0
         for i, row in enumerate(rows):
             length = len(row.prompt) + self.writer.request(row, "").room  # a correction may make it longer

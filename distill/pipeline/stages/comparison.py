@@ -223,7 +223,7 @@ class Corrections(Maker):
         )
         before = writer.write(rows, CORRECTED, 0)
         after = writer.correct(rows, before, CORRECTED, [1], greedy=config.scrg_is_greedy)
-        teacher.computed.clear()  # for a training step
+        teacher.computed.clear()  # only a training step reads these
         lines = []
         for old, new, correction in zip(before, after, writer.taken_corrections(), strict=True):
             written, corrected = (tokenizer.decode(s.row.response, skip_special_tokens=True) for s in (old, new))
