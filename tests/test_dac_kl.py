@@ -127,6 +127,21 @@ def test_the_limits_by_numpy(limits):
         assert float(found[row]) == pytest.approx(REFERENCES["dac_kl"](p, q, low=low, high=high, epsilon=0.05))
 
 
+@pytest.mark.parametrize("limits", ["value", "quantile", "mean"])
+@pytest.mark.parametrize("domain", ["value", "log"])
+@pytest.mark.parametrize("numbers", [(-200.0, -300.0), (300.0, -200.0), (200.0, 300.0), (-300.0, 200.0)])
+def test_limits_at_the_ends_of_single_precision(limits, domain, numbers):
+    """Where a limit is 0 or 1 in single precision, value and gradients are finite."""
+    divergence = network(limits, epsilon=0.05, domain=domain).float()
+    divergence.bias.data[:] = torch.tensor(numbers)
+    if limits == "mean":
+        divergence.running[:] = torch.tensor(numbers).sigmoid()
+    student, teacher = (draw(6, V, seed=s, scale=20).float() for s in (7, 8))
+    value = divergence(student.requires_grad_(), teacher)
+    grads = torch.autograd.grad(value.sum(), [student, *divergence.parameters()])
+    assert value.isfinite().all() and all(g.isfinite().all() for g in grads)
+
+
 def test_the_width_shrinks_over_training():
     divergence = build("dac_kl", epsilon=1e-6, epsilon_start=1e-2)
     wide, narrow = build("dac_kl", epsilon=1e-2, epsilon_start=1e-2), build("dac_kl", epsilon=1e-4, epsilon_start=1e-4)

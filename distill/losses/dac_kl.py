@@ -316,7 +316,13 @@ class DacKL(TrainableDivergence):
         low = low.minimum(high)
         if self.limits == "quantile":
             low, high = (_quantile(teacher.exp(), level) for level in (low, high))
-        return (low, high) if self.domain == "value" else (low.log(), high.log())
+        if self.domain == "value":
+            return low, high
+        if self.limits == "value":  # the logistic function of a number below -103 is 0, whose logarithm has no gradient
+            high, low = nn.functional.logsigmoid(numbers).unbind(-1)
+            return low.minimum(high), high
+        low, high = (x.clamp(min=torch.finfo(x.dtype).tiny).log() for x in (low, high))
+        return low, high
 
     def from_log_probs(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> Tensor:
         """See the base class."""
