@@ -96,8 +96,8 @@ def test_corrected_texts_are_the_old_ones_up_to_the_error():
     before = writer.write(ROWS, "s", 1)
     after = writer.correct(ROWS, before, "s", [1], greedy=False)
     corrections = writer.taken_corrections()
-    assert len(corrections) == len(ROWS) and any(c is not None for c in corrections)
-    for old, new, correction in zip(before, after, corrections, strict=True):
+    assert len(corrections) == len(ROWS) and any(any(of_text) for of_text in corrections)
+    for old, new, (correction,) in zip(before, after, corrections, strict=True):
         if correction is None:
             assert new is old
             continue
@@ -121,6 +121,30 @@ def test_a_text_depends_on_seed_step_and_example_alone():
     assert {**write(ROWS[:5]), **write(ROWS[5:])} == whole
 
 
+@pytest.mark.parametrize("what", ["teacher", "correction"])
+@pytest.mark.parametrize("other", ["seed", "step", "example", "number"])
+def test_another_seed_step_example_or_correction_draws_anew(monkeypatch, what, other):
+    """The teacher's tokens, and what the student writes behind them, have streams of their own."""
+    written = student_writer(teacher=tiny_gpt2(hidden=24, seed=9), tokens=12).write(ROWS, "s", 1)
+    found_errors = []
+
+    def watched(*of_texts):
+        found_errors.append(errors(*of_texts))
+        return found_errors[-1] if what == "teacher" else [Error(0, 9, 1.0)] * len(found_errors[-1])
+
+    monkeypatch.setattr(scrg, "errors", watched)
+
+    def draws(changed):
+        writer = student_writer(teacher=tiny_gpt2(hidden=24, seed=9), tokens=12)
+        writer.seed += changed == "seed"
+        rows = [replace(row, id=f"{row.id}x" if changed == "example" else row.id) for row in ROWS]
+        step, number = "t" if changed == "step" else "s", 2 if changed == "number" else 1
+        samples = writer.correct(rows, written, step, [number], greedy=False)
+        return found_errors[-1] if what == "teacher" else [sample.row.response for sample in samples]
+
+    assert draws("nothing") == draws("nothing") != draws(other)
+
+
 @pytest.mark.parametrize("quirks", [{"late": True}, {"erased": EOS}, {"late": True, "erased": EOS}])
 def test_quirks_of_published_code_change_no_correction(quirks):
     """Labels one place late and erased EOS are of the rows that are trained on; what is corrected is the text."""
@@ -131,7 +155,7 @@ def test_quirks_of_published_code_change_no_correction(quirks):
         return samples, writer.taken_corrections()
 
     (plain, corrections), (quirky, same) = write(), write(**quirks)
-    assert corrections == same and any(c is not None for c in corrections)
+    assert corrections == same and any(any(of_text) for of_text in corrections)
     for a, b in zip(plain, quirky, strict=True):
         assert a.ended == b.ended
         assert [t for t in a.row.response if t != EOS] == [t for t in b.row.response if t != EOS]
@@ -176,7 +200,7 @@ def test_each_model_reads_a_token_once(monkeypatch):
         writer = student_writer(teacher=tiny_gpt2(hidden=24, seed=9), tokens=12)
         tokens.update(student=0, teacher=0)
         build_sampler("on_policy", scrg={"corrections": count}).next(ROWS, Step(4, 9, 1, 12), writer)
-        assert len(writer.taken_corrections()) == count * len(ROWS)
+        assert [len(of_text) for of_text in writer.taken_corrections()] == [count] * len(ROWS)
         read[count] = dict(tokens)
     written = student_writer(tokens=12).write(ROWS, "step 4", 4)
     whole = sum(len(s.row.prompt) + len(s.row.response) - 1 for s in written)

@@ -19,7 +19,7 @@ from distill.data.encode import Encoded
 from distill.evaluation.agreement import agreement
 from distill.evaluation.bertscore import WHEEL, BertScorer, check, metric_name
 from distill.evaluation.exposure import excess_error
-from distill.evaluation.text import distinct, exact_match, words
+from distill.evaluation.text import distinct, exact_match, ngrams_per_text, words
 from distill.pipeline.plan import Plan
 from distill.pipeline.store import Store
 from tests.making import evaluate
@@ -160,6 +160,18 @@ def test_words_and_distinct_n_grams():
     assert distinct(["a b a", "b a"], 1) == pytest.approx(100 * 2 / 5)
     assert distinct(["a b a", "b a"], 2) == pytest.approx(100 * 2 / 3)  # no n-gram runs from one text into the next
     assert distinct(["a"], 3) == 0 and distinct([], 1) == 0
+
+
+def test_n_grams_of_each_text():
+    """Repetition inside a text, whatever the other texts are; MGSR's sentence counts an apostrophe as a split."""
+    text = "The cat's bed is the dog's bed; it is the cat's."
+    found = [ngrams_per_text([text], n) for n in (1, 2, 3)]
+    assert [(f["total"], f["unique"]) for f in found] == [(14, 7), (13, 9), (12, 11)]
+    for n in (1, 2, 3):
+        assert ngrams_per_text([text] * 3, n) == pytest.approx(ngrams_per_text([text], n))
+    mixed = ngrams_per_text(["a a", "b c", ""], 1)
+    assert mixed == pytest.approx({"total": 4 / 3, "unique": 1, "distinct": 75})
+    assert ngrams_per_text([], 2) == ngrams_per_text(["a"], 2) == {"total": 0, "unique": 0, "distinct": 0}
 
 
 def test_exact_match_folds_case_punctuation_and_white_space():

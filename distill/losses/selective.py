@@ -93,7 +93,9 @@ class Selective(Divergence):
             return HardTokens(0.0)
         values = Collected.of(total, hardness, 1, targets=True)[:, 0]
         if self.scope == "queue" and total.training:
-            values = self._last = torch.cat((self._last, values))[-self.queue :]
+            # Collected values are in order of hardness: a queue that cuts a batch must not lose its hardest tokens
+            mixed = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))]
+            values = self._last = torch.cat((self._last, mixed))[-self.queue :]
         if not len(values):
             return HardTokens(0.0)
         count = math.ceil(self.rate * len(values))
@@ -139,8 +141,12 @@ class Slim(Divergence):
     gradient. The paper says that the weight comes from the relative confidence of student and teacher; this form of it
     is this project's reading. MGSR's text has a cumulative mass of 0.95 instead of a share: `top_p_clip`.
 
+    Where the student writes, the response token is its own draw, and the cross-entropy would teach the student what it
+    does already: `cross_entropy=false` leaves it out, and `loss.w_ce` on the data's response is beside it.
+
     Attributes:
         share: the share of the classes that p' has mass on, in (0, 1]; at least one class.
+        cross_entropy: whether the cross-entropy of the token has the rest of the weight.
     """
 
     source = "Raman et al. 2023 (SLIM), this project's reading; MGSR table 7"
@@ -148,6 +154,7 @@ class Slim(Divergence):
     at_limits = "at p = q half of -log q(y), and half of -log of the mass of p'"
     reads_targets = True
     share: float = 0.05
+    cross_entropy: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -163,5 +170,7 @@ class Slim(Divergence):
         of_student, of_teacher = log_prob(student, targets), log_prob(teacher, targets)
         weight = (of_teacher - of_student).sigmoid()
         slope = torch.zeros_like(student).scatter_(-1, classes, p * -weight.unsqueeze(-1))
+        if not self.cross_entropy:
+            return weight * kl, slope
         slope.scatter_add_(-1, targets.unsqueeze(-1), (weight - 1).unsqueeze(-1))
         return weight * kl - (1 - weight) * of_student, slope

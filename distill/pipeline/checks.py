@@ -14,6 +14,7 @@ from distill.config.schema import Config
 from distill.data import chunkers
 from distill.evaluation.bertscore import WHEEL, check
 from distill.evaluation.rouge import can_score
+from distill.losses import build
 from distill.models.checkpoint import examine
 from distill.models.folders import ADAPTER_CONFIG
 from distill.models.load import ALL_LINEAR, Weights, check_positions, load_config
@@ -22,6 +23,7 @@ from distill.pipeline import inputs
 from distill.pipeline.keys import VERSIONS, ExternalWeights
 from distill.pipeline.nodes import Node
 from distill.results.metrics import ROUGE
+from distill.training.estimate import check_own_parameters
 
 if TYPE_CHECKING:
     from distill.pipeline.plan import Plan, Role
@@ -138,6 +140,7 @@ def check_models(plan: Plan, nodes: Sequence[Node]) -> None:
                 problems += [f"{role}: {problem}" for problem in error.problems]
     if problems:
         raise UserError(problems)
+    _check_own_parameters(plan, nodes)
     origins = [plan.session.origin(role) for role in ROLES]
     if plan.distils and all(source in used for source in origins):
         tokenizers = [inputs.tokenizer(plan.weights(source, role)) for source, role in zip(origins, ROLES, strict=True)]
@@ -151,6 +154,20 @@ def check_models(plan: Plan, nodes: Sequence[Node]) -> None:
                 f"{len(spelled)} texts of the data spell a token that only one of teacher and student has, such as"
                 f" {token}; leave these rows out, or give both models one tokenizer"
             )
+
+
+def _check_own_parameters(plan: Plan, nodes: Sequence[Node]) -> None:
+    """Refuse a loss whose own parameters do not fit into memory, where the student is still to be trained.
+
+    Where the models that training starts from are still to be made, the estimate before the training refuses it.
+    """
+    origins = [plan.session.origin(role) for role in ROLES]
+    there = all(isinstance(source, ExternalWeights) or plan.store.has(source) for source in origins)
+    if there and plan.distils and plan.student in nodes:
+        loss, shape = plan.config.loss, plan.session.shape
+        check_own_parameters(
+            build(loss.name, **loss.parameters), shape("student"), plan.config.model.lora, shape("teacher")
+        )
 
 
 def _say_ranks(plan: Plan, weights: Weights) -> None:

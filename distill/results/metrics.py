@@ -213,8 +213,8 @@ METRICS = [
     Metric("exaccerr:", "excess accumulated error in percent", "exposure", _exposure),
     Metric(
         "scrg:",
-        "the student's texts before (written) and after (corrected) one correction by the teacher: n-grams a text, and"
-        " the percentage of different ones; agreed: percent of texts that the teacher leaves as they are",
+        "the student's texts before (written) and after (corrected) one correction by the teacher: n-grams of a"
+        " text, the different ones and their percentage, means over texts; agreed: percent of texts without an error",
         "corrections",
         _corrections,
     ),

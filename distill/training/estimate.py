@@ -95,18 +95,14 @@ def estimate_training(
         step_rows: rows of a step on one device. If their texts are corrected, both models' keys and values are in
             memory, those of before a correction and those of after it.
         cached_tokens: the most tokens of texts that are corrected together, `eval.batch_tokens`.
-
-    Raises:
-        UserError: the divergence's own parameters alone need more memory than there is.
     """
     wide = 2 if precision == "bf16" else 4
     trained = student.lora_parameters(lora.r, lora.targets) if lora else student.parameters
     widest = max(student.classes, teacher.classes if teacher is not None else 0)
     loss_parameters = 0
     if isinstance(divergence, TrainableDivergence) and teacher is not None:
-        divergence.prepare(min(student.classes, teacher.classes), torch.device("meta"))
-        loss_parameters = sum(p.numel() for p in divergence.parameters())
-        _check_own(divergence, loss_parameters)
+        check_own_parameters(divergence, student, lora, teacher)
+        loss_parameters = own_parameters(divergence, min(student.classes, teacher.classes))
     device, longest = _device(), max(len(r.prompt) + len(r.response) for r in rows)
     batch_tokens = min(micro_batch_size, len(rows)) * longest
     chunk = min(chunk_size(widest, device, loss_parameters), batch_tokens)
@@ -133,20 +129,38 @@ def estimate_training(
     return Estimate(parts)
 
 
-def _check_own(divergence: Divergence, count: int) -> None:
-    """Refuse a divergence whose own parameters do not fit into the memory of the device.
+def own_parameters(divergence: TrainableDivergence, classes: int) -> int:
+    """The number of parameters that a divergence makes for a vocabulary. None is in memory: they are on `meta`."""
+    with torch.device("meta"):
+        divergence.prepare(classes, torch.device("meta"))
+    return sum(p.numel() for p in divergence.parameters())
+
+
+def check_own_parameters(divergence: Divergence, student: Shape, lora: LoraConfig | None, teacher: Shape) -> None:
+    """Refuse a divergence whose own parameters do not fit beside the two models.
+
+    Args:
+        divergence: its parameters must not exist yet, or be on `meta`.
+        student: the shape of the model that is trained.
+        lora: the adapters that are trained in place of all weights.
+        teacher: the shape of the teacher.
 
     Raises:
         UserError: with the width that fits, if it has a width.
     """
-    memory = total_memory()
-    if OWN_BYTES * count <= memory:
+    if not isinstance(divergence, TrainableDivergence):
+        return
+    count, memory = own_parameters(divergence, min(student.classes, teacher.classes)), total_memory()
+    trained = student.lora_parameters(lora.r, lora.targets) if lora else student.parameters
+    models = 4.0 * student.parameters + 12.0 * trained + 2.0 * teacher.classes * teacher.hidden
+    if not 0 < memory - models < OWN_BYTES * count:
         return
     width = getattr(divergence, "width", None)
-    fits = f"; at most loss.width={int(width * memory / (OWN_BYTES * count))} fits" if width else ""
+    most = int((width or 0) * (memory - models) / (OWN_BYTES * count))
+    fits = f"; at most loss.width={most} fits" if most else ""
     raise UserError(
-        f"the loss's own {count:,} parameters need {decimal(round(OWN_BYTES * count))} of memory, and there are"
-        f" {decimal(round(memory))}{fits}"
+        f"the loss's own {count:,} parameters need {decimal(round(OWN_BYTES * count))} of memory, and"
+        f" {decimal(round(memory))} less {decimal(round(models))} for the two models are there{fits}"
     )
 
 

@@ -20,9 +20,9 @@ WRITTEN = ("student", "replay", "mixed")  # origins of texts that the student wr
 # step.
 LOG_COLUMNS = ("student_share", "replay_share", "buffer", "buffer_age", "threshold", "response_length", "eos_rate",
                "seconds_writing", "seconds_learning")  # fmt: skip
-# Further ones where the teacher corrects texts. corrected: the share of this process's corrections in this step that
-# found an error; of these, error_place: where, as a share of the text's length; error_kl: KL(student ||
-# teacher) there; error_changed: the share of the text's tokens that became others.
+# Further ones where the teacher corrects texts. corrected: the share of this process's texts of this step in which a
+# correction found an error; means over the errors, error_place: where, as a share of the text's length; error_kl:
+# KL(student || teacher) there; error_changed: the share of the text's tokens that became others.
 CORRECTION_COLUMNS = ("corrected", "error_place", "error_kl", "error_changed")
 
 
@@ -62,9 +62,9 @@ class Sampling:
             self._values |= {"response_length": sum(lengths) / len(fresh), "eos_rate": 100 * ended / len(fresh)}
             for name, more in zip(self.written, (len(fresh), sum(lengths), len(fresh) - ended), strict=True):
                 self.written[name] += more
-        if corrections := self.writer.taken_corrections():
-            made = [c for c in corrections if c is not None]
-            self._values["corrected"] = len(made) / len(corrections)
+        if of_texts := self.writer.taken_corrections():
+            made = [c for of_text in of_texts for c in of_text if c is not None]
+            self._values["corrected"] = sum(any(of_text) for of_text in of_texts) / len(of_texts)
             for name in ("place", "kl", "changed") if made else ():
                 self._values[f"error_{name}"] = sum(getattr(c, name) for c in made) / len(made)
         return samples

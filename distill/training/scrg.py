@@ -31,12 +31,14 @@ class Text:
         sample: the training sample.
         tokens: the response as it was written, EOS included. Quirks of published code change the sample's.
         same: how many of its first tokens are those of before its correction.
+        corrections: what each correction did so far; None where there was no error.
     """
 
     row: Encoded
     sample: Sample
     tokens: list[int]
     same: int = 0
+    corrections: tuple[Correction | None, ...] = ()
 
 
 class Corrector:
@@ -46,15 +48,15 @@ class Corrector:
         writer: generates, and has both models.
 
     Attributes:
-        log: what each correction did since the last call of `taken`; None where there was no error.
+        log: what each correction of each text did since the last call of `taken`.
     """
 
     def __init__(self, writer: StudentWriter):
         self.writer = writer
-        self.log: list[Correction | None] = []
+        self.log: list[tuple[Correction | None, ...]] = []
 
-    def taken(self) -> list[Correction | None]:
-        """The log since the last call."""
+    def taken(self) -> list[tuple[Correction | None, ...]]:
+        """The log since the last call: of each text all its corrections, None where there was no error."""
         log, self.log = self.log, []
         return log
 
@@ -82,6 +84,7 @@ class Corrector:
                 by_teacher = self._read_on(teacher.live.model, corrected, by_teacher)
                 texts = corrected
             samples += [text.sample for text in texts]
+            self.log += [text.corrections for text in texts]
             if self.writer.erased is None and not self.writer.late:  # the row is the text that was read
                 for text, (hidden, _) in zip(texts, by_teacher, strict=True):
                     teacher.computed[text.sample.row.id] = hidden.clone()  # not a view of a whole batch
@@ -152,17 +155,16 @@ class Corrector:
         corrected = []
         for i, (text, error) in enumerate(zip(texts, text_errors, strict=True)):
             if error is None:
-                self.log.append(None)
-                corrected.append(replace(text, same=len(text.tokens)))
+                corrected.append(replace(text, same=len(text.tokens), corrections=(*text.corrections, None)))
                 continue
             response = Response(text.tokens[: error.place], ended=True)
             if i in requests:
                 response = Response([*requests[i].beginning, *responses[i].tokens], responses[i].ended)
             tokens = [*response.tokens, *([writer.eos_id] if response.ended else [])]
-            self.log.append(Correction.of(error, text.tokens, tokens))
             row = writer.row(text.row, response, f"{stream} correction {number}")
             sample = replace(text.sample, row=row, ended=response.ended)
-            corrected.append(Text(text.row, sample, tokens, error.place))
+            corrections = (*text.corrections, Correction.of(error, text.tokens, tokens))
+            corrected.append(Text(text.row, sample, tokens, error.place, corrections))
         return corrected
 
     def _request(self, text: Text, error: Error, known: Known, stream: str, number: int) -> Request:

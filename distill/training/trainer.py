@@ -321,6 +321,12 @@ class DistillTrainer(Trainer):
             batch = self.collator(rows[start : start + size])
             yield self._prepare_inputs(batch)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As in Trainer, behind what a trainable divergence takes over from the finished step (in all processes)."""
+        if isinstance(self.model.divergence, TrainableDivergence):
+            self.model.divergence.at(self.state.global_step / max(1, self.state.max_steps))
+        super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the student without the teacher, which does not change.
 

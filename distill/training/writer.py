@@ -119,7 +119,7 @@ class StudentWriter:
         fresh, self._fresh = self._fresh, []
         return fresh
 
-    def taken_corrections(self) -> list[Correction | None]:
+    def taken_corrections(self) -> list[tuple[Correction | None, ...]]:
         """The corrections of this process's texts since the last call; None where there was no error."""
         return self._corrector.taken()
 

@@ -3,7 +3,7 @@
 `python -m tests.faults` writes docs/faults.md.
 """
 
-from tests.faults import commands, data, models
+from tests.faults import commands, data, mgsr, models
 from tests.faults.workshop import CASES, Case, Outcome, Workshop
 
-__all__ = ["CASES", "Case", "Outcome", "Workshop", "commands", "data", "models"]
+__all__ = ["CASES", "Case", "Outcome", "Workshop", "commands", "data", "mgsr", "models"]

@@ -34,6 +34,7 @@ KINDS = {
     "p": "too strict",
     "q": "messages",
     "r": "adapters",
+    "s": "corrections, networks and spans",
 }
 INTRODUCTION = """# What happens when something is wrong
 

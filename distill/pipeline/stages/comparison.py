@@ -20,7 +20,7 @@ from distill.evaluation.agreement import ROWS, agreement
 from distill.evaluation.density import densities
 from distill.evaluation.exposure import LENGTHS, excess_error
 from distill.evaluation.responses import Scored, read_responses
-from distill.evaluation.text import ngrams
+from distill.evaluation.text import ngrams_per_text
 from distill.losses import build
 from distill.losses.dac_kl import DacKL
 from distill.models.load import output_head
@@ -225,7 +225,7 @@ class Corrections(Maker):
         after = writer.correct(rows, before, CORRECTED, [1], greedy=config.scrg_is_greedy)
         teacher.computed.clear()  # only a training step reads these
         lines = []
-        for old, new, correction in zip(before, after, writer.taken_corrections(), strict=True):
+        for old, new, (correction,) in zip(before, after, writer.taken_corrections(), strict=True):
             written, corrected = (tokenizer.decode(s.row.response, skip_special_tokens=True) for s in (old, new))
             place = None if correction is None else round(correction.place * len(old.row.response))
             lines.append(
@@ -244,10 +244,9 @@ class Corrections(Maker):
         values: dict[str, float] = {}
         for name in ("written", "corrected"):
             for n in (1, 2, 3):
-                total, unique = ngrams([str(line[name]) for line in lines], n)
-                values |= {f"total_{n}:{name}": total / len(lines), f"unique_{n}:{name}": unique / len(lines)}
-                values |= {f"distinct_{n}:{name}": 100 * unique / total if total else 0.0}
+                counts = ngrams_per_text([str(line[name]) for line in lines], n)
+                values |= {f"{what}_{n}:{name}": value for what, value in counts.items()}
         values["agreed"] = 100 * sum(line["place"] is None for line in lines) / len(lines)
         shares = ", ".join(f"{values[f'distinct_1:{name}']:.1f} % as {name}" for name in ("written", "corrected"))
-        say(f"texts of {self.dataset.title} corrected once by the teacher: different words {shares}")
+        say(f"texts of {self.dataset.title} corrected once by the teacher: different words of a text {shares}")
         return [{"values": values, "rows": len(lines)}]

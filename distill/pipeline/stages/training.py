@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distill.base.console import say
+from distill.base.console import say, say_once
 from distill.base.processes import is_main_process, world_size
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.train import StageTrainConfig
@@ -95,6 +95,8 @@ class Training(Maker):
             rows = [row for row in trained_on.rows if row.id in chosen]
             say(f"  {len(trained_on.rows) - len(rows)} of {len(trained_on.rows)} training rows are pruned")
             trained_on = replace(trained_on, rows=rows)
+        if self.spans is not None:
+            _tell_language(plan.store.manifest(self.spans).get("stop_words"))
         job = TrainingJob(
             label=self.label,
             student=start,
@@ -242,6 +244,15 @@ class Probe(Maker):
         return [{"rows": len(nll), "mean_nll": sum(nll.values()) / len(nll)}]
 
 
+def _tell_language(share: float | None) -> None:
+    """Say it, once, where the training rows seem to be in another language than the chunker's."""
+    if share is not None and share < STOP_WORDS:
+        say_once(
+            f"  only {100 * share:.0f} % of the responses' words are stop words of the chunker's language: they may be"
+            " in another one; loss.span.pipeline names a spaCy pipeline for it, loss.span.chunker a function"
+        )
+
+
 class PhraseSpans(Maker):
     """Finds the phrases of the training rows (or of the teacher's own responses) and of the validation rows."""
 
@@ -258,11 +269,5 @@ class PhraseSpans(Maker):
         counts = write_spans([*trained_on, *valid.rows], chunker, settings, inputs.tokenizer(base), folders[0])
         say(f"  {counts['spans']} phrases in {counts['texts']} texts")
         tell_unaligned(counts)
-        if chunker == "spacy":
-            share = share_of_stop_words((e.response for e in plan.data[0].examples[:LANGUAGE_ROWS]), settings.pipeline)
-            if share < STOP_WORDS:
-                say(
-                    f"  only {100 * share:.0f} % of the responses' words are stop words of the pipeline's language:"
-                    " they may be in another one; loss.span.pipeline names a pipeline for it"
-                )
-        return [{"spans": counts}]
+        responses = (example.response for example in plan.data[0].examples[:LANGUAGE_ROWS])
+        return [{"spans": counts, "stop_words": share_of_stop_words(responses, chunker, settings.pipeline)}]
