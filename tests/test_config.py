@@ -49,6 +49,7 @@ OWN = {
     "akl/fig_flipped": ({"AKL-r"}, set()),
     "mgsr/ablation": ({"DAC-KL", "span", "SCRG + span", "DAC-KL + span"}, set()),
     "mgsr/dac_components": ({"mean limits", "quantiles", "renormalised"}, set()),
+    "mgsr/span": ({"Sentences (punkt)"}, set()),
     "mgsr/logit_selective": ({"Wang et al. 2021, queue", "Raman et al. 2023, cumulative mass"}, set()),
     "mgsr/scrg_frequency": (
         {"freq=2"},
