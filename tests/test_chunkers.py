@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 from conftest import VOCAB  # noqa: F401  (tests share one process's settings)
+from transformers import ByT5Tokenizer
 
 from distill.base.errors import UserError
 from distill.config import load
@@ -108,6 +109,11 @@ def own(text):
     return [(0, 3)]
 
 
+def adjective(text):
+    """A chunker of two words of a sentence."""
+    return [(text.index(word), text.index(word) + len(word)) for word in ("naïve", "wolf.")]
+
+
 def failing(text):
     raise RuntimeError("no idea")
 
@@ -126,6 +132,15 @@ def test_a_function_of_ones_own(tokenizer):
     for name, message in (("failing", "failed with RuntimeError: no idea"), ("outside", "gave the span")):
         with pytest.raises(UserError, match=message):
             PhraseFinder(f"{__name__}:{name}", None, tokenizer)(ids)
+
+
+def test_a_slow_tokenizer_has_no_offsets_and_needs_none():
+    """ByT5's is Python alone and has a token a byte: two of them are the one character of "ï"."""
+    slow, text = ByT5Tokenizer(), "There Fihal met a naïve grey wolf."
+    assert not slow.is_fast
+    ids = slow(text, add_special_tokens=False).input_ids
+    spans = PhraseFinder(f"{__name__}:adjective", None, slow)([*ids, slow.eos_token_id])
+    assert [slow.decode(ids[a:b]) for a, b in spans] == ["naïve", "wolf."] and len(ids) == len(text) + 1
 
 
 def test_stored_spans_and_those_of_new_text_are_the_same(tokenizer, tmp_path):
