@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from distill.base.errors import UserError
+from distill.pipeline import keys
 from distill.pipeline.measure import Measurements, measure
 from distill.pipeline.rows import Row
 from distill.pipeline.tables import Table
@@ -113,3 +114,25 @@ def test_training_seeds_of_a_measured_table_are_its_default(tmp_path, capsys):
     assert path.read_bytes() == before and "training seeds 1, 2, as in" in capsys.readouterr().out
     assert Table(name, experiment(), words(tmp_path), train_seeds=[2]).manifest().train_seeds == [2]
     assert Table(name, experiment(), words(tmp_path, "train.seed=3")).manifest().train_seeds == [3]
+
+
+def test_a_comparison_of_an_earlier_version_is_made_again(tmp_path, monkeypatch):
+    """Its facts are replaced: the key of a run does not depend on how its comparisons are made."""
+    columns = {"agreed": {"dataset": "dolly", "metric": "scrg:agreed"}}
+    table = Table("own/t", experiment(columns=columns, rows={"FKL": ROWS["FKL"]}), words(tmp_path))
+    folder = table.rows["FKL"][0].folder
+    assert table.measure(["FKL"]) == []
+    first = folder.facts()
+    facts = folder.folder / "facts.csv"
+    stale = first.assign(value=first["value"].where(first["metric"] != "scrg:agreed", "-1"))
+    stale.to_csv(facts, index=False)
+    before = facts.read_bytes()
+    assert (
+        Table("own/t", experiment(columns=columns, rows={"FKL": ROWS["FKL"]}), words(tmp_path)).measure(["FKL"]) == []
+    )
+    assert facts.read_bytes() == before  # of this version: nothing is made
+    monkeypatch.setitem(keys.VERSIONS, "corrections", keys.VERSIONS["corrections"] + 1)
+    again = Table("own/t", experiment(columns=columns, rows={"FKL": ROWS["FKL"]}), words(tmp_path))
+    assert again.measure(["FKL"]) == []
+    pd.testing.assert_frame_equal(folder.facts(), first)
+    assert sum(name.startswith("corrections/") for name in folder.description()["artifacts"]) == 2

@@ -251,11 +251,28 @@ def _has_token_ids(row: Row, node: Node) -> bool:
 
 
 def _metrics_of_run(row: Row) -> dict[Key, set[str]]:
-    """The names of the metrics that the row's run already has facts of, by (data set, hash, generation seed)."""
+    """The names of the metrics that the row's run already has facts of, by (data set, hash, generation seed).
+
+    The run's key covers how the model is trained and how it writes, not the comparisons that a column asks for: facts
+    of one of an earlier version, whose artifact is another, are left out and replaced by new ones.
+    """
     run_metrics: dict[Key, set[str]] = {}
     for dataset, data, metric, seed in row.folder.facts()[FACT_KEY].itertuples(index=False, name=None):
         run_metrics.setdefault((dataset, data, seed), set()).add(metric)
+    asked = tuple(FAMILIES[stage] for stage in ("corrections", "density"))
+    if any(metric.startswith(asked) for metrics in run_metrics.values() for metric in metrics):
+        made_from = set(row.folder.description()["artifacts"])
+        for node in _asked_comparisons(row):
+            metrics = run_metrics.get(_fact_key(node), set())
+            if node.name not in made_from:
+                metrics -= {metric for metric in metrics if metric.startswith(FAMILIES[node.stage])}
     return run_metrics
+
+
+def _fact_key(node: Node) -> Key:
+    """The data set, its hash and the generation seed of a node's facts."""
+    assert node.subject is not None
+    return node.subject.dataset, node.subject.data, "" if node.subject.seed is None else str(node.subject.seed)
 
 
 def _has_facts(node: Node, run_metrics: dict[Key, set[str]], every: bool = False) -> bool:
@@ -267,8 +284,7 @@ def _has_facts(node: Node, run_metrics: dict[Key, set[str]], every: bool = False
     """
     subject = node.subject
     assert subject is not None
-    seed = "" if subject.seed is None else str(subject.seed)
-    measured = run_metrics.get((subject.dataset, subject.data, seed), set())
+    measured = run_metrics.get(_fact_key(node), set())
     if node.stage == "train":
         measured = measured | run_metrics.get((VALIDATION, "", ""), set())
     if node.stage in ("train", "evaluate"):  # ROUGE-L with the run's tokenizer, by the name of the papers' one
@@ -317,20 +333,24 @@ def _record(row: Row, needed: Measurements, run_metrics: dict[Key, set[str]], se
         run_metrics: the metrics that the run already has.
         seconds: how long the row's artifacts took now; 0 if none was missing.
     """
-    plan, model = row.plan, row.plan.model(row.role)
+    plan, model, asked = row.plan, row.plan.model(row.role), _asked_comparisons(row)
     nodes = [
         *_required(row, Measurements(needed.texts, needed.benchmarks)),
-        *([*_comparisons(row), *_asked_comparisons(row)] if needed.texts else []),
+        *([*_comparisons(row), *asked] if needed.texts else []),
     ]
     nodes = list(dict.fromkeys([*([model] if isinstance(model, Node) else []), *nodes]))
     new = [node for node in nodes if plan.store.has(node) and not _has_facts(node, run_metrics, every=True)]
-    facts = [fact for node in new for fact in facts_of(plan.store, node)]
+    facts, renewed = (
+        [fact for node in new if (node in asked) is is_asked for fact in facts_of(plan.store, node)]
+        for is_asked in (False, True)
+    )
     scores = scores_by_prompt(row) if needed.texts else None
-    if not facts and scores is None and not seconds and row.folder.description():
+    if not facts and not renewed and scores is None and not seconds and row.folder.description():
         return
     names = [node.name for node in _all_nodes(row, needed)]
     measured = Measured(
         facts=facts,
+        renewed=renewed,
         description=description(row, needed.texts, names, seconds),
         curve=curves(row),
         samples=samples(row) if needed.texts else (),

@@ -64,7 +64,8 @@ class Measured:
     """Measurements that are added to a run's folder in one step.
 
     Attributes:
-        facts: values.
+        facts: values; ignored where the run has one of the same set, metric and seed.
+        renewed: values that take the place of those of an earlier version.
         description: new entries of `run.json`; see `merged`.
         scores: scores by prompt, with the columns `SCORE_KEY` and one column for each metric.
         curve: training and validation curves of the stages behind the run; ignored if the run has its curves.
@@ -76,6 +77,7 @@ class Measured:
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     curve: pd.DataFrame | None = None
     samples: Sequence[Mapping[str, Any]] = ()
+    renewed: Sequence[Fact] = ()
 
 
 class RunFolder:
@@ -149,7 +151,7 @@ class RunFolder:
         return samples
 
     def add(self, measured: Measured) -> None:
-        """Add measurements to the run's files. Facts and scores that are there already are not replaced.
+        """Add measurements to the run's files. Facts and scores that are there already are not replaced, but `renewed`.
 
         Raises:
             UserError: a file is damaged; then none is written.
@@ -157,12 +159,16 @@ class RunFolder:
         with lock_beside(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             facts, scores, samples, content = self.facts(), self.scores(), self.samples(), self.description()
-            new_facts = pd.DataFrame([fact.line() for fact in measured.facts], columns=FACT_COLUMNS)
-            all_facts = pd.concat([facts, new_facts[facts.columns]], ignore_index=True).drop_duplicates(FACT_KEY)
+            renewed, new = (
+                pd.DataFrame([fact.line() for fact in values], columns=FACT_COLUMNS)[facts.columns]
+                for values in (measured.renewed, measured.facts)
+            )
+            earlier = pd.MultiIndex.from_frame(facts[FACT_KEY]).isin(pd.MultiIndex.from_frame(renewed[FACT_KEY]))
+            all_facts = pd.concat([facts[~earlier], new, renewed], ignore_index=True).drop_duplicates(FACT_KEY)
             # First, since it names the artifacts that are needed: a run that is stopped here keeps them
             content = merged(content, measured.description)
             write_whole(self.folder / "run.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            if len(all_facts) > len(facts):
+            if len(all_facts) > len(facts) or len(renewed):
                 self._write("facts.csv", all_facts)
             if not measured.scores.empty:
                 self._write("scores.csv", with_scores(scores, measured.scores))
