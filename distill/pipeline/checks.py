@@ -161,10 +161,10 @@ def _check_own_parameters(plan: Plan, nodes: Sequence[Node]) -> None:
 
     Where the models that training starts from are still to be made, the estimate before the training refuses it.
     """
+    loss, shape = plan.config.loss, plan.session.shape
     origins = [plan.session.origin(role) for role in ROLES]
     there = all(isinstance(source, ExternalWeights) or plan.store.has(source) for source in origins)
-    if there and plan.distils and plan.student in nodes:
-        loss, shape = plan.config.loss, plan.session.shape
+    if there and plan.distils and loss.w_kd and plan.student in nodes:
         check_own_parameters(
             build(loss.name, **loss.parameters), shape("student"), plan.config.model.lora, shape("teacher")
         )
