@@ -181,9 +181,9 @@ class Table:
         return Manifest.read(path) if path.is_file() else None
 
     def _measured_train_seeds(self, measured: Manifest | None) -> list[int] | None:
-        """The training seeds of the table's manifest if it has several, so that a table is not replaced by a smaller
-        one by leaving out `train_seeds`; otherwise None."""
-        if measured is None or len(measured.train_seeds) < 2:
+        """The training seeds of the table's manifest, so that a table is not replaced by another or a smaller one by
+        leaving out `train_seeds`; None if there is no manifest."""
+        if measured is None or not measured.train_seeds:
             return None
         seeds, path = measured.train_seeds, measured.path(self.common.paths.results)
         say(f"{self.name}: training seeds {', '.join(map(str, seeds))}, as in {path} (train_seeds=[...] for others)")
