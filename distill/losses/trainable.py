@@ -27,7 +27,10 @@ class TrainableDivergence(nn.Module, Divergence):
         raise NotImplementedError
 
     def at(self, progress: float) -> None:
-        """Called before each optimizer step, with the share of the training that is done: for what changes by then."""
+        """Called before each optimizer step and each checkpoint, with the share of the training that is done.
+
+        For what changes by then, and for what the last step left: two calls without a step between them are as one.
+        """
 
     def seen(self) -> dict[str, float]:
         """Means over the tokens since the last call, by name, for the curve of the training: usually none."""

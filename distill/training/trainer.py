@@ -322,7 +322,10 @@ class DistillTrainer(Trainer):
             yield self._prepare_inputs(batch)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As in Trainer, behind what a trainable divergence takes over from the finished step (in all processes)."""
+        """As in Trainer, after a trainable divergence has taken over what the finished step left for the next one.
+
+        So the checkpoint holds it. All processes come here, since it is gathered from all of them.
+        """
         if isinstance(self.model.divergence, TrainableDivergence):
             self.model.divergence.at(self.state.global_step / max(1, self.state.max_steps))
         super()._save_checkpoint(model, trial)
