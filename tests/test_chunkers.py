@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+import spacy
 from conftest import VOCAB  # noqa: F401  (tests share one process's settings)
 from transformers import ByT5Tokenizer
 
@@ -17,6 +18,7 @@ from distill.data.encode import STUDENT_TEXT, Encoded
 from distill.data.micro import generate
 from distill.data.micro_phrases import NOUNS, VERBS, micro_phrases
 from distill.models.tokenizers import train_tokenizer
+from distill.pipeline.stages.training import _tell_language
 from distill.training.spans import PhraseFinder, RowSpans, read_spans, write_spans
 
 TEXT = "The quick brown fox didn't jump over the lazy dog."
@@ -91,6 +93,17 @@ def test_words_of_the_wrong_language():
         assert all(chunkers.share_of_stop_words(texts, x, None) < chunkers.STOP_WORDS for x in ("spacy", "punkt"))
     assert chunkers.share_of_stop_words([], "spacy", None) is None
     assert chunkers.share_of_stop_words(german, "micro", None) is None
+
+
+def test_a_language_without_noun_chunks(tmp_path, capsys):
+    """spaCy has none for Bulgarian; a training that uses such spans says it, and only such a one."""
+    spacy.blank("bg").to_disk(tmp_path / "bg")
+    assert not chunkers.finds_noun_phrases("spacy", str(tmp_path / "bg"))
+    assert chunkers.finds_noun_phrases("spacy", None) and chunkers.finds_noun_phrases("micro", None)
+    _tell_language({"noun_phrases": True, "stop_words": 0.4})
+    assert capsys.readouterr().out == ""
+    _tell_language({"noun_phrases": False, "stop_words": None})
+    assert "spans are verb and prepositional phrases alone" in capsys.readouterr().out
 
 
 def test_random_chunks_make_up_the_text():

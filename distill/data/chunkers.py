@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from distill.base.console import say_once
 from distill.base.errors import UserError
 from distill.data.examples import folder_hash
 from distill.data.micro_phrases import micro_phrases
@@ -104,11 +103,6 @@ class SpacyPhrases:
         import spacy
 
         self.nlp = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
-        if self.nlp.vocab.get_noun_chunks is None:
-            say_once(
-                f"loss.span.pipeline={pipeline}: spaCy knows no noun chunks of the language {self.nlp.lang}; spans are"
-                " verb phrases and prepositional phrases alone"
-            )
 
     def __call__(self, text: str) -> CharSpans:
         """The phrases, each once, in the order of their beginnings."""
@@ -172,11 +166,28 @@ def share_of_stop_words(texts: Iterable[str], chunker: str, pipeline: str | None
     """
     if chunker not in ("spacy", "punkt") or importlib.util.find_spec("spacy") is None:
         return None
-    import spacy
-
-    nlp = spacy.blank("en" if chunker == "punkt" else spacy.util.get_model_meta(_path(_pipeline(pipeline)))["lang"])
+    nlp = _blank("en" if chunker == "punkt" else _language(pipeline))
     words = [token for text in texts for token in nlp(text) if token.is_alpha]
     return sum(token.is_stop for token in words) / len(words) if words and nlp.Defaults.stop_words else None
+
+
+def finds_noun_phrases(chunker: str, pipeline: str | None) -> bool:
+    """Whether spaCy knows the noun chunks of a pipeline's language; True for other chunkers."""
+    return chunker != "spacy" or _blank(_language(pipeline)).vocab.get_noun_chunks is not None
+
+
+def _blank(language: str) -> Any:
+    """What spaCy knows of a language without a trained pipeline."""
+    import spacy
+
+    return spacy.blank(language)
+
+
+def _language(pipeline: str | None) -> str:
+    """The language of a spaCy pipeline, such as `en`."""
+    import spacy
+
+    return str(spacy.util.get_model_meta(_path(_pipeline(pipeline)))["lang"])
 
 
 def _path(pipeline: str) -> Path:

@@ -102,7 +102,7 @@ LIMITS = {  # what a training with DAC-KL logs: column, title of its axis, wheth
     "kd_kept_mass": ("kept mass", False),
     "kd_limit_gradient": ("gradient to limits", True),
 }
-SMALLEST = 1e-9  # below it a gradient is none
+NO_GRADIENT = 1e-9  # where the axis of the gradient's norm ends: at the end of training it is 1e-20 and less
 
 
 @figure("limits")
@@ -121,9 +121,9 @@ def limits(data: FigureData) -> Drawing:
             axes.set_ylabel(title)
             if logarithmic and len(frame):
                 axes.set_yscale("log")
-                axes.set_ylim(bottom=max(axes.get_ylim()[0], SMALLEST))
         panels[-1].set_xlabel("step")
         if len(frame):
+            panels[-1].set_ylim(bottom=max(panels[-1].get_ylim()[0], NO_GRADIENT))
             panels[1].legend(fontsize="small", ncols=2)
 
     if frame.empty:

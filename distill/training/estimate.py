@@ -95,6 +95,9 @@ def estimate_training(
         step_rows: rows of a step on one device. If their texts are corrected, both models' keys and values are in
             memory, those of before a correction and those of after it.
         cached_tokens: the most tokens of texts that are corrected together, `eval.batch_tokens`.
+
+    Raises:
+        UserError: see `check_own_parameters`.
     """
     wide = 2 if precision == "bf16" else 4
     trained = student.lora_parameters(lora.r, lora.targets) if lora else student.parameters

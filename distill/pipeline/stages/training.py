@@ -14,7 +14,7 @@ from distill.base.console import say, say_once
 from distill.base.processes import is_main_process, world_size
 from distill.config.objective import LossConfig, SamplerConfig
 from distill.config.train import StageTrainConfig
-from distill.data.chunkers import STOP_WORDS, share_of_stop_words
+from distill.data.chunkers import STOP_WORDS, finds_noun_phrases, share_of_stop_words
 from distill.data.encode import Encoded
 from distill.losses import build
 from distill.models.load import load_model, load_tokenizer
@@ -96,7 +96,7 @@ class Training(Maker):
             say(f"  {len(trained_on.rows) - len(rows)} of {len(trained_on.rows)} training rows are pruned")
             trained_on = replace(trained_on, rows=rows)
         if self.spans is not None:
-            _tell_language(plan.store.manifest(self.spans).get("stop_words"))
+            _tell_language(plan.store.manifest(self.spans))
         job = TrainingJob(
             label=self.label,
             student=start,
@@ -244,8 +244,17 @@ class Probe(Maker):
         return [{"rows": len(nll), "mean_nll": sum(nll.values()) / len(nll)}]
 
 
-def _tell_language(share: float | None) -> None:
-    """Say it, once, where the training rows seem to be in another language than the chunker's."""
+def _tell_language(manifest: dict[str, Any]) -> None:
+    """Say, once, where the training rows seem to be in another language than the chunker's, and what it cannot find.
+
+    Args:
+        manifest: of the stored spans. Those of earlier versions say nothing of it.
+    """
+    if not manifest.get("noun_phrases", True):
+        say_once(
+            "  spaCy knows no noun chunks of the pipeline's language: spans are verb and prepositional phrases alone"
+        )
+    share = manifest.get("stop_words")
     if share is not None and share < STOP_WORDS:
         say_once(
             f"  only {100 * share:.0f} % of the responses' words are stop words of the chunker's language: they may be"
@@ -270,4 +279,6 @@ class PhraseSpans(Maker):
         say(f"  {counts['spans']} phrases in {counts['texts']} texts")
         tell_unaligned(counts)
         responses = (example.response for example in plan.data[0].examples[:LANGUAGE_ROWS])
-        return [{"spans": counts, "stop_words": share_of_stop_words(responses, chunker, settings.pipeline)}]
+        share = share_of_stop_words(responses, chunker, settings.pipeline)
+        nouns = finds_noun_phrases(chunker, settings.pipeline)
+        return [{"spans": counts, "stop_words": share, "noun_phrases": nouns}]
