@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from distill.pipeline.measure import Measurements, measure
 from distill.pipeline.nodes import Node, ensure
 from distill.pipeline.plan import Plan, Role
 from distill.pipeline.rows import Row
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+
+
+def own_errors(stderr: str) -> str:
+    """What the processes of a launcher printed, without the launcher's own traceback behind it, which is longer than
+    what a test's report shows."""
+    return stderr.split("] failed (exitcode")[0][-4000:]
 
 
 def made(plan: Plan, node: Any, role: Role = "student") -> Weights:

@@ -17,6 +17,7 @@ from distill.base import errors
 from distill.config import load
 from distill.pipeline.request import option
 from distill.pipeline.rows import run_label
+from tests.making import TORCHRUN, own_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -225,12 +226,11 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_the_job_in_all(tmp_path):
     (tmp_path / "own/loss").mkdir(parents=True)
     (tmp_path / "own/broken_loss.py").write_text(BROKEN)
     (tmp_path / "own/loss/broken.yaml").write_text("name: broken\nw_ce: 0.0\nw_kd: 1.0\ntemperature: 1.0\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "distill.run",
-               "--config-dir", str(tmp_path / "own"), "plugins=[broken_loss]", "model=gpt2", "debug=smoke", "-m",
-               "loss=broken,rkl", *scratch(tmp_path)]  # fmt: skip
+    command = [*TORCHRUN, "-m", "distill.run", "--config-dir", str(tmp_path / "own"), "plugins=[broken_loss]",
+               "model=gpt2", "debug=smoke", "-m", "loss=broken,rkl", *scratch(tmp_path)]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode != 0 and done.stderr.count("error: the loss is nan at step 1") == 2, done.stderr[-3000:]
+    assert done.returncode != 0 and done.stderr.count("error: the loss is nan at step 1") == 2, own_errors(done.stderr)
     values = pd.read_csv(tmp_path / "results/gpt2/runs/long.csv")
     assert set(values["row"]) == {"rkl"}
 
@@ -243,9 +243,8 @@ def test_a_process_that_fails_alone_takes_the_others_with_it(tmp_path):
         "processes.wait_for_everyone()\n"
     )
     (tmp_path / "job.py").write_text(code)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = subprocess.run(
-        [*launcher, str(tmp_path / "job.py")], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        [*TORCHRUN, str(tmp_path / "job.py")], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode != 0 and "error: no disk" in done.stderr

@@ -22,7 +22,7 @@ from distill.evaluation.exposure import excess_error
 from distill.evaluation.text import distinct, exact_match, ngrams_per_text, words
 from distill.pipeline.plan import Plan
 from distill.pipeline.store import Store
-from tests.making import evaluate
+from tests.making import TORCHRUN, evaluate, own_errors
 
 RUN = """
 import os, sys
@@ -106,9 +106,8 @@ def test_groups_of_another_cut_are_written_again(trained, whole):
 
 
 def test_two_processes_share_the_prompts_and_write_the_same_texts(trained, whole):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    code, written, done = run(trained, -1, *launcher)
-    assert code == 0, done.stderr
+    code, written, done = run(trained, -1, *TORCHRUN)
+    assert code == 0, own_errors(done.stderr)
     assert len(written) == 8
     assert sorted(re.findall(r"wrote \w{16} as (\d)", done.stdout)) == ["0"] * 4 + ["1"] * 4
     assert texts(trained) == texts(whole)

@@ -33,7 +33,7 @@ from distill.teacher.signal import HEAD, HIDDEN, INDEX, StoredTeacher, write_sto
 from distill.training.answers import read_answers
 from distill.training.encoding import training_encoder
 from distill.training.trainer import DistillTrainer
-from tests.making import evaluate, made, measured, signal, student, teacher
+from tests.making import TORCHRUN, evaluate, made, measured, own_errors, signal, student, teacher
 
 METHODS = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "abkd", "akl", "mgsr"]
 MODELS = ["gpt2", "opt", "llama2", "smollm2"]  # GPT-2, OPT, LLaMA with LoRA, LLaMA pruned
@@ -748,14 +748,12 @@ def test_two_processes_train_as_one(tmp_path, row):
         done = subprocess.run(
             [*launcher, *words, *folders], capture_output=True, text=True, check=False, env=environment
         )
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, own_errors(done.stderr)
         (student,) = (tmp_path / name / "train").glob("*student*")
         return pd.read_csv(student / "curve.csv"), pd.read_csv(tmp_path / f"{name}-results/gpt2/runs/long.csv")
 
     one_curve, one_values = run("one", sys.executable)
-    two_curve, two_values = run(
-        "two", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"
-    )
+    two_curve, two_values = run("two", *TORCHRUN)
     for column in ("loss", "grad_norm", "eval_loss"):
         # A rollout's loss is a difference of sums that nearly cancel, hence the absolute part
         np.testing.assert_allclose(two_curve[column], one_curve[column], rtol=1e-5, atol=1e-6)
