@@ -38,7 +38,13 @@ def main(words: list[str]) -> int:
         from distill.pipeline.preview import overview
         from distill.results.terminal import show
 
-        show(overview(of_paper or tables, words[1:] if named else words), "tables")
+        lines, unread, problems = overview(of_paper or tables, words[1:] if named else words)
+        if len(lines):
+            show(lines, "tables")
+        for problem in unread:
+            say(problem)
+        if problems:
+            raise UserError(problems)
         return 0
     if of_paper:
         return _all(of_paper, words[1:])
@@ -73,9 +79,13 @@ def _one(words: Sequence[str], dry: bool = False) -> int:
     from distill.results.terminal import show
 
     table, chosen = requested(words)
+    if table.remembered:
+        say(f"{table.name}: {table.remembered}")
     if dry:
-        from distill.pipeline.preview import preview, sets_line
+        from distill.pipeline.preview import preview, sets_line, stand_in_for_data
 
+        for problem in stand_in_for_data(table):
+            say(problem)
         say(sets_line(table))
         show(preview(table, chosen), f"{table.name} on {table.model}: what a run would make")
         return 0

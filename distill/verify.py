@@ -3,8 +3,9 @@
 FILE is any file of a measured table, such as results/micro/abkd/losses_gpt2.csv. Without row and column a cell is
 drawn. Everything that the cell needs, teacher included, is made again in a store of its own from the settings that the
 row's run recorded, and the values are compared one by one. Another kind of processor rounds otherwise, which changes
-every training and so the teacher too. Exit code 0 if they are equal to the byte, or differ by no more than such rows
-do by chance, as far as the pair's kept tables tell of trainings and teachers; 1 if they differ by more. `store=FOLDER`
+every training and so the teacher too. Exit code 0 if they are equal to the byte; where the run was made on another kind
+of processor, with other threads or versions, also if they differ by no more than such rows do by chance, as far as the
+pair's kept tables tell of trainings and teachers; 1 if they differ by more. `store=FOLDER`
 keeps that store, so that a stopped check goes on. A folder outside the project, of which a run records only the name,
 is given by its key, such as model.teacher.path=FOLDER.
 """

@@ -13,8 +13,8 @@ from distill.base.errors import UserError
 from distill.results import experiment, findings
 from distill.results.comparisons import claimed, comparisons, orders
 from distill.results.experiment import Experiment
-from distill.results.manifest import RowRuns
-from distill.results.rendering import claims_section, claims_table
+from distill.results.manifest import WITHOUT_MODEL, RowRuns
+from distill.results.rendering import claims_section, claims_table, note_on_tests
 from distill.results.statistics import Column, holm
 from distill.results.table import RowData
 
@@ -61,7 +61,7 @@ def test_a_claim_holds_is_reversed_or_is_open():
     shown = claims_table(table, {}, tests).set_index("claim")
     assert list(shown.index) == ["B above A", "A above B"]
     cell = re.fullmatch(
-        r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\] yes \(p <?[\de.-]+\)",
+        r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\] yes \(Holm p <?[\de.-]+\)",
         shown.loc["B above A", "Dolly Eval"],
     )
     assert float(cell[2]) < float(cell[1]) < float(cell[3]) and float(cell[2]) > 0
@@ -79,7 +79,21 @@ def test_p_is_adjusted_for_all_tests_of_the_table():
     assert alone.p == alone.comparison.p < 0.05 and alone.verdict == "yes"
     among = comparisons(rows, [DOLLY, SNI], own({"B": ["A", "C"], "C": ["A"]}))["B", "A", "Dolly Eval"]
     assert among.comparison == alone.comparison and among.verdict == "yes" and among.p > 3 * alone.p
-    assert str(among).startswith(f"{among.comparison.interval} yes (p 0.0")
+    assert str(among).startswith(f"{among.comparison.interval} yes (Holm p 0.0")
+
+
+def test_an_added_row_leaves_the_p_of_the_others():
+    rng = np.random.default_rng(3)
+    rows = [row(label, rng, 20, 20) for label in "ABC"]
+    mine = [row(label, rng, 20, 20, group="added") for label in ("D", "E")]
+    table = own({"B": ["A", "C"]})
+    before, after = (comparisons(x, [DOLLY, SNI], table) for x in (rows, [*rows, *mine]))
+    assert {key: after[key] for key in before} == before and len(after) == len(before) + 4
+    own_tests = [test for key, test in after.items() if key not in before]
+    assert [test.p for test in own_tests] == holm([test.comparison.p for test in own_tests])
+    assert "for the 6 tests of this page of the table's rows, and for the 4 of rows below them" in note_on_tests(
+        after, {"D", "E"}
+    )
 
 
 def test_the_order_is_of_the_papers_own_rows():
@@ -116,12 +130,23 @@ def test_the_page_of_findings_is_that_of_the_kept_results():
 
 
 def test_what_is_said_by_hand_stands_in_a_kept_table():
-    """Every difference with its interval in the text of the page is that of a page under results/."""
+    """Every difference with its interval in the text of a section is in a page that the section shows or names."""
     page = Path(__file__).parents[1].joinpath(findings.PAGE).read_text(encoding="utf-8")
-    by_hand = " ".join(findings.MARK.sub("", page).split())
-    kept = "\n".join(path.read_text(encoding="utf-8") for path in sorted(KEPT.glob("*/*/*.md")))
-    said = re.findall(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", by_hand)
-    assert len(said) > 5 and [interval for interval in said if interval not in kept] == []
+    count = 0
+    for section in re.split(r"^#+ ", page, flags=re.MULTILINE):
+        shown = [f"{name.split()[1]}/{name.split()[0]}" for _, name, _ in findings.MARK.findall(section) if " " in name]
+        pages = {*shown, *re.findall(r"\.\./results/([\w/]+)\.md", section)}
+        kept = "\n".join((KEPT / f"{name}.md").read_text(encoding="utf-8") for name in sorted(pages))
+        said = re.findall(r"[+-]?\d+\.\d+ \[[^\]]*\]", " ".join(findings.MARK.sub("", section).split()))
+        count += len(said)
+        assert [interval for interval in said if interval not in kept] == [], section.splitlines()[0]
+    assert count > 30
+
+
+def test_every_kept_table_has_its_line_in_the_page():
+    page = Path(__file__).parents[1].joinpath(findings.PAGE).read_text(encoding="utf-8")
+    kept = [m for m in findings.kept_manifests(KEPT) if m.model != WITHOUT_MODEL]
+    assert [m.table for m in kept if f"(../results/{m.model}/{m.table}.md)" not in page] == []
 
 
 def test_a_kept_table_without_a_place_in_the_page_and_a_place_without_a_table():

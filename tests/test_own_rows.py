@@ -11,14 +11,17 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from distill import table as table_command
 from distill import verify
 from distill.base import locations
 from distill.base.errors import UserError
+from distill.pipeline import verification
 from distill.pipeline.preview import Before, overview, preview, sets_line
 from distill.pipeline.request import requested
 from distill.pipeline.store import Store
+from distill.pipeline.tables import Table
 from distill.pipeline.verification import Cell, _again, verified
 from distill.results import experiment
 from distill.results.experiment import Experiment
@@ -111,7 +114,12 @@ def test_all_tables_of_a_paper_in_one_command(tmp_path, words, capsys, monkeypat
     assert output.err.count("no row is named FKL") == 2 and "table: " in output.out  # the figure has no rows
     written = {path.name for path in (tmp_path / "results").glob("*/akl/*.csv")}
     assert written == {"main.csv", "main_long.csv"}
-    assert table_command.main(["akl", "--dry-run", *words]) == 0
+    with pytest.raises(UserError, match="no row is named FKL"):
+        table_command.main(["akl", "--dry-run", *words])
+    shown = capsys.readouterr().out
+    assert "akl/main" in shown and "no numbers for this pair" in shown and "akl/weights" not in shown
+    with pytest.raises(UserError, match="modle=micro: no such key"):
+        table_command.main(["--dry-run", "modle=micro"])
 
 
 def test_a_figure_has_no_rows_to_add_to():
@@ -156,9 +164,28 @@ def test_a_dry_run_of_every_kind_of_table(words, name, capsys):
     assert "Sets: " in capsys.readouterr().out
 
 
+def test_a_dry_run_without_the_data(words, capsys):
+    """The hub is out of reach: the rows and their stages are shown all the same, and what to fetch."""
+    assert table_command.main([TABLE, "--dry-run", "model=gpt2", "data=dolly", "rows=[FKLD]", *words[:2]]) == 0
+    shown = capsys.readouterr().out
+    assert "run first: hf download MiniLLM/dolly raw.jsonl" in shown and "Sets: training not here" in shown
+    assert "signal, 2 train, 25 evaluate" in shown
+
+
+def test_a_row_whose_run_is_another_rows_is_there_only_if_that_is(tmp_path, words):
+    rows = {"A": {"overrides": ["loss=fkl"]}, "B": {"overrides": ["loss=fkl"]}}
+    parsed = Experiment.model_validate({"title": "T", "paper": "own", "model": "gpt2", "rows": rows, "context": False,
+                                        "columns": {"Dolly Eval": {"dataset": "dolly"}}})  # fmt: skip
+    shown = preview(Table("own/t", parsed, words), ["A", "B"]).set_index("row")
+    assert shown["would run"]["B"] == "what a row above makes" and set(shown["teacher"]) == {"10"}
+
+
 def test_all_tables_in_one_overview(words):
-    tables = overview(experiment.names(), ["model=micro", *words]).set_index("table")
+    lines, unread, problems = overview(experiment.names(), ["model=micro", *words])
+    tables = lines.set_index("table")
+    assert unread == problems == []
     assert set(tables.index) == set(experiment.names())
+    assert tables["training seeds"][TABLE] == "1" and tables["training seeds"]["akl/preference"] == ""
     assert int(tables["rows"][TABLE]) > 10 and tables["there"][TABLE] == "0" and tables["rows"]["akl/preference"] == "0"
 
 
@@ -222,7 +249,7 @@ def measured(tmp_path, words):
     return table.write().path
 
 
-def test_a_cell_made_again_is_equal_to_the_byte(measured, tmp_path, capsys):
+def test_a_cell_made_again_is_equal_to_the_byte(measured, tmp_path, capsys, monkeypatch):
     assert verify.main([str(measured), "row=FKLD", "column=Dolly Eval", f"store={tmp_path}/again"]) == 0
     assert "equal to the byte" in capsys.readouterr().out
     cell = Cell.of(str(measured.with_suffix(".md")), None, None)
@@ -232,9 +259,17 @@ def test_a_cell_made_again_is_equal_to_the_byte(measured, tmp_path, capsys):
     frame.loc[frame["metric"] == "rouge_l", "value"] = "77.0"
     frame.to_csv(facts, index=False, lineterminator="\n")
     verdict = verified(cell, tmp_path / "again")
-    assert not verdict.holds and "different by -" in verdict.text
+    assert not verdict.holds and "different by -" in verdict.text and "should be equal to the byte" in verdict.text
     words = [str(measured), f"row={cell.row.label}", "column=Dolly Eval", f"store={tmp_path}/again"]
     assert verify.main(words) == 1
+    # on another kind of processor it may differ by what trainings differ
+    monkeypatch.setattr(verification, "hardware", lambda: {"processor": "another", "kind": "x", "threads": 1})
+    for reach, holds in ((None, False), (1.0, False), (100.0, True)):
+        monkeypatch.setattr(Cell, "reach", lambda _, reach=reach: reach)
+        assert verified(cell, tmp_path / "again").holds == holds
+    frame[frame["seed"] != "20"].to_csv(facts, index=False, lineterminator="\n")
+    verdict = verified(cell, tmp_path / "again")
+    assert not verdict.holds and verdict.text == "different: 1 of 2 values are kept or made again alone"
 
 
 def test_what_cannot_be_verified_is_refused(measured, tmp_path):
@@ -276,7 +311,10 @@ def test_costs_are_not_verified(tmp_path, words):
 
 
 def test_how_far_a_cell_may_differ(tmp_path):
-    """By trainings, of which a cell is the mean, and by teachers; of another table of the pair if its own has one."""
+    """By trainings, of which a cell is the mean, and by teachers; of another table of the pair if its own has one.
+
+    The row's own count before those of other rows.
+    """
     values = {"A": [20.0, 22.0, 24.0], "B": [30.0, 33.0, 36.0], "C": [10.0]}
     of_table = {"one": ["C"], "several": ["A", "B"], "teachers": ["A", "B"]}
     for label, by_training in values.items():
@@ -289,14 +327,16 @@ def test_how_far_a_cell_may_differ(tmp_path):
             rows[0] = replace(rows[0], other_teachers={"11": "A-other"})
         sets = {"dolly": {"title": "Dolly", "hash": "h", "rows": 2, "note": ""}}
         Manifest(f"own/{name}", "gpt2", [10], [1], {"D": ["dolly", "rouge_l"]}, sets, rows).write(tmp_path)
-    of_trainings, of_teachers = (4.0 + 9.0) / 2, 18.0
-    in_table = lambda name, label: Cell.of(str(tmp_path / f"gpt2/own/{name}.csv"), label, "D").spread()  # noqa: E731
-    single = math.sqrt(2 * (of_trainings + of_teachers - of_trainings))
-    assert in_table("one", "C") == pytest.approx(single)
-    mean_of_three = math.sqrt(2 * (of_trainings / 3 + of_teachers - of_trainings))
-    assert in_table("teachers", "A") == in_table("several", "A") == pytest.approx(mean_of_three)
+    in_table = lambda name, label: Cell.of(str(tmp_path / f"gpt2/own/{name}.csv"), label, "D").reach()  # noqa: E731
+    reach = lambda variance, degrees: stats.t.ppf(0.975, degrees) * math.sqrt(2 * variance)  # noqa: E731
+    of_all, of_teachers = (4.0 + 9.0) / 2, 18.0
+    assert in_table("one", "C") == pytest.approx(reach(of_all + of_teachers - of_all, 1))
+    assert in_table("teachers", "A") == pytest.approx(reach(4 / 3 + of_teachers - 4, 1))
+    assert in_table("several", "A") == in_table("teachers", "A")
+    assert in_table("several", "B") == pytest.approx(reach(9 / 3 + of_teachers - 9, 1))
     (tmp_path / "gpt2/own/teachers.manifest.json").unlink()
-    assert in_table("several", "A") == pytest.approx(math.sqrt(2 * of_trainings / 3))
+    assert in_table("several", "A") == pytest.approx(reach(4 / 3, 2))
+    assert in_table("one", "C") == pytest.approx(reach(of_all, 4))
     (tmp_path / "gpt2/own/several.manifest.json").unlink()
     assert in_table("one", "C") is None
 

@@ -26,7 +26,7 @@ from distill.results.figures import FIGURES, write_figure
 from distill.results.folders import refuse_old_results
 from distill.results.manifest import Manifest, RowRuns, notes_of
 from distill.results.metrics import Finished
-from distill.results.rendering import teachers_section, write_table
+from distill.results.rendering import markdown_table, teachers_section, write_table
 from distill.results.runs import LONG_COLUMNS, Fact, Measured, RunFolder, unique_labels, write_runs_file
 from distill.results.separation import between_teachers, by_teacher, separations
 from distill.results.statistics import (
@@ -740,6 +740,18 @@ def test_toy_figures_need_no_model(tmp_path, name, columns):
     assert (tmp_path / f"none/akl/fig_{name}.svg").is_file()
 
 
+def test_a_bar_in_a_label_does_not_end_its_cell():
+    page = markdown_table(pd.DataFrame([{"row": "A|B", "x": 1}]))
+    assert page.splitlines()[-1] == r"| A\|B | 1 |"
+
+
+def test_a_paper_may_print_batches_a_second():
+    """MGSR's table 4b: 0.25 batches of 4 samples a second are one second a sample."""
+    numbers, _ = experiment.paper_numbers(experiment.load("mgsr/efficiency"), "openllama2")
+    shown = {row: str(numbers[row, "Seconds a sample"]) for row in ("MiniLLM", "Ours w/o SCRG", "Ours")}
+    assert shown == {"MiniLLM": "5", "Ours w/o SCRG": "1", "Ours": "1.39"}
+
+
 def test_a_figure_of_bars(tmp_path):
     a_run(tmp_path, "a", [1.0, 3.0])
     columns = {"Dolly Eval": {"dataset": "dolly"}}
@@ -760,6 +772,12 @@ def test_a_figure_that_nothing_draws_is_refused(tmp_path, monkeypatch):
         requested(["own/x"])
 
 
+def _files_of(path):
+    """The files of a kept table that are made of its manifest, by the path of the manifest."""
+    name = path.name.removesuffix(".manifest.json")
+    return [x for x in path.parent.iterdir() if x != path and x.name.split(".")[0] in (name, f"{name}_long")]
+
+
 def test_kept_tables_are_written_again_from_kept_facts(tmp_path):
     """Byte for byte, from the manifests and runs in git, without a config or a model."""
     kept = experiment.PAPER.parent
@@ -774,7 +792,13 @@ def test_kept_tables_are_written_again_from_kept_facts(tmp_path):
                 if source.is_dir() and not target.exists():
                     target.symlink_to(source)
         found = experiment.load(manifest.table).for_pair(manifest.model)
+        context = [(label, "context") for label in experiment.CONTEXT] if found.context and found.rows else []
+        rows = [(label, row.group) for label, row in found.rows.items() if found.has_row(label, manifest.model)]
+        assert [(row.label, row.group) for row in manifest.rows if row.group != "added"] == [*context, *rows], path
+        assert list(manifest.columns) == [title for title, c in found.columns.items() if c.needs is None], path
         (write_figure if found.kind == "figure" else write_table)(manifest, found, tmp_path)
+        names = [file.name for file in manifest.folder(tmp_path).glob(f"{manifest.name}*")]
+        assert sorted(x for x in names if not x.startswith(".")) == sorted(x.name for x in _files_of(path)), path
         for file in manifest.folder(tmp_path).glob(f"{manifest.name}*"):
             if file.suffix != ".png" and not file.name.startswith("."):
                 assert file.read_bytes() == (path.parent / file.name).read_bytes(), file
@@ -829,7 +853,7 @@ def test_how_far_rows_lie_apart_between_teachers():
     assert between_teachers(values) == pytest.approx(math.sqrt((4.0 + 18.0) / 2))
     assert between_teachers(by_teacher(rows[2:], column)) is None
     text = teachers_section(rows, [column])
-    assert "| B | 30.00 | 36.00 |  | 4.24 |" in "\n".join(text) and "rows: 3.32." in text[-1]
+    assert "| B | 30.00 | 36.00 |  | 4.24 |" in "\n".join(text) and "square 3.32, median 3.12." in text[-1]
     assert teachers_section(rows[2:], [column]) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -51,17 +52,34 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, threads that torch computes with, memory and accelerators."""
+    """Processor, cores, threads that torch computes with, memory and accelerators.
+
+    Several kinds of processors have one name, and round otherwise (`processor_kind`).
+    """
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "processor": _processor(),
+        "kind": processor_kind(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(memory, 1),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def processor_kind() -> str:
+    """Which instructions torch uses, and a hash of the processor's model, stepping and instructions."""
+    import torch
+
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return platform.processor()
+    named = ("vendor_id", "cpu family", "model", "stepping", "flags")
+    lines = path.read_text().split("\n\n")[0].splitlines()
+    kind = [line for line in lines if line.split("\t")[0] in named]
+    return f"{torch.backends.cpu.get_cpu_capability()} {hashlib.sha256(repr(kind).encode()).hexdigest()[:12]}"
 
 
 def _processor() -> str:

@@ -14,10 +14,12 @@ import pandas as pd
 from rich.filesize import decimal
 
 from distill.base.errors import UserError
+from distill.config.data import SplitConfig
+from distill.data.sets import Dataset
 from distill.pipeline.keys import VERSIONS
 from distill.pipeline.measure import missing_nodes
 from distill.pipeline.nodes import Node, upcoming
-from distill.pipeline.request import requested
+from distill.pipeline.request import OtherPair, requested
 from distill.pipeline.store import Store
 from distill.pipeline.tables import Table
 from distill.training.estimate import span
@@ -95,16 +97,44 @@ class RowPreview:
     Attributes:
         label: the row's.
         train_seed: the training seed.
+        teacher: the teacher's training seed.
         there: the artifacts whose facts are there.
-        to_make: those that would be made, without those that an earlier row needs too.
+        missing: whether facts of other artifacts are missing.
+        to_make: the artifacts that would be made, without those that an earlier row needs too.
         costs: seconds and bytes of these, as far as they are known.
     """
 
     label: str
     train_seed: int
+    teacher: int
     there: list[Node]
+    missing: bool
     to_make: list[Node]
     costs: list[Cost]
+
+
+def stand_in_for_data(table: Table) -> list[str]:
+    """Put empty sets in the place of data that cannot be read, so that a preview can name stages without it.
+
+    Returns:
+        Why the data cannot be read; empty if it can.
+    """
+    rows = [row for label in table.labels for row in [*table.rows[label], *table.other_teachers[label].values()]]
+    try:
+        for row in rows:
+            _ = row.plan.data, row.plan.sets
+        return []
+    except UserError as error:
+        for row in rows:
+            data, sets = row.config.data, row.config.eval.sets or list(row.config.data.eval)
+            row.plan.data = (_unread("train", data.train), _unread("valid", data.valid))
+            row.plan.sets = {name: _unread(name, data.eval[name]) for name in sets}
+            row.plan.pretraining = []
+        return error.problems
+
+
+def _unread(name: str, split: SplitConfig) -> Dataset:
+    return Dataset(name, split.title or name, [])
 
 
 def previews(table: Table, chosen: Sequence[str]) -> list[RowPreview]:
@@ -118,7 +148,8 @@ def previews(table: Table, chosen: Sequence[str]) -> list[RowPreview]:
             to_make = [node for node in upcoming(row.plan.store, missing) if node.name not in counted]
             counted |= {node.name for node in to_make}
             costs = [before.cost(node) for node in to_make]
-            found.append(RowPreview(label, row.config.train.seed, there, to_make, costs))
+            seeds = row.config.train
+            found.append(RowPreview(label, seeds.seed, seeds.shared_seed, there, bool(missing), to_make, costs))
     return found
 
 
@@ -127,30 +158,43 @@ def preview(table: Table, chosen: Sequence[str]) -> pd.DataFrame:
     lines = []
     for row in previews(table, chosen):
         time, disk = _sums(row.costs)
-        stages = {"there": _stages(row.there), "would run": _stages(row.to_make)}
-        lines.append({"row": row.label, "training seed": str(row.train_seed), **stages, "time": time, "disk": disk})
-    return pd.DataFrame(lines, columns=["row", "training seed", "there", "would run", "time", "disk"])
+        to_make = _stages(row.to_make) or ("what a row above makes" if row.missing else "")
+        stages = {"there": _stages(row.there), "would run": to_make}
+        seeds = {"training seed": str(row.train_seed), "teacher": str(row.teacher)}
+        lines.append({"row": row.label, **seeds, **stages, "time": time, "disk": disk})
+    return pd.DataFrame(lines, columns=["row", "training seed", "teacher", "there", "would run", "time", "disk"])
 
 
-def overview(names: Sequence[str], overrides: Sequence[str]) -> pd.DataFrame:
+def overview(names: Sequence[str], overrides: Sequence[str]) -> tuple[pd.DataFrame, list[str], list[str]]:
     """A line for each table: how many of its rows are there, and the cost of the others.
 
     Args:
         names: the tables.
         overrides: of all tables, such as `model=micro`.
+
+    Returns:
+        The lines of the tables that the overrides fit; why data cannot be read, if it cannot; and what is wrong with
+        overrides.
     """
-    lines = []
+    lines, unread, problems = [], dict[str, None](), dict[str, None]()
     for name in names:
         try:
             table, chosen = requested([name, *overrides])
+            unread |= dict.fromkeys(stand_in_for_data(table))
             rows = previews(table, chosen)
-        except UserError as error:
-            lines.append({"table": name, "rows": "", "there": "", "time": error.problems[0], "disk": ""})
+        except OtherPair:
+            lines.append({"table": name, "time": "no numbers for this pair"})
             continue
-        finished = sum(not row.to_make for row in rows)
+        except UserError as error:
+            problems |= dict.fromkeys(error.problems)
+            continue
+        seeds = ", ".join(map(str, table.train_seeds or [table.common.train.seed])) if rows else ""
+        finished = sum(not row.missing for row in rows)
         time, disk = _sums([cost for row in rows for cost in row.costs])
-        lines.append({"table": name, "rows": str(len(rows)), "there": str(finished), "time": time, "disk": disk})
-    return pd.DataFrame(lines)
+        counts = {"rows": str(len(rows)), "there": str(finished)}
+        lines.append({"table": name, "training seeds": seeds, **counts, "time": time, "disk": disk})
+    columns = ["table", "training seeds", "rows", "there", "time", "disk"]
+    return pd.DataFrame(lines, columns=columns).fillna(""), list(unread), list(problems)
 
 
 def _sums(costs: Sequence[Cost]) -> tuple[str, str]:
@@ -177,4 +221,5 @@ def sets_line(table: Table) -> str:
     row = table.rows[table.labels[-1]][0]
     train, valid = row.plan.data
     sets = {"training": train, "validation": valid, **{d.title: d for d in row.plan.sets.values()}}
-    return "Sets: " + ", ".join(f"{title} {len(data.examples)} rows" for title, data in sets.items())
+    counts = {title: f"{len(data.examples)} rows" if data.examples else "not here" for title, data in sets.items()}
+    return "Sets: " + ", ".join(f"{title} {count}" for title, count in counts.items())

@@ -67,6 +67,8 @@ class Table:
     Attributes:
         common: the config that all rows share, with `loss=sft`.
         model: the name of the pair; None for a figure without a model.
+        remembered: that the training seeds are those of the table's manifest, as a line for people; empty if they are
+            not.
         row_definitions: the rows before their configs are composed, by label.
         rows: for each label a row per training seed.
         other_teachers: for each label a row per further teacher, by the teacher's seed.
@@ -93,7 +95,7 @@ class Table:
         check_figure(experiment)  # after the plugins, which may register one
         self._check_columns()
         self.model = self.common.model.name if experiment.model is not None else None
-        measured = self._measured_before()
+        measured, self.remembered = self._measured_before(), ""
         if train_seeds is None and not any(o.lstrip("+").startswith("train.seed=") for o in overrides):
             self.train_seeds = self._measured_train_seeds(measured)
         self.teachers = list(teachers) if teachers is not None else _teachers_of(measured)
@@ -160,15 +162,14 @@ class Table:
         context = dict(zip(CONTEXT, roles, strict=True)) if experiment.context else {}
         rows = [RowDefinition(label, "context", role, ["loss=sft"], []) for label, role in context.items()]
         for label, row in experiment.rows.items():
-            of_paper = self.model == experiment.model
-            if row.model is not None and not of_paper and self.model not in row.pairs:
+            if not experiment.has_row(label, str(self.model)):
                 say(
                     f"{self.name}: row {label} is left out: it is for the pair {row.model} and has no `pairs` entry for"
                     f" {self.model}"
                 )
                 continue
             words = [*row.overrides, *row.pairs.get(str(self.model), [])]
-            own_pair = row.model if of_paper else None
+            own_pair = row.model if self.model == experiment.model else None
             recipe = experiment.recipe(label, own_pair or str(self.model)) if self._is_reference else []
             rows.append(RowDefinition(label, row.group, row.role, words, recipe, own_pair))
         return rows
@@ -185,9 +186,9 @@ class Table:
         leaving out `train_seeds`; None if there is no manifest."""
         if measured is None or not measured.train_seeds:
             return None
-        seeds, path = measured.train_seeds, measured.path(self.common.paths.results)
-        say(f"{self.name}: training seeds {', '.join(map(str, seeds))}, as in {path} (train_seeds=[...] for others)")
-        return seeds
+        seeds, path = ", ".join(map(str, measured.train_seeds)), measured.path(self.common.paths.results)
+        self.remembered = f"training seeds {seeds}, as in {path} (train_seeds=[...] for others)"
+        return measured.train_seeds
 
     def _configs(self, row: RowDefinition, more: Sequence[str] = ()) -> list[Config]:
         """One config for each training seed. A teacher has one config, since all students share it.

@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from distill.base.errors import UserError, nearest
+from distill.base.provenance import hardware, versions
 from distill.config import load
 from distill.config.plugins import import_plugins
 from distill.config.schema import Config
@@ -26,9 +27,10 @@ from distill.results.manifest import Manifest, RowRuns
 from distill.results.runs import RunFolder
 from distill.results.separation import between_teachers, between_trainings, by_teacher
 from distill.results.statistics import Column
-from distill.results.table import rows_of
+from distill.results.table import RowData, rows_of
 
-REACH = 2.0  # standard deviations that two means may lie apart, of the difference of two such rows
+INSIDE = 0.975  # the quantile of Student's t within which two cells count as apart by chance
+ALIKE = ("processor", "kind", "threads", "accelerators")  # of two machines that round alike
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Cell:
         parts = {name: (part[0], part[1]) for name, part in manifest.columns.items() if part is not None}
         if title in parts and parts[title][0] == metrics.TRAINING:
             raise UserError(f"column={title}: costs are of a machine, and differ from run to run; name another column")
+        if title in manifest.columns and title not in parts:
+            raise UserError(f"column={title}: an average of the other columns; name one of {', '.join(parts)}")
         columns = [Column(name, (part,)) for name, part in parts.items() if part[0] != metrics.TRAINING]
         rows = rows_of(manifest, results)
         for name, wanted, known in (
@@ -101,27 +105,51 @@ class Cell:
         lines = row.lines[(row.lines["dataset"] == dataset) & (row.lines["metric"] == metric)]
         return lines.set_index("seed")["value"].astype(float)
 
-    def spread(self) -> float | None:
-        """How far two such cells lie apart by chance: the standard deviation of the difference of two.
+    def reach(self) -> float | None:
+        """How far two such cells lie apart by chance in 95 of 100 cases.
 
-        It is of trainings, by their number, and of teachers as far as a kept table of the pair has several. The first
-        table that has both counts, else the first that has one, this table before others. None if no table has either.
+        It is of trainings, by their number, and of teachers as far as a kept table of the pair has several: of the
+        row's own if it has several, else of all rows of its role. The first table that has both counts, else the first
+        that has one, this table before others. None if no table has either.
         """
+        from scipy import stats
+
         path = self.manifest.path(self.results)
         others = sorted(self.results.glob(f"{self.manifest.model}/*/*.manifest.json"))
-        spreads: list[tuple[float | None, float | None]] = []  # between trainings, between teachers
+        spreads: list[tuple[Spread, Spread]] = []  # of trainings, of teachers
         for manifest in (Manifest.read(p) for p in [path, *(other for other in others if other != path)]):
             if manifest.preset == self.manifest.preset and list(self.column.parts[0]) in manifest.columns.values():
-                rows = rows_of(manifest, self.results)
-                spreads.append((between_trainings(rows, self.column), between_teachers(by_teacher(rows, self.column))))
+                rows = [row for row in rows_of(manifest, self.results) if row.row.role == self.row.role]
+                own = [row for row in rows if row.label == self.row.label]
+                by_own = [(_of_trainings(x, self.column), _of_teachers(x, self.column)) for x in (own, rows)]
+                spreads.append((by_own[0][0] or by_own[1][0], by_own[0][1] or by_own[1][1]))
         known = sorted((pair for pair in spreads if pair != (None, None)), key=lambda pair: pair.count(None))
         if not known:
             return None
         of_trainings, of_teachers = known[0]
-        variance = (of_trainings or 0.0) ** 2 / len(self.row.runs)
+        variance = of_trainings[0] if of_trainings else 0.0
         # a row with another teacher is another training too
-        variance += max(0.0, (of_teachers or 0.0) ** 2 - (of_trainings or 0.0) ** 2)
-        return math.sqrt(2 * variance)
+        between = max(0.0, of_teachers[0] - variance) if of_teachers else 0.0
+        degrees = min(spread[1] for spread in (of_trainings, of_teachers) if spread)
+        deviation = math.sqrt(2 * (variance / len(self.row.runs) + between))
+        return float(stats.t.ppf(INSIDE, degrees)) * deviation
+
+
+Spread = tuple[float, int] | None  # a variance and its degrees of freedom; None if nothing tells it
+
+
+def _of_trainings(rows: Sequence[RowData], column: Column) -> Spread:
+    """The variance between trainings of a row, the mean over the rows with several."""
+    counts = [row.lines["train_seed"].nunique() for row in rows if row.cell(column) is not None]
+    deviation = between_trainings(rows, column)
+    return None if deviation is None else (deviation**2, sum(count - 1 for count in counts))
+
+
+def _of_teachers(rows: Sequence[RowData], column: Column) -> Spread:
+    """The variance between teachers of a row, the mean over the rows with several."""
+    values = by_teacher(rows, column)
+    deviation = between_teachers(values)
+    return None if deviation is None else (deviation**2, int((values.count(axis=1) - 1).sum()))
 
 
 @dataclass(frozen=True)
@@ -164,13 +192,25 @@ def verified(cell: Cell, store: str | Path, folders: Mapping[str, str] | None = 
     difference = float(values["again"].mean() - values["kept"].mean())
     if (values["kept"] == values["again"]).all():
         text, holds = "equal to the byte", True
-    elif (spread := cell.spread()) is None:
+    elif lacking := int(values[["kept", "again"]].isna().any(axis=1).sum()):
+        text, holds = f"different: {lacking} of {len(values)} values are kept or made again alone", False
+    elif all(_rounds_alike(RunFolder(cell.results, cell.row.model, run).description()) for run in cell.row.runs):
+        here = "on the same kind of processor, with the same threads and versions"
+        text, holds = f"different by {difference:+.4g} {here}, where it should be equal to the byte", False
+    elif (reach := cell.reach()) is None:
         text, holds = f"different by {difference:+.4g}; no kept table tells how far trainings differ here", False
     else:
-        holds = abs(difference) <= REACH * spread
-        of = f"of the difference of two such rows ({spread:.2f}, by trainings and teachers as far as they are known)"
-        text = f"different by {difference:+.2f}, {'' if holds else 'not '}within {REACH:g} standard deviations {of}"
+        holds = abs(difference) <= reach
+        of = "that 95 of 100 such rows stay within, by trainings and teachers as far as they are known"
+        text = f"different by {difference:+.2f}, {'' if holds else 'not '}within the {reach:.2f} {of}"
     return Verdict(values.astype(str), text, holds)
+
+
+def _rounds_alike(description: Mapping[str, Any]) -> bool:
+    """Whether a run was made where the same settings give the same bits as here."""
+    here, machines = hardware(), [stage["hardware"] for stage in description["stages"].values()]
+    alike = all(machine.get(name) == here[name] for machine in machines for name in ALIKE)
+    return alike and description["versions"] == versions()
 
 
 def _again(folder: RunFolder, cell: Cell, store: str | Path, folders: Mapping[str, str] | None = None) -> Row:

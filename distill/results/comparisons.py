@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.results.experiment import Experiment, PaperNumber
+from distill.results.experiment import SET_APART, Experiment, PaperNumber
 from distill.results.statistics import Agreement, Column, Comparison, compare, holm, order_agreement, p_text
 from distill.results.table import RowData
 
@@ -33,8 +33,13 @@ class Tested:
             return "open"
         return "yes" if self.comparison.difference > 0 else "reversed"
 
+    @property
+    def stands(self) -> bool:
+        """Whether the verdict is not `open` after Holm's adjustment too."""
+        return self.p < LEVEL
+
     def __str__(self) -> str:
-        return f"{self.comparison.interval} {self.verdict} (p {p_text(self.p)})"
+        return f"{self.comparison.interval} {self.verdict} (Holm p {p_text(self.p)})"
 
 
 Comparisons = Mapping[tuple[str, str, str], Tested]  # by row, other row and column
@@ -44,7 +49,8 @@ def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: 
     """The tests of a table: all rows against its baseline, and those that the paper says to score above others.
 
     There are none in columns without scores by prompt, and none of rows that were not measured. Holm's adjustment is
-    over all tests.
+    over all tests of the table's own rows, and apart from them over those of rows below them (`SET_APART`), so that a
+    row that somebody adds leaves the p of the others as it was.
     """
     by_label = {row.label: row for row in rows}
     pairs = [(row.label, experiment.against) for row in rows if row.label != experiment.against]
@@ -60,8 +66,11 @@ def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: 
             test = compare(*zip(one.frames, two.frames, strict=True), draws=(one.means, two.means))
             if test is not None:
                 tests[label, other, column.title] = test
-    adjusted = holm([test.p for test in tests.values()])
-    return {key: Tested(test, p) for (key, test), p in zip(tests.items(), adjusted, strict=True)}
+    adjusted: dict[tuple[str, str, str], float] = {}
+    for apart in (False, True):
+        family = [key for key in tests if any(by_label[name].row.group in SET_APART for name in key[:2]) == apart]
+        adjusted |= zip(family, holm([tests[key].p for key in family]), strict=True)
+    return {key: Tested(test, adjusted[key]) for key, test in tests.items()}
 
 
 def claimed(tests: Comparisons, experiment: Experiment) -> Comparisons:

@@ -66,6 +66,8 @@ class ColumnConfig(Section):
         needs_of: the same for pairs by name, in whose tables the column cannot be measured.
         paper: the column's name in the paper by pair, if it differs from the title.
         pairs: the pairs whose tables have the column; None is all.
+        batches_a_second: for a column of seconds a sample, of how many samples the batches are that the paper counts a
+            second.
         p: the p that the paper prints by pair, for its own method (the last row) against the row `against`.
     """
 
@@ -76,6 +78,7 @@ class ColumnConfig(Section):
     needs_of: dict[str, str] = Field(default_factory=dict)
     paper: dict[str, str] = Field(default_factory=dict)
     pairs: list[str] | None = None
+    batches_a_second: int | None = None
     p: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -203,6 +206,11 @@ class Experiment(Section):
             if pair in c.needs_of
         }
         return self.model_copy(update={"columns": {**columns, **unmeasured}})
+
+    def has_row(self, label: str, pair: str) -> bool:
+        """Whether a pair's table has a row: one of another pair needs a `pairs` entry for this one."""
+        row = self.rows[label]
+        return row.model is None or pair == self.model or pair in row.pairs
 
     def recipe(self, label: str, pair: str) -> list[ReferenceConfig]:
         """The reference recipe of a row for a pair: the row's own, or else the table's; empty if there is neither."""
@@ -366,6 +374,8 @@ def paper_numbers(experiment: Experiment, model: str) -> tuple[dict[tuple[str, s
                 number = next((printed[p] for p in printed if p[1] == name and p[0] in (label, *row.paper)), None)
                 if number is None:
                     continue
+                if config.batches_a_second is not None:
+                    number = PaperNumber(f"{1 / (config.batches_a_second * float(number.mean)):.3g}", "")
                 first_number, first_source = first.setdefault((label, column), (number, source))
                 if first_number.mean == number.mean and not (first_number.std and number.std):
                     if number.std:  # one table prints it, the other does not

@@ -16,7 +16,7 @@ from distill.base import locations
 from distill.base.errors import UserError, command
 from distill.base.files import write_whole
 from distill.results import experiment as experiments
-from distill.results.comparisons import claimed, comparisons, orders
+from distill.results.comparisons import Tested, claimed, comparisons, orders
 from distill.results.header import header
 from distill.results.manifest import Manifest
 from distill.results.rendering import claims_table, markdown_table
@@ -77,14 +77,20 @@ def _block(manifest: Manifest, results: Path) -> tuple[str, list[dict[str, str]]
     counts = []
     for row in dict.fromkeys(row for row, _, _ in tests):
         others = dict.fromkeys(other for claiming, other, _ in tests if claiming == row)
-        verdicts = [test.verdict for (claiming, _, _), test in tests.items() if claiming == row]
+        of_row = [test for (claiming, _, _), test in tests.items() if claiming == row]
+        fewest = min(test.comparison.fewest_trainings for test in of_row)
         named = {"claim": f"{row} above {', '.join(others)}", "table": link, "pair": manifest.model}
-        counts.append(named | {word: _count(verdicts, word) for word in ("yes", "open", "reversed")})
+        named["trainings"] = "1" if fewest == 1 else f"{fewest} or more"
+        counts.append(named | {word: _count(of_row, word) for word in ("yes", "open", "reversed")})
     return "\n".join(lines), counts
 
 
-def _count(verdicts: Iterable[str], word: str) -> str:
-    return str(sum(verdict == word for verdict in verdicts) or "")
+def _count(tests: Iterable[Tested], verdict: str) -> str:
+    """How many tests have a verdict, and in brackets how many of them stand after Holm's adjustment."""
+    of_verdict = [test for test in tests if test.verdict == verdict]
+    if not of_verdict or verdict == "open":
+        return str(len(of_verdict) or "")
+    return f"{len(of_verdict)} ({sum(test.stands for test in of_verdict)})"
 
 
 def main(arguments: list[str]) -> int:

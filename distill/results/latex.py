@@ -30,7 +30,7 @@ def latex_table(
 ) -> str:
     """A `tabular` with a rule between groups of rows, and the header lines as comments above it.
 
-    Marks are given among students, in columns of scores of which more is better.
+    Marks are given among the students of the paper's rows, in columns of scores of which more is better.
 
     Args:
         frame: the table in the paper's shape (`cells_table`, transposed if the experiment is).
@@ -62,7 +62,7 @@ def latex_table(
 def _marks(rows: Sequence[RowData], columns: Sequence[Column]) -> dict[tuple[str, str], str]:
     """The commands for the best and the second best cells, by row and column; cells that read alike share a mark."""
     marks: dict[tuple[str, str], str] = {}
-    students = [row for row in rows if row.row.role == "student"]
+    students = [row for row in rows if row.row.role == "student" and row.row.group not in SET_APART]
     for column in columns:
         if not metrics.find(column.dataset, column.metric).more_is_better:
             continue

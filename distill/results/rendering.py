@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +34,15 @@ OPTIONAL = ("paper", "difference", "against", "p", "p (Holm)", "p from printed",
 
 TAU = (
     "tau is Kendall's, between measured and printed values of the paper's rows: 1 for the same order, -1 for the"
-    " reverse. Its 95 % interval is over resampled prompts and, of rows with several, trainings."
+    " reverse."
+)
+TAU_INTERVAL = (
+    " Its 95 % interval is over resampled prompts and, of rows with several, trainings; of rows with one it does not"
+    " tell what another training would give."
 )
 CLAIMS = (
     "The cell of a claim has the difference of its two rows with the 95 % interval, `yes`, `reversed`, or `open` where"
-    " the interval contains 0, and p (Holm)."
+    " the interval contains 0, and p adjusted by Holm's method."
 )
 
 
@@ -112,7 +116,7 @@ def _sections(
             "",
         ]
     if tests:
-        text.append(tests_line(tests))
+        text.append(note_on_tests(tests, {row.label for row in rows if row.row.group in SET_APART}))
     if differences:
         text += ["", "The documents disagree with each other:", "", *(f"- {line}" for line in differences)]
     return [*text, *([""] if text and text[-1] else []), *inconsistencies_section(experiment)]
@@ -124,8 +128,13 @@ def inconsistencies_section(experiment: Experiment) -> list[str]:
     return ["What does not fit together in the paper:", "", *lines, ""] if lines else []
 
 
-def tests_line(tests: Comparisons) -> str:
-    """What the tests of a page are over, in words."""
+def note_on_tests(tests: Comparisons, set_apart: Collection[str]) -> str:
+    """What the tests of a page are over, in words.
+
+    Args:
+        tests: all tests of the page.
+        set_apart: the rows that stand below those of the table.
+    """
     counts = [(test.comparison.fewest_trainings, test.comparison.trainings) for test in tests.values()]
     several, single = any(most > 1 for _, most in counts), any(most == 1 for _, most in counts)
     what = "resampled trainings and prompts" if several else "resampled prompts"
@@ -138,7 +147,10 @@ def tests_line(tests: Comparisons) -> str:
     if single:
         where = "; between rows with one training each they tell" if several else "; they tell"
         text += f"{where} whether these trained models differ on such prompts, not whether another training would"
-    return f"{text}. p (Holm) is adjusted for the {len(tests)} tests of this page."
+    apart = sum(any(name in set_apart for name in key[:2]) for key in tests)
+    of_own = f"{len(tests) - apart} tests of this page"
+    below = f" of the table's rows, and for the {apart} of rows below them" if apart else ""
+    return f"{text}. p (Holm) is adjusted for the {of_own}{below}."
 
 
 def _section(
@@ -212,7 +224,8 @@ def claims_section(
     if not agreements and not of_claims:
         return []
     text = ["## What the paper says", "", markdown_table(claims_table(experiment, agreements, of_claims)), ""]
-    text += [TAU, ""] if agreements else []
+    if agreements:
+        text += [TAU + (TAU_INTERVAL if any(x.low is not None for x in agreements.values()) else ""), ""]
     text += [CLAIMS, ""] if of_claims else []
     return text
 
@@ -327,7 +340,11 @@ def teachers_section(rows: Sequence[RowData], columns: Sequence[Column]) -> list
             shown["std"] = values.std(axis=1, ddof=1).map("{:.2f}".format)
             table = markdown_table(shown.rename_axis("row").reset_index())
             text += ["", f"### {column.title}", "", table, ""]
-            text += [f"Standard deviation over teachers, root mean square of the rows: {between_teachers(values):.2f}."]
+            students = values[values.index.isin([row.label for row in rows if row.row.role == "student"])]
+            if (square := between_teachers(students)) is not None:
+                middle = students.std(axis=1, ddof=1).median()
+                what = "Standard deviation over teachers of the students' rows"
+                text += [f"{what}: root mean square {square:.2f}, median {middle:.2f}."]
     if not text:
         return []
     return [
@@ -369,12 +386,16 @@ def recipe_section(experiment: Experiment, manifest: Manifest) -> list[str]:
 def markdown_table(data: pd.DataFrame) -> str:
     """A frame as a markdown table. In place of the column `group` a line stands above rows that are not the paper's."""
     names = [c for c in data.columns if c != "group"]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines = ["| " + " | ".join(map(_in_cell, names)) + " |", "|" + "---|" * len(names)]
     before = ""
     for _, line in data.iterrows():
         group = str(line.get("group", ""))
         if group != before and group in SET_APART:
             lines.append("| " + " | ".join([f"*{group}*", *[""] * (len(names) - 1)]) + " |")
         before = group
-        lines.append("| " + " | ".join(str(line[name]) for name in names) + " |")
+        lines.append("| " + " | ".join(_in_cell(line[name]) for name in names) + " |")
     return "\n".join(lines)
+
+
+def _in_cell(content: object) -> str:
+    return str(content).replace("|", "\\|")

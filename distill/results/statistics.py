@@ -214,8 +214,9 @@ def resampled_mean(sets: Sequence[np.ndarray], seed: int) -> np.ndarray:
     """Means of a row over resampled trainings and prompts `[RESAMPLES]`: a hierarchical bootstrap.
 
     A draw takes the same prompts for all rows, and trainings of each row, the same on all sets. It takes one less than
-    there are, with replacement, so that the variance of the means is unbiased for a few trainings too (Rao and Wu
-    1988). The only training of a row is taken as it is.
+    there are, with replacement, so that a few trainings do not make the variance of the means too small (Rao and Wu
+    1988). It is rather too large, since the noise of single scores is in the draws of both levels. The only training of
+    a row is taken as it is.
 
     Args:
         sets: on each set the row's scores `[trainings, prompts]`, the prompts in one order for all rows. The means over

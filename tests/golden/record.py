@@ -6,7 +6,6 @@ change's description.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import sys
@@ -18,6 +17,7 @@ import pandas as pd
 import torch
 import transformers
 
+from distill.base.provenance import processor_kind
 from distill.config import load
 from distill.pipeline.nodes import ensure
 from distill.pipeline.plan import Plan
@@ -95,20 +95,9 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor_kind(),
         "threads": str(torch.get_num_threads()),
     }
-
-
-def _processor() -> str:
-    """The processor's kind, to its stepping and instructions: others round otherwise."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return platform.processor()
-    named = ("vendor_id", "cpu family", "model", "stepping", "flags")
-    lines = path.read_text().split("\n\n")[0].splitlines()
-    kind = [line for line in lines if line.split("\t")[0] in named]
-    return f"{torch.backends.cpu.get_cpu_capability()} {hashlib.sha256(repr(kind).encode()).hexdigest()[:12]}"
 
 
 def main() -> None:
