@@ -211,13 +211,14 @@ def _write(table: Table, records: list[dict[str, Any]]) -> int:
     from distill.base.console import say
     from distill.base.files import lock_beside, write_whole
     from distill.results.header import header
+    from distill.results.judged import values_path
     from distill.results.rendering import markdown_table
     from distill.results.table import rows_of, seeds_name
     from distill.results.terminal import show
 
     manifest, results = table.manifest(), table.config.paths.results
     folder, judge = manifest.folder(results), table.config.eval.judge.model
-    path = folder / f"{manifest.name}_judge_long.csv"
+    path = values_path(folder, manifest.name)
     frame = pd.DataFrame(records, columns=COLUMNS).astype(str)
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_beside(path):
@@ -255,18 +256,16 @@ def _write(table: Table, records: list[dict[str, Any]]) -> int:
 
 
 def _means(frame: Any) -> Any:
-    """The mean scores by row and kind: the mean over prompts of a prompt's mean score, with the number of prompts.
-
-    A kind's means are over the prompts for which every row has a score, so that rows are comparable.
-    """
+    """The mean scores by row and kind, with the number of prompts (`mean_scores`)."""
     if frame.empty:
         return frame
-    columns = []
-    for kind, scores in frame.dropna(subset="value").groupby("what", sort=False):
-        by_prompt = scores.pivot_table("value", "id", "row", aggfunc="mean", sort=False).dropna()
-        with_count = f"{{:.2f}} ({len(by_prompt)})".format
-        columns.append(by_prompt.mean().map(with_count, na_action="ignore").rename(kind))
     import pandas as pd
+
+    from distill.results.judged import mean_scores
+
+    columns = []
+    for kind, (mean, count) in mean_scores(frame).items():
+        columns.append(mean.map(f"{{:.2f}} ({count})".format, na_action="ignore").rename(kind))
 
     means = pd.concat(columns, axis=1) if columns else pd.DataFrame()
     order = [row for row in frame["row"].unique() if row in means.index]
@@ -275,13 +274,15 @@ def _means(frame: Any) -> Any:
 
 def _ratios(frame: Any) -> Any:
     """The percentages of wins, ties and losses for each pair of rows, with the number of pairs of responses."""
+    from distill.results.judged import AGAINST, PREFER, shares
+
     rows = []
     for (row, against), pair in frame.groupby(["row", "against"], sort=False):
-        cells = {"row": f"{row} vs {against}"}
+        cells = {"row": f"{row}{AGAINST}{against}"}
         for what, values in pair.groupby("what", sort=False)["value"]:
-            kind, verdicts = what.removeprefix("prefer "), values.dropna()
-            for name, value in (("win", 1.0), ("tie", 0.5), ("loss", 0.0)):
-                cells[f"{kind} {name}"] = f"{100 * (verdicts == value).mean():.1f}" if len(verdicts) else ""
+            kind, verdicts = what.removeprefix(PREFER), values.dropna()
+            for name, share in shares(verdicts).items():
+                cells[f"{kind} {name}"] = f"{share:.1f}" if len(verdicts) else ""
             cells[f"{kind} pairs"] = str(len(verdicts))
         rows.append(cells)
     import pandas as pd

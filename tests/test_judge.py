@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,10 @@ from distill.judging.questions import (
     verdict,
 )
 from distill.pipeline.plan import Plan
+from distill.results import experiment
+from distill.results.judged import judged_columns
+from distill.results.manifest import Manifest, RowRuns
+from distill.results.rendering import write_table
 from tests.making import made
 
 
@@ -301,6 +306,50 @@ def test_scores_compare_rows_over_the_prompts_that_all_have():
     shaped = _means(pd.concat([first, second])).set_index("row")
     assert shaped.loc["A", "quality"] == "5.50 (2)" and shaped.loc["B", "quality"] == "6.00 (2)"
     assert _means(first.iloc[:0]).empty
+
+
+def judged_file(folder, lines):
+    """A judge's values of akl/main beside it, each (row, run, against, against_run, id, what, value, judge)."""
+    names = ["row", "run", "against", "against_run", "id", "what", "value", "judge"]
+    path = folder / "m/akl/main_judge_long.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(lines, columns=names).assign(dataset="dolly", seed="10", seeds="10").to_csv(path, index=False)
+
+
+def test_columns_of_tables_show_what_a_judge_said(tmp_path):
+    """Of the judge that was asked last, and of the table's own runs; the rest needs a judge."""
+    marks = [("AKL", "a", "8"), ("FKL", "f", "6"), ("RKL", "another run", "9")]
+    lines = [(row, run, "", "", "p1", "diversity", "1", "first") for row, run, _ in marks]
+    lines += [(row, run, "", "", "p1", "diversity", value, "last") for row, run, value in marks]
+    lines += [("AKL", "a", "", "", "p2", "diversity", "4", "last"), ("FKL", "f", "", "", "p2", "diversity", "", "last")]
+    lines += [("AKL", "a", "FKL", "f", f"p{i}", "prefer quality", value, "last") for i, value in enumerate("1101")]
+    lines += [("AKL", "a", "FKL", "f", "p9", "prefer quality", "0.5", "last")]
+    judged_file(tmp_path, lines)
+    rows = [RowRuns(label, "paper", "student", "m", [label[0].lower()]) for label in ("FKL", "RKL", "AKL")]
+    figure = experiment.load("akl/fig_judge")
+    cells = judged_columns(Manifest("akl/fig_judge", "m", [], [1], {}, {}, rows), figure, tmp_path)
+    # p2 has no mark for FKL, so that the means are over p1
+    assert cells == {"Diversity": ["6.00", "needs a judge", "8.00"], "Quality": ["needs a judge"] * 3}
+    rows = [replace(rows[0], label="AKL vs FKL"), replace(rows[1], label="AKL vs RKL")]
+    table = experiment.load("akl/preference")
+    manifest = Manifest("akl/preference", "m", [], [1], {}, {}, rows)
+    cells = judged_columns(manifest, table, tmp_path)
+    assert [cells[f"Quality {name}"][0] for name in ("Win", "Tie", "Loss")] == ["60.0", "20.0", "20.0"]
+    assert {cells[title][1] for title in cells} == {cells["Diversity Win"][0]} == {"needs a judge"}
+    manifest.write(tmp_path)
+    page = write_table(manifest, table, tmp_path).path.with_suffix(".md").read_text()
+    assert "| AKL vs FKL | needs a judge |" in page and "| AKL vs FKL | 60.0 | 39.2 |" in page
+    assert "Judged by last on the responses of akl/main." in page
+
+
+def test_the_marks_of_several_criteria_are_averaged(tmp_path):
+    names = ("accuracy", "completeness", "fluency", "relevance")
+    judged_file(tmp_path, [("x", "s", "", "", "p", name, str(i), "j") for i, name in enumerate(names, 1)])
+    (tmp_path / "m/akl/main_judge_long.csv").rename(tmp_path / "m/akl/span_judge_long.csv")
+    (tmp_path / "m/akl").rename(tmp_path / "m/mgsr")
+    rows = [RowRuns("Span-Relation", "paper", "student", "m", ["s"])]
+    found = judged_columns(Manifest("mgsr/span", "m", [], [1], {}, {}, rows), experiment.load("mgsr/span"), tmp_path)
+    assert found == {"Average GPT-4 Evaluation": ["2.50"]}
 
 
 def test_preferences_pair_rows_in_both_orders_and_skip_equal_answers():

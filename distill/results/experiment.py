@@ -54,6 +54,20 @@ class RowConfig(Section):
     group: Group = "paper"
 
 
+class JudgedConfig(Section):
+    """The values of `distill.judge` that a column shows.
+
+    Attributes:
+        table: the table whose responses were judged.
+        kinds: the kinds of scores, whose mean is shown; of a preference what it is by, one kind.
+        verdict: of a preference the share that is shown: `win`, `tie` or `loss`. The rows are then named `A vs B`.
+    """
+
+    table: str
+    kinds: list[str]
+    verdict: Literal["win", "tie", "loss"] | None = None
+
+
 class ColumnConfig(Section):
     """A column of a table: a data set and a metric, or an average of other columns.
 
@@ -63,6 +77,7 @@ class ColumnConfig(Section):
         average: the titles of the averaged columns, in place of `dataset`.
         needs: in place of both, what a column of the paper's table needs that no command of a table has, such as `a
             judge`; its cells read `needs a judge`.
+        judged: where the values of such a column are, once a judge was asked.
         needs_of: the same for pairs by name, in whose tables the column cannot be measured.
         paper: the column's name in the paper by pair, if it differs from the title.
         pairs: the pairs whose tables have the column; None is all.
@@ -75,6 +90,7 @@ class ColumnConfig(Section):
     metric: str = "rouge_l"
     average: list[str] | None = None
     needs: str | None = None
+    judged: JudgedConfig | None = None
     needs_of: dict[str, str] = Field(default_factory=dict)
     paper: dict[str, str] = Field(default_factory=dict)
     pairs: list[str] | None = None

@@ -13,6 +13,7 @@ from distill.results import metrics
 from distill.results.comparisons import Comparisons, Tested, claimed, comparisons, orders
 from distill.results.experiment import SET_APART, Experiment, PaperNumber, paper_numbers
 from distill.results.header import compares_with_paper, header, seeds_line
+from distill.results.judged import judge_lines, judged_columns
 from distill.results.latex import latex_table
 from distill.results.manifest import Manifest
 from distill.results.metrics import ROUGE_NAMES
@@ -64,15 +65,16 @@ class Rendered:
 def write_table(manifest: Manifest, experiment: Experiment, results: str | Path) -> Rendered:
     """Write a table's CSV, long CSV, markdown and LaTeX. Only the manifest's runs are read."""
     rows = rows_of(manifest, results)
-    lines = header(rows, experiment, manifest)
+    lines = [*header(rows, experiment, manifest), *judge_lines(manifest, experiment, results)]
     folder = manifest.folder(results)
     columns = columns_of(experiment, manifest)
     frame = cells_table(rows, columns, absent_columns(experiment, manifest))
-    for place, (title, config) in enumerate(experiment.columns.items(), list(frame.columns).index("group") + 1):
-        if config.needs is not None:
-            frame.insert(place, title, f"needs {config.needs}")
+    judged = judged_columns(manifest, experiment, results)
+    for place, title in enumerate(experiment.columns, list(frame.columns).index("group") + 1):
+        if title in judged:
+            frame.insert(place, title, judged[title])
     frame = transposed(frame) if experiment.transposed else frame
-    sections = [markdown_table(frame), "", *_sections(rows, columns, experiment, manifest)]
+    sections = [markdown_table(frame), "", *_sections(rows, columns, experiment, manifest, judged)]
     sections += [
         *separation_section(rows, columns),
         *teachers_section(rows, columns),
@@ -88,7 +90,11 @@ def write_table(manifest: Manifest, experiment: Experiment, results: str | Path)
 
 
 def _sections(
-    rows: Sequence[RowData], columns: Sequence[Column], experiment: Experiment, manifest: Manifest
+    rows: Sequence[RowData],
+    columns: Sequence[Column],
+    experiment: Experiment,
+    manifest: Manifest,
+    judged: Mapping[str, Sequence[str]],
 ) -> list[str]:
     """The markdown below the table: for each column the measured cells, the paper's numbers and the tests."""
     paper, differences = paper_numbers(experiment, manifest.model)
@@ -105,7 +111,7 @@ def _sections(
         names = {"against": f"against {label} (95 %)", "over": f"over {label}", "paper's over": f"paper's over {label}"}
         unit = [f"{metrics.find(column.dataset, column.metric).unit}.", ""] if column.any_size else []
         text += [f"## {column.title}", "", *unit, markdown_table(section.rename(columns=names)), ""]
-    text += _needed(experiment, paper)
+    text += _needed(experiment, paper, manifest, judged)
     text += claims_section(rows, measured, experiment, manifest.model, tests)
     text += _papers_own_tests(experiment, manifest.model, paper)
     if any_printed:
@@ -176,15 +182,22 @@ def _section(
     return pd.DataFrame(lines)
 
 
-def _needed(experiment: Experiment, paper: Mapping[tuple[str, str], PaperNumber]) -> list[str]:
+def _needed(
+    experiment: Experiment,
+    paper: Mapping[tuple[str, str], PaperNumber],
+    manifest: Manifest,
+    judged: Mapping[str, Sequence[str]],
+) -> list[str]:
     """The paper's numbers in the columns that no command of a table measures."""
     text = []
     for title, column in experiment.columns.items():
         numbers = {label: paper.get((label, title)) for label in experiment.rows}
         if column.needs is not None and any(numbers.values()):
+            cells = dict(zip((row.label for row in manifest.rows), judged[title], strict=True))
             lines = [
-                {"row": label, "measured": f"needs {column.needs}", "paper": str(number or "")}
+                {"row": label, "measured": cells[label], "paper": str(number or "")}
                 for label, number in numbers.items()
+                if label in cells
             ]
             text += [f"## {title}", "", markdown_table(pd.DataFrame(lines)), ""]
     return text
