@@ -164,9 +164,10 @@ def test_a_dry_run_of_every_kind_of_table(words, name, capsys):
     assert "Sets: " in capsys.readouterr().out
 
 
-def test_a_dry_run_without_the_data(words, capsys):
+def test_a_dry_run_without_the_data(tmp_path, capsys):
     """The hub is out of reach: the rows and their stages are shown all the same, and what to fetch."""
-    assert table_command.main([TABLE, "--dry-run", "model=gpt2", "data=dolly", "rows=[FKLD]", *words[:2]]) == 0
+    words = [f"paths.store={tmp_path}/store", f"paths.results={tmp_path}/results"]
+    assert table_command.main([TABLE, "--dry-run", "model=gpt2", "data=dolly", "rows=[FKLD]", *words]) == 0
     shown = capsys.readouterr().out
     assert "run first: hf download MiniLLM/dolly raw.jsonl" in shown and "Sets: training not here" in shown
     assert "signal, 2 train, 25 evaluate" in shown
@@ -174,8 +175,8 @@ def test_a_dry_run_without_the_data(words, capsys):
 
 def test_a_row_whose_run_is_another_rows_is_there_only_if_that_is(tmp_path, words):
     rows = {"A": {"overrides": ["loss=fkl"]}, "B": {"overrides": ["loss=fkl"]}}
-    parsed = Experiment.model_validate({"title": "T", "paper": "own", "model": "gpt2", "rows": rows, "context": False,
-                                        "columns": {"Dolly Eval": {"dataset": "dolly"}}})  # fmt: skip
+    parsed = Experiment.model_validate({"title": "T", "paper": "own", "model": "gpt2", "rows": rows, "against": "A",
+                                        "context": False, "columns": {"Dolly Eval": {"dataset": "dolly"}}})  # fmt: skip
     shown = preview(Table("own/t", parsed, words), ["A", "B"]).set_index("row")
     assert shown["would run"]["B"] == "what a row above makes" and set(shown["teacher"]) == {"10"}
 
