@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.base.console import bar
 from distill.data.encode import IGNORE, Collator, Encoded
 from distill.losses import build
 from distill.losses.logits import chunk_size
@@ -55,16 +56,19 @@ def paired_logits(
     heads = output_head(student), reader.head
     width = min(head.weight.shape[0] for head in heads)
     step = chunk_size(max(head.weight.shape[0] for head in heads), student.device)
-    for begin in range(0, len(ordered), BATCH):
-        batch = Collator(pad_id)(ordered[begin : begin + BATCH])
-        ids, mask, labels = (batch[k].to(student.device) for k in ("input_ids", "attention_mask", "labels"))
-        valid = labels != IGNORE
-        index = (valid.cumsum(1) - 1)[valid]
-        hidden = last_hidden(student, ids, mask)[valid], reader(ids, mask, valid, batch["example_ids"])
-        for start in range(0, len(index), step):
-            parts = (x[start : start + step].to(head.weight.dtype) for head, x in zip(heads, hidden, strict=True))
-            q, p = (head(part)[:, :width] for head, part in zip(heads, parts, strict=True))
-            yield index[start : start + step], q, p
+    with bar(len(ordered), "  student and teacher read", "row") as progress_bar:
+        for begin in range(0, len(ordered), BATCH):
+            of_batch = ordered[begin : begin + BATCH]
+            batch = Collator(pad_id)(of_batch)
+            ids, mask, labels = (batch[k].to(student.device) for k in ("input_ids", "attention_mask", "labels"))
+            valid = labels != IGNORE
+            index = (valid.cumsum(1) - 1)[valid]
+            hidden = last_hidden(student, ids, mask)[valid], reader(ids, mask, valid, batch["example_ids"])
+            for start in range(0, len(index), step):
+                parts = (x[start : start + step].to(head.weight.dtype) for head, x in zip(heads, hidden, strict=True))
+                q, p = (head(part)[:, :width] for head, part in zip(heads, parts, strict=True))
+                yield index[start : start + step], q, p
+            progress_bar.update(len(of_batch))
 
 
 def _sums(student: Tensor, teacher: Tensor) -> Tensor:
