@@ -177,6 +177,9 @@ def bars(data: FigureData) -> Drawing:
     return Drawing(frame, plot, table.rename_axis(columns=None).reset_index())
 
 
+FEWEST = 1e-4  # classes a token that the axis of the density begins at; weights may be as small as 1e-40
+
+
 @figure("density")
 def density(data: FigureData) -> Drawing:
     """Classes a token by the teacher's probability, all of them and those that each row's DAC-KL keeps."""
@@ -204,6 +207,7 @@ def density(data: FigureData) -> Drawing:
         axes.set_ylabel("classes a token")
         if len(frame):
             axes.set_yscale("log")
+            axes.set_ylim(bottom=FEWEST)
             axes.legend(fontsize="small")
 
     totals = frame.groupby(["row", "classes"], sort=False)["a token"].sum().unstack() if len(frame) else None
