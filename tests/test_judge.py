@@ -313,7 +313,9 @@ def judged_file(folder, lines):
     names = ["row", "run", "against", "against_run", "id", "what", "value", "judge"]
     path = folder / "m/akl/main_judge_long.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(lines, columns=names).assign(dataset="dolly", seed="10", seeds="10").to_csv(path, index=False)
+    values = pd.DataFrame(lines, columns=names).assign(dataset="dolly", seed="10", seeds="10")
+    earlier = values.assign(dataset="self_inst", value="1")  # another set, which the table does not show
+    pd.concat([earlier, values]).to_csv(path, index=False)
 
 
 def test_columns_of_tables_show_what_a_judge_said(tmp_path):
@@ -323,6 +325,7 @@ def test_columns_of_tables_show_what_a_judge_said(tmp_path):
     lines += [(row, run, "", "", "p1", "diversity", value, "last") for row, run, value in marks]
     lines += [("AKL", "a", "", "", "p2", "diversity", "4", "last"), ("FKL", "f", "", "", "p2", "diversity", "", "last")]
     lines += [("AKL", "a", "FKL", "f", f"p{i}", "prefer quality", value, "last") for i, value in enumerate("1101")]
+    lines += [("AKL", "an earlier run", "FKL", "f", "p0", "prefer quality", "1", "last")]
     lines += [("AKL", "a", "FKL", "f", "p9", "prefer quality", "0.5", "last")]
     judged_file(tmp_path, lines)
     rows = [RowRuns(label, "paper", "student", "m", [label[0].lower()]) for label in ("FKL", "RKL", "AKL")]
@@ -348,8 +351,8 @@ def test_the_marks_of_several_criteria_are_averaged(tmp_path):
     (tmp_path / "m/akl/main_judge_long.csv").rename(tmp_path / "m/akl/span_judge_long.csv")
     (tmp_path / "m/akl").rename(tmp_path / "m/mgsr")
     rows = [RowRuns("Span-Relation", "paper", "student", "m", ["s"])]
-    found = judged_columns(Manifest("mgsr/span", "m", [], [1], {}, {}, rows), experiment.load("mgsr/span"), tmp_path)
-    assert found == {"Average GPT-4 Evaluation": ["2.50"]}
+    cells = judged_columns(Manifest("mgsr/span", "m", [], [1], {}, {}, rows), experiment.load("mgsr/span"), tmp_path)
+    assert cells == {"Average GPT-4 Evaluation": ["2.50"]}
 
 
 def test_preferences_pair_rows_in_both_orders_and_skip_equal_answers():

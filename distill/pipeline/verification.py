@@ -121,8 +121,8 @@ class Cell:
             if manifest.preset == self.manifest.preset and list(self.column.parts[0]) in manifest.columns.values():
                 rows = [row for row in rows_of(manifest, self.results) if row.row.role == self.row.role]
                 own = [row for row in rows if row.label == self.row.label]
-                by_own = [(_of_trainings(x, self.column), _of_teachers(x, self.column)) for x in (own, rows)]
-                spreads.append((by_own[0][0] or by_own[1][0], by_own[0][1] or by_own[1][1]))
+                of_trainings = _of_trainings(own, self.column) or _of_trainings(rows, self.column)
+                spreads.append((of_trainings, _of_teachers(own, self.column) or _of_teachers(rows, self.column)))
         known = sorted((pair for pair in spreads if pair != (None, None)), key=lambda pair: pair.count(None))
         if not known:
             return None
@@ -208,7 +208,8 @@ def verified(cell: Cell, store: str | Path, folders: Mapping[str, str] | None = 
 
 def _rounds_alike(description: Mapping[str, Any]) -> bool:
     """Whether a run was made where the same settings give the same bits as here."""
-    here, machines = hardware(), [stage["hardware"] for stage in description["stages"].values()]
+    stages = description["stages"].values()
+    here, machines = hardware(), [description["hardware"], *(stage["hardware"] for stage in stages)]
     alike = all(machine.get(name) == here[name] for machine in machines for name in ALIKE)
     return alike and description["versions"] == versions()
 

@@ -13,7 +13,7 @@ from distill.base.files import write_whole
 from distill.results import toys  # noqa: F401  registers its figures
 from distill.results.comparisons import comparisons
 from distill.results.drawing import FIGURES, Drawing, FigureData, figure
-from distill.results.experiment import SET_APART, Experiment, paper_numbers
+from distill.results.experiment import Experiment, paper_numbers
 from distill.results.header import compares_with_paper, header, seeds_line
 from distill.results.manifest import Manifest
 from distill.results.rendering import (
@@ -70,7 +70,7 @@ def write_figure(manifest: Manifest, experiment: Experiment, results: str | Path
     columns = columns_of(experiment, manifest)
     tests = comparisons(rows, columns, experiment)
     page += claims_section(rows, columns, experiment, manifest.model, tests)
-    page += [note_on_tests(tests, {row.label for row in rows if row.row.group in SET_APART}), ""] if tests else []
+    page += [note_on_tests(tests, rows), ""] if tests else []
     page += inconsistencies_section(experiment)
     write_whole(folder / f"{manifest.name}.md", "\n".join(page))
     return Rendered(drawing.frame, lines, path)

@@ -50,10 +50,10 @@ def judged_columns(manifest: Manifest, experiment: Experiment, results: str | Pa
     for title, config in experiment.columns.items():
         if config.needs is None:
             continue
-        found: dict[str, str] = {}
+        by_row: dict[str, str] = {}
         if config.judged is not None and (values := _values(config.judged, manifest, results)) is not None:
-            found = _cells(config.judged, manifest, values)
-        cells[title] = [found.get(row.label, f"needs {config.needs}") for row in manifest.rows]
+            by_row = _cells(config.judged, manifest, values)
+        cells[title] = [by_row.get(row.label, f"needs {config.needs}") for row in manifest.rows]
     return cells
 
 
@@ -67,13 +67,22 @@ def judge_lines(manifest: Manifest, experiment: Experiment, results: str | Path)
 
 
 def _values(judged: JudgedConfig, manifest: Manifest, results: str | Path) -> pd.DataFrame | None:
-    """The values of the judge that was asked last; None if none was."""
+    """The values of the judge that was asked last, on the set and the generation seeds of that time; None if none was.
+
+    Args:
+        judged: what a column shows.
+        manifest: of the column's table.
+        results: the results folder.
+    """
     paper, _, name = judged.table.rpartition("/")
     path = values_path(Path(results) / manifest.model / paper, name)
     if not path.is_file():
         return None
     values = pd.read_csv(path, dtype=str, keep_default_na=False)
-    values = values[values["judge"] == values["judge"].iloc[-1]]
+    if values.empty:
+        return None
+    asked = ["judge", "dataset", "seeds"]
+    values = values[(values[asked] == values[asked].iloc[-1]).all(axis=1)]
     return values.assign(value=pd.to_numeric(values["value"]))
 
 
@@ -91,9 +100,11 @@ def _cells(judged: JudgedConfig, manifest: Manifest, values: pd.DataFrame) -> di
 
 
 def _shares_of_rows(values: pd.DataFrame, rows: Sequence[RowRuns], verdict: str) -> dict[str, str]:
+    """The percentage of a verdict in each row's pair, of the first row's run that was judged last."""
     cells = {}
     for row in rows:
         of_pair = values[(values["row"] == row.label.split(AGAINST)[0]) & values["against_run"].isin(row.runs)]
-        if verdicts := of_pair["value"].dropna().tolist():
-            cells[row.label] = f"{shares(pd.Series(verdicts))[verdict]:.1f}"
+        verdicts = of_pair[of_pair["run"] == of_pair["run"].tail(1).squeeze()]["value"].dropna()
+        if len(verdicts):
+            cells[row.label] = f"{shares(verdicts)[verdict]:.1f}"
     return cells

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def _sections(
             "",
         ]
     if tests:
-        text.append(note_on_tests(tests, {row.label for row in rows if row.row.group in SET_APART}))
+        text.append(note_on_tests(tests, rows))
     if differences:
         text += ["", "The documents disagree with each other:", "", *(f"- {line}" for line in differences)]
     return [*text, *([""] if text and text[-1] else []), *inconsistencies_section(experiment)]
@@ -134,13 +134,14 @@ def inconsistencies_section(experiment: Experiment) -> list[str]:
     return ["What does not fit together in the paper:", "", *lines, ""] if lines else []
 
 
-def note_on_tests(tests: Comparisons, set_apart: Collection[str]) -> str:
+def note_on_tests(tests: Comparisons, rows: Sequence[RowData]) -> str:
     """What the tests of a page are over, in words.
 
     Args:
         tests: all tests of the page.
-        set_apart: the rows that stand below those of the table.
+        rows: the rows of the page.
     """
+    set_apart = {row.label for row in rows if row.row.group in SET_APART}
     counts = [(test.comparison.fewest_trainings, test.comparison.trainings) for test in tests.values()]
     several, single = any(most > 1 for _, most in counts), any(most == 1 for _, most in counts)
     what = "resampled trainings and prompts" if several else "resampled prompts"
