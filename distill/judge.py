@@ -212,7 +212,7 @@ def _write(table: Table, records: list[dict[str, Any]]) -> int:
     from distill.base.files import lock_beside, write_whole
     from distill.results.header import header
     from distill.results.judged import values_path
-    from distill.results.rendering import markdown_table
+    from distill.results.markdown import markdown_table
     from distill.results.table import rows_of, seeds_name
     from distill.results.terminal import show
 

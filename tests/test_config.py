@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 
 from distill import run, table
+from distill.base import locations
 from distill.base.errors import UserError
 from distill.config import CONF, load
 from distill.config.compose import jobs
 from distill.pipeline.request import requested
 from distill.pipeline.tables import Table
 from distill.results import experiment
+from distill.results.printed import PRINTED_AS, paper_numbers
 from distill.run import check, flags_and_overrides
 
 OPTIONS = sorted((f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if (f.parent.name, f.stem) != ("data", "jsonl"))
@@ -76,7 +78,7 @@ def test_every_row_of_every_table_composes(name):
                 data = config.data.model_copy(update={"prune": None})  # what the rows of mgsr/data_quality differ in
                 shared.add(str([settings, data, config.model]))
     assert len(shared) == (1 if found.rows else 0)
-    numbers, _ = experiment.paper_numbers(found, str(found.model))
+    numbers, _ = paper_numbers(found, str(found.model))
     if not found.sources:  # a table of our own, or a figure
         assert not numbers
         return
@@ -94,12 +96,12 @@ ELSEWHERE = {
 
 def test_every_printed_cell_has_its_row_and_column_in_an_experiment():
     printed = {}
-    for file in experiment.PAPER.glob("*.csv"):
+    for file in locations.PAPER.glob("*.csv"):
         cells = pd.read_csv(file, dtype=str, keep_default_na=False)
         printed[file.stem] = set(zip(cells["row"], cells["column"], strict=True))
     for name in experiment.names():
         found = experiment.load(name)
-        context = experiment.PRINTED_AS if found.context else {}
+        context = PRINTED_AS if found.context else {}
         rows = {**context, **{label: row.paper for label, row in found.rows.items()}}
         labels = {text for label, names in rows.items() for text in (label, *names)}
         for pair in {found.model, *found.blocks, *(p for c in found.columns.values() for p in c.paper)}:

@@ -9,16 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from distill.base import locations
 from distill.base.errors import UserError
 from distill.results import experiment, findings
 from distill.results.comparisons import claimed, comparisons, orders
 from distill.results.experiment import Experiment
 from distill.results.manifest import WITHOUT_MODEL, RowRuns
-from distill.results.rendering import claims_section, claims_table, note_on_tests
+from distill.results.printed import paper_numbers
+from distill.results.sections import claims_section, claims_table, note_on_tests
 from distill.results.statistics import Column, holm
 from distill.results.table import RowData
 
-KEPT = experiment.PAPER.parent
+KEPT = locations.PAPER.parent
 DOLLY, SNI = (Column(title, ((name, "rouge_l"),)) for title, name in (("Dolly Eval", "dolly"), ("S-NI", "sni")))
 
 
@@ -99,7 +101,7 @@ def test_an_added_row_leaves_the_p_of_the_others():
 def test_the_order_is_of_the_papers_own_rows():
     rng = np.random.default_rng(1)
     table = experiment.load("abkd/losses_gpt2")
-    paper, _ = experiment.paper_numbers(table, "gpt2")
+    paper, _ = paper_numbers(table, "gpt2")
     labels = [label for label, r in table.rows.items() if r.group == "paper"]
     printed = [float(paper[label, "Dolly Eval"].mean) for label in labels]
     rows = [row(label, rng, 5 * value, 20) for label, value in zip(labels, printed, strict=True)]
@@ -166,7 +168,7 @@ def test_a_row_that_is_said_to_be_best_is_tested_against_the_second_best(name):
     """Of each column in which a claiming row is printed as the best student."""
     table = experiment.load(name)
     for pair in table.printed_pairs:
-        paper, _ = experiment.paper_numbers(table, pair)
+        paper, _ = paper_numbers(table, pair)
         students = [label for label, r in table.rows.items() if r.group == "paper" and r.role == "student"]
         for title in table.columns:
             printed = {x: float(paper[x, title].mean) for x in students if (x, title) in paper}

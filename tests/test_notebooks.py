@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import nbformat
+import pandas as pd
 import pytest
 from matplotlib import pyplot
 from nbclient import NotebookClient
@@ -47,6 +49,23 @@ def test_runs_on_every_kept_table(path: Path, monkeypatch: pytest.MonkeyPatch) -
         for cell in cells:
             exec(CHOICE.sub(f"PAIR, TABLE = {pair!r}, {table!r}", cell), names)
         pyplot.close("all")
+        if path.stem == "tables":
+            points_are_the_tables(names, pair, table)
+
+
+def points_are_the_tables(names: dict[str, Any], pair: str, table: str) -> None:
+    """The mean of a row's points, and of its prompts, is the table's number, to the digits that it prints."""
+    frame = pd.read_csv(RESULTS / pair / f"{table}.csv", dtype=str, keep_default_na=False)
+    frame = frame.set_index(frame.columns[0])
+    cells = frame if set(names["points"]) <= set(frame.columns) else frame.T
+    sets = {title: dataset for title, (dataset, metric) in names["columns"].items() if metric == "rouge_l"}
+    for title, of_column in names["points"].items():
+        for row, mean in of_column.groupby("row")["mean"].mean().items():
+            number = Decimal(cells.loc[row, title].split(" ")[0])
+            half_a_digit = pytest.approx(float(number), rel=1e-9, abs=0.501 * 10 ** int(number.as_tuple().exponent))
+            assert mean == half_a_digit, (pair, table, title, row)
+            if title in sets and row in names["TWO_ROWS"]:
+                assert names["per_prompt"](row)[sets[title]].mean() == half_a_digit, (pair, table, title, row)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -351,7 +351,7 @@ def kept(results, run, value, train_seed):
     RunFolder(results, "gpt2", run).add(Measured(facts, description))
 
 
-KEPT = sorted((experiment.PAPER.parent / "micro/runs").glob("*/run.json"))
+KEPT = sorted((locations.PAPER.parent / "micro/runs").glob("*/run.json"))
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from distill import store
+from distill.base import locations
 from distill.base.errors import UserError
 from distill.config import load
 from distill.evaluation.benchmarks import Benchmark
@@ -25,9 +26,12 @@ from distill.results.experiment import Experiment
 from distill.results.figures import FIGURES, write_figure
 from distill.results.folders import refuse_old_results
 from distill.results.manifest import Manifest, RowRuns, notes_of
+from distill.results.markdown import markdown_table
 from distill.results.metrics import Finished
-from distill.results.rendering import markdown_table, teachers_section, write_table
+from distill.results.printed import paper_numbers
+from distill.results.rendering import write_table
 from distill.results.runs import LONG_COLUMNS, Fact, Measured, RunFolder, unique_labels, write_runs_file
+from distill.results.sections import teachers_section
 from distill.results.separation import between_teachers, by_teacher, separations
 from distill.results.statistics import (
     Cell,
@@ -315,20 +319,20 @@ def test_results_of_an_older_form_are_refused(tmp_path):
 
 def test_the_papers_numbers_by_reference():
     found = experiment.load("abkd/losses_gpt2")
-    numbers, differing = experiment.paper_numbers(found, found.model)
+    numbers, differing = paper_numbers(found, found.model)
     assert str(numbers["FKLD", "Dolly Eval"]) == "23.80 (0.37)"
     assert ("ABKD", "Dolly Eval") in numbers  # by its other name, Ours
     assert any(d.startswith("AKL, Vicuna Eval: 15.73 (0.66) in abkd0_table4, 15.63 (0.66) in abkd1") for d in differing)
     parts = experiment.load("mgsr/ablation")  # one document's table prints the other's standard deviations
-    numbers, differing = experiment.paper_numbers(parts, parts.model)
+    numbers, differing = paper_numbers(parts, parts.model)
     assert str(numbers["none", "Dolly Evaluation"]) == "24.1603 (0.22)" and differing == []
     blocks = experiment.load("mgsr/main")
     for pair, teacher, ours in (("opt", "21.5859", "25.2664"), ("llama2", "28.3978", "31.0471"), ("micro", None, None)):
-        numbers, _ = experiment.paper_numbers(blocks, pair)
+        numbers, _ = paper_numbers(blocks, pair)
         if teacher:
             assert (numbers["Teacher", "Average"].mean, numbers["MGSR", "Average"].mean) == (teacher, ours)
         else:  # beside a pair that the paper does not have stand the numbers of the experiment's own
-            assert numbers == experiment.paper_numbers(blocks, "openllama2")[0]
+            assert numbers == paper_numbers(blocks, "openllama2")[0]
 
 
 def test_an_unknown_table_names_the_nearest():
@@ -363,7 +367,7 @@ def test_a_table_from_runs_in_all_its_files(tmp_path):
     text = (tmp_path / "gpt2/abkd/losses_gpt2.md").read_text()
     section = text.split("## Dolly Eval")[1].split("##")[0]
     abkd = [c.strip() for c in next(x for x in section.splitlines() if x.startswith("| ABKD")).split("|")]
-    paper = experiment.paper_numbers(found, found.model)[0]["ABKD", "Dolly Eval"]
+    paper = paper_numbers(found, found.model)[0]["ABKD", "Dolly Eval"]
     assert abkd[2:5] == ["25.80 (0.00)", str(paper), f"{25.8 - float(paper.mean):+.2f}"]
     assert abkd[5].startswith("+1.17 [") and "| RKLD | missing |" in section
     assert "generation seeds 10, 20; one training (seed 10)" in text and "## Vicuna Eval" not in text
@@ -495,9 +499,7 @@ def test_rouge_by_topic_is_over_its_prompts_alone(tmp_path):
 
 def test_the_papers_numbers_follow_the_pair():
     found = experiment.load("akl/main")
-    gpt2, tiny, other = (
-        experiment.paper_numbers(found, m)[0]["AKL", "Dolly (500)"] for m in ("gpt2", "tinyllama", "micro")
-    )
+    gpt2, tiny, other = (paper_numbers(found, m)[0]["AKL", "Dolly (500)"] for m in ("gpt2", "tinyllama", "micro"))
     assert gpt2 != tiny and other == gpt2  # a pair that the paper lacks: beside the experiment's own
 
 
@@ -752,7 +754,7 @@ def test_a_bar_in_a_label_does_not_end_its_cell():
 
 def test_a_paper_may_print_batches_a_second():
     """MGSR's table 4b: 0.25 batches of 4 samples a second are one second a sample."""
-    numbers, _ = experiment.paper_numbers(experiment.load("mgsr/efficiency"), "openllama2")
+    numbers, _ = paper_numbers(experiment.load("mgsr/efficiency"), "openllama2")
     shown = {row: str(numbers[row, "Seconds a sample"]) for row in ("MiniLLM", "Ours w/o SCRG", "Ours")}
     assert shown == {"MiniLLM": "5", "Ours w/o SCRG": "1", "Ours": "1.39"}
 
@@ -785,7 +787,7 @@ def _files_of(path):
 
 def test_kept_tables_are_written_again_from_kept_facts(tmp_path):
     """Byte for byte, from the manifests and runs in git, without a config or a model."""
-    kept = experiment.PAPER.parent
+    kept = locations.PAPER.parent
     manifests = sorted(kept.glob("*/*/*.manifest.json"))
     assert {path.parts[-3] for path in manifests} >= {"micro", "none", "smollm2"}
     for path in manifests:

@@ -71,9 +71,9 @@ def test_the_users_line_from_another_folder(installed, tmp_path):
 
 def test_tables_numbers_and_lists_from_another_folder(installed, tmp_path):
     program = (
-        "import distill\nfrom distill.results import experiment\nfrom distill.base.provenance import commit\n"
+        "import distill\nfrom distill.results import experiment, printed\nfrom distill.base.provenance import commit\n"
         "loaded = experiment.load('abkd/losses_gpt2')\n"
-        "print(distill.__file__, len(experiment.paper_numbers(loaded, 'gpt2')[0]), len(experiment.names()), commit())"
+        "print(distill.__file__, len(printed.paper_numbers(loaded, 'gpt2')[0]), len(experiment.names()), commit())"
     )
     done = python(installed, tmp_path, "-c", program)
     assert done.returncode == 0, done.stderr

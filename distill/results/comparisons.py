@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.results.experiment import SET_APART, Experiment, PaperNumber
+from distill.results.experiment import SET_APART, Experiment
+from distill.results.printed import PaperNumber
 from distill.results.statistics import Agreement, Column, Comparison, compare, holm, order_agreement, p_text
 from distill.results.table import RowData
 

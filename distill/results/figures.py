@@ -13,16 +13,13 @@ from distill.base.files import write_whole
 from distill.results import toys  # noqa: F401  registers its figures
 from distill.results.comparisons import comparisons
 from distill.results.drawing import FIGURES, Drawing, FigureData, figure
-from distill.results.experiment import Experiment, paper_numbers
+from distill.results.experiment import Experiment
 from distill.results.header import compares_with_paper, header, seeds_line
 from distill.results.manifest import Manifest
-from distill.results.rendering import (
-    Rendered,
-    claims_section,
-    inconsistencies_section,
-    markdown_table,
-    note_on_tests,
-)
+from distill.results.markdown import markdown_table
+from distill.results.printed import paper_numbers
+from distill.results.rendering import Rendered
+from distill.results.sections import claims_section, inconsistencies_section, note_on_tests
 from distill.results.table import MISSING, columns_of, curves, epochs_table, logged, rows_of
 
 LOWEST, BIN = -12.0, 0.25  # the bins of `distill.evaluation.density`

@@ -19,7 +19,9 @@ from distill.results import experiment as experiments
 from distill.results.comparisons import Tested, claimed, comparisons, orders
 from distill.results.header import header
 from distill.results.manifest import Manifest
-from distill.results.rendering import claims_table, markdown_table
+from distill.results.markdown import markdown_table
+from distill.results.printed import paper_numbers
+from distill.results.sections import claims_table
 from distill.results.table import columns_of, rows_of
 
 PAGE = Path("docs/findings.md")
@@ -62,7 +64,7 @@ def _block(manifest: Manifest, results: Path) -> tuple[str, list[dict[str, str]]
     experiment = experiments.load(manifest.table).for_pair(manifest.model)
     rows = rows_of(manifest, results)
     columns = [c for c in columns_of(experiment, manifest) if any(row.cell(c) is not None for row in rows)]
-    orders_of_rows = orders(rows, columns, experiments.paper_numbers(experiment, manifest.model)[0])
+    orders_of_rows = orders(rows, columns, paper_numbers(experiment, manifest.model)[0])
     agreements = {title: agreement for title, agreement in orders_of_rows.items() if agreement.low is not None}
     tests = claimed(comparisons(rows, columns, experiment), experiment)
     if not agreements and not tests:

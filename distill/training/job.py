@@ -178,17 +178,20 @@ def train(job: TrainingJob, folder: Path) -> dict[str, Any]:
             model.objective.span.spans.close()
     if (span := model.objective.span) is not None:
         tell_unaligned(span.spans.counts)
+    if trainer.args.should_save:
+        _keep_best(trainer, model, folder)
+    return _manifest_entries(job, trainer, step_time, sampling, tokenizer)
+
+
+def _keep_best(trainer: DistillTrainer, model: Distiller, folder: Path) -> None:
+    """Copy the best checkpoint's model to `folder/model`, and write the curve of the training."""
     best = trainer.state.best_model_checkpoint
     assert best is not None
-    if trainer.args.should_save:
-        _copy_model(Path(best), folder / "model")
-        if isinstance(
-            model.divergence, TrainableDivergence
-        ):  # its network at the end, for `distill.evaluation.density`
-            shutil.copy2(Path(best) / DIVERGENCE, folder / DIVERGENCE)
-        terms = [f"eval_{term.name}" for term in model.objective.terms]
-        _write_curve(trainer.state.log_history, terms, folder / "curve.csv")
-    return _manifest_entries(job, trainer, step_time, sampling, tokenizer)
+    _copy_model(Path(best), folder / "model")
+    if isinstance(model.divergence, TrainableDivergence):  # its network at the end, for `distill.evaluation.density`
+        shutil.copy2(Path(best) / DIVERGENCE, folder / DIVERGENCE)
+    terms = [f"eval_{term.name}" for term in model.objective.terms]
+    _write_curve(trainer.state.log_history, terms, folder / "curve.csv")
 
 
 def _manifest_entries(
