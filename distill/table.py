@@ -54,10 +54,10 @@ def main(words: list[str]) -> int:
 def _all(names: Sequence[str], words: Sequence[str]) -> int:
     """All tables that have numbers for the pair; a table that fails does not stop the others."""
     from distill.base.console import say
-    from distill.pipeline.request import OtherPair
+    from distill.pipeline.request import OtherPair, taking
 
     code, reported = 0, set[str]()
-    for name in names:
+    for name in taking(names, words):
         try:
             code = max(code, _one([name, *words]))
         except OtherPair as error:

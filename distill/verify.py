@@ -5,9 +5,9 @@ drawn. Everything that the cell needs, teacher included, is made again in a stor
 row's run recorded, and the values are compared one by one. Another kind of processor rounds otherwise, which changes
 every training and so the teacher too. Exit code 0 if they are equal to the byte; where the run was made on another kind
 of processor, with other threads or versions, also if they differ by no more than such rows do by chance, as far as the
-pair's kept tables tell of trainings and teachers; 1 if they differ by more. `store=FOLDER`
-keeps that store, so that a stopped check goes on. A folder outside the project, of which a run records only the name,
-is given by its key, such as model.teacher.path=FOLDER.
+pair's kept tables tell of trainings and teachers; 1 if they differ by more, or if the table shows another number than
+its runs have. `store=FOLDER` keeps that store, so that a stopped check goes on. A folder outside the project, of which a
+run records only the name, is given by its key, such as model.teacher.path=FOLDER.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ def main(words: list[str]) -> int:
         raise UserError(f"store={options['store']}: it is not a folder that can be written to; choose another folder")
     cell = Cell.of(words[0], options.get("row"), options.get("column"))
     say(f"{cell.manifest.table} on {cell.manifest.model}: row {cell.row.label}, column {cell.column.title}")
+    if misprint := cell.misprint():
+        say(f"different: {misprint}; distill.table writes the table again from its runs")
+        return 1
     with tempfile.TemporaryDirectory(prefix="distill-verify-") as scratch:
         verdict = verified(cell, str(Path(options.get("store", scratch)).expanduser()), folders)
     show(verdict.values, f"{cell.row.label}, {cell.column.title}")

@@ -15,7 +15,7 @@ from distill.results import experiment, findings
 from distill.results.comparisons import claimed, comparisons, orders
 from distill.results.experiment import Experiment
 from distill.results.manifest import WITHOUT_MODEL, RowRuns
-from distill.results.printed import paper_numbers
+from distill.results.printed import PaperNumber, paper_numbers
 from distill.results.sections import claims_section, claims_table, note_on_tests
 from distill.results.statistics import Column, holm
 from distill.results.table import RowData
@@ -24,8 +24,13 @@ KEPT = locations.PAPER.parent
 DOLLY, SNI = (Column(title, ((name, "rouge_l"),)) for title, name in (("Dolly Eval", "dolly"), ("S-NI", "sni")))
 
 
-def row(label, rng, dolly, sni, prompts=200, group="paper"):
-    """A row with one training, its scores by prompt around these means."""
+def row(label, rng, dolly, sni, prompts=200, group="paper", copy="", others=()):
+    """A row with one training, its scores by prompt around these means.
+
+    Args:
+        copy: the copy of the teacher that it was made with.
+        others: its means on Dolly with further teachers.
+    """
     frames, lines = [], []
     for dataset, mean in (("dolly", dolly), ("sni", sni)):
         values = mean + rng.normal(0, 2, prompts)
@@ -33,7 +38,10 @@ def row(label, rng, dolly, sni, prompts=200, group="paper"):
         frames.append(pd.DataFrame({"dataset": dataset, "id": ids, "topic": "", "rouge_l": values}))
         line = {"dataset": dataset, "metric": "rouge_l", "train_seed": 1, "seed": "10", "value": values.mean()}
         lines.append(line)
-    return RowData(RowRuns(label, group, "student", "gpt2", []), pd.DataFrame(lines), [pd.concat(frames)], [])
+    runs = RowRuns(label, group, "student", "gpt2", [])
+    described = [{"stages": {"train/t": {"weights": copy}}}] if copy else []
+    with_others = {str(seed): row(label, rng, mean, sni, prompts, group) for seed, mean in enumerate(others, 11)}
+    return RowData(runs, pd.DataFrame(lines), [pd.concat(frames)], described, with_others)
 
 
 def own(claims):
@@ -59,7 +67,9 @@ def test_a_claim_holds_is_reversed_or_is_open():
         ("B", "A", "Dolly Eval", "yes"), ("B", "A", "S-NI", "open"),
         ("A", "B", "Dolly Eval", "reversed"), ("A", "B", "S-NI", "open"),
     ]  # fmt: skip
-    assert [test.p for test in tests.values()] == holm([test.comparison.p for test in tests.values()])
+    first, second = list(tests.values())[:2]  # the others are the same tests the other way round
+    assert [test.p for test in tests.values()] == 2 * holm([first.comparison.p, second.comparison.p])
+    assert "for the 2 tests of this page" in note_on_tests(tests, rows)
     shown = claims_table(table, {}, tests).set_index("claim")
     assert list(shown.index) == ["B above A", "A above B"]
     cell = re.fullmatch(
@@ -96,6 +106,27 @@ def test_an_added_row_leaves_the_p_of_the_others():
     assert "for the 6 tests of this page of the table's rows, and for the 4 of rows below them" in note_on_tests(
         after, [*rows, *mine]
     )
+
+
+def test_rows_over_different_copies_are_not_compared():
+    rng = np.random.default_rng(3)
+    rows = [row("A", rng, 20, 20, copy="x"), row("B", rng, 25, 20, copy="y"), row("C", rng, 30, 20, copy="x")]
+    tests = comparisons(rows, [DOLLY], own({"B": ["A"], "C": ["A"]}))
+    assert [key[:2] for key in tests] == [("C", "A")]
+    paper = {(x.label, "Dolly Eval"): PaperNumber(str(i), "") for i, x in enumerate(rows)}
+    assert orders(rows, [DOLLY], paper) == {}  # two rows have no order
+    same = [row(x, rng, 20 + 5 * i, 20, copy="x") for i, x in enumerate("ABC")]
+    assert orders(same, [DOLLY], paper)["Dolly Eval"].rows == 3
+
+
+def test_a_claim_tells_the_difference_with_other_teachers():
+    rng = np.random.default_rng(3)
+    rows = [row("A", rng, 20, 20, others=(20, 20)), row("B", rng, 25, 20, others=(23, 18))]
+    test = comparisons(rows, [DOLLY], own({"B": ["A"]}))["B", "A", "Dolly Eval"]
+    assert test.other_teachers == pytest.approx([3, -2], abs=0.6) and test.turns
+    assert re.search(r"yes \(Holm p .*; other teachers \+\d\.\d\d, -\d\.\d\d\)$", str(test))
+    steady = [rows[0], row("B", rng, 25, 20, others=(23, 22))]
+    assert not comparisons(steady, [DOLLY], own({"B": ["A"]}))["B", "A", "Dolly Eval"].turns
 
 
 def test_the_order_is_of_the_papers_own_rows():

@@ -76,6 +76,14 @@ def test_a_row_of_ones_own_stands_apart_and_is_never_dropped(words):
         ("row.Mine=loss=skl data.train.skip=5", "data.train.skip=5 is for all rows"),
         ("row.Mine=loss=skl paths.store=x", "paths.store=x is for all rows"),
         ("row.Mine=loss=skl debug=smoke", "debug=smoke is for all rows"),
+        ("row.Mine=loss=skl eval.rouge_tokenizer=characters", "eval.rouge_tokenizer=characters is for all rows"),
+        ("row.Mine=loss=skl train.teacher.epochs=2", "train.teacher.epochs=2 is for all rows"),
+        ("row.fkld =loss=skl", "row.fkld: 'fkld ' reads like 'FKLD'; write row.LABEL="),
+        ("row.Mine=loss=skll", "row.Mine: "),
+        ("rows=[Nobody, here]", "no row is named Nobody"),
+        ("train_seeds=[1,1]", "train_seeds=[1, 1] names a seed twice"),
+        ("train_seeds=[]", "train_seeds=[] names no seed"),
+        ("teachers=[a]", "teachers: a is not a seed; write whole numbers, such as teachers=[1,2,3]"),
     ],
 )
 def test_a_row_that_cannot_be_added_is_refused(words, word, message):
@@ -122,9 +130,18 @@ def test_all_tables_of_a_paper_in_one_command(tmp_path, words, capsys, monkeypat
         table_command.main(["--dry-run", "modle=micro"])
 
 
-def test_a_figure_has_no_rows_to_add_to():
+def test_a_figure_has_no_rows_to_add_to(words):
     with pytest.raises(UserError, match="this is a figure"):
         requested(["akl/fig_toy_gaussian", "row.Mine=loss=skl"])
+    lines, _, problems = overview(["akl/fig_toy_gaussian", "akl/main"], ["model=micro", *words, "row.Mine=loss=skl"])
+    assert problems == [] and list(lines["table"]) == ["akl/main"]
+
+
+def test_a_label_with_a_comma_is_quoted(words):
+    name, label = "mgsr/logit_selective", "Wang et al. 2021, queue"
+    with pytest.raises(UserError, match=re.escape(f'write a label with a comma as rows=["{label}"]')):
+        requested([name, *words, f"rows=[{label}]"])
+    assert label in requested([name, *words, f'rows=["{label}"]'])[1]
 
 
 def test_a_table_in_a_file_anywhere(tmp_path, words):
@@ -137,6 +154,15 @@ def test_a_table_in_a_file_anywhere(tmp_path, words):
         requested([str(tmp_path / "losses_gpt2.yaml"), *words])
     with pytest.raises(UserError, match="there is no such file"):
         requested([str(tmp_path / "nothing.yaml"), *words])
+    (tmp_path / "mine.yaml").write_text(text.replace("paper: abkd", "paper: abkd/losses_gpt2"))
+    with pytest.raises(UserError, match="the paper 'abkd/losses_gpt2' is part of the names of the table's files"):
+        requested([str(tmp_path / "mine.yaml"), *words])
+    (tmp_path / "my.mu.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"the file name 'my\.mu' is part of the names"):
+        requested([str(tmp_path / "my.mu.yaml"), *words])
+    (tmp_path / "mine.yaml").write_text(re.sub(r"sources: \[.*\]", "sources: [abkd0_tabel3]", text))
+    with pytest.raises(UserError, match=r"sources names abkd0_tabel3; did you mean .*, and results/paper has no file"):
+        requested([str(tmp_path / "mine.yaml"), *words])
 
 
 def test_a_dry_run_makes_nothing_and_knows_what_is_there(tmp_path, words):
@@ -261,6 +287,7 @@ def test_a_cell_made_again_is_equal_to_the_byte(measured, tmp_path, capsys, monk
     frame.to_csv(facts, index=False, lineterminator="\n")
     verdict = verified(cell, tmp_path / "again")
     assert not verdict.holds and "different by -" in verdict.text and "should be equal to the byte" in verdict.text
+    assert cell.misprint().endswith("and its runs have 77.00 (0.00)")  # the table was not written again
     words = [str(measured), f"row={cell.row.label}", "column=Dolly Eval", f"store={tmp_path}/again"]
     assert verify.main(words) == 1
     # on another kind of processor it may differ by what trainings differ
@@ -273,7 +300,26 @@ def test_a_cell_made_again_is_equal_to_the_byte(measured, tmp_path, capsys, monk
     assert not verdict.holds and verdict.text == "different: 1 of 2 values are kept or made again alone"
 
 
+def test_a_validation_and_a_set_of_the_second_table_are_verified(tmp_path, words, capsys):
+    """A smoke run records the sets of the table that measured it first."""
+    of_first = [word for word in words if not word.startswith("eval.sets")]
+    for name, sets in (("mgsr/ablation", "dolly"), ("mgsr/ablation", "dolly,self_inst")):
+        table, chosen = requested([name, "model=micro", *of_first, f"eval.sets=[{sets}]", "rows=[none]"])
+        assert table.measure(chosen) == []
+        path = str(table.write().path)
+    for column in ("Dolly Validation", "Self-Instruct"):
+        assert verify.main([path, "row=none", f"column={column}", f"store={tmp_path}/again"]) == 0
+    assert capsys.readouterr().out.count("equal to the byte") == 2
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame.loc[frame["row"] == "none", "Self-Instruct"] = "99.11"
+    frame.to_csv(path, index=False, lineterminator="\n")
+    assert verify.main([path, "row=none", "column=Self-Instruct", f"store={tmp_path}/again"]) == 1
+    assert "shows 99.11, and its runs have" in capsys.readouterr().out
+
+
 def test_what_cannot_be_verified_is_refused(measured, tmp_path):
+    with pytest.raises(UserError, match="not the file of a measured table"):
+        Cell.of(".", None, None)
     with pytest.raises(UserError, match="not the file of a measured table"):
         Cell.of(str(tmp_path / "x.csv"), None, None)
     with pytest.raises(UserError, match=r"row=FKL: not a row of this table; did you mean FKLD"):

@@ -19,7 +19,7 @@ from distill.data.sets import Dataset
 from distill.pipeline.keys import VERSIONS
 from distill.pipeline.measure import missing_nodes
 from distill.pipeline.nodes import Node, upcoming
-from distill.pipeline.request import OtherPair, requested
+from distill.pipeline.request import OtherPair, requested, taking
 from distill.pipeline.store import Store
 from distill.pipeline.tables import Table
 from distill.training.estimate import span
@@ -177,7 +177,7 @@ def overview(names: Sequence[str], overrides: Sequence[str]) -> tuple[pd.DataFra
         overrides.
     """
     lines, unread, problems = [], dict[str, None](), dict[str, None]()
-    for name in names:
+    for name in taking(names, overrides):
         try:
             table, chosen = requested([name, *overrides])
             unread |= dict.fromkeys(stand_in_for_data(table))

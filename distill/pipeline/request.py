@@ -19,8 +19,9 @@ from distill.results.recipes import row_recipe
 SEEDS = "seed=[10,20,30,40,50]"
 # Keys of all rows, first parts or whole; a row that had others would not compare with the rest of its table
 OF_TABLE = (
-    "model", "data", "preset", "seed", "paths", "debug", "plugins", "tracker", "eval.sets", "train.seed",
-    "train.shared_seed", "train_seeds", "teachers", "rows", "note", "other_pair",
+    "model", "data", "preset", "seed", "paths", "debug", "plugins", "tracker", "eval.sets", "eval.engine",
+    "eval.rouge_tokenizer", "eval.bertscore", "eval.benchmarks", "eval.judge", "train.seed", "train.shared_seed",
+    "train.teacher", "train_seeds", "teachers", "rows", "note", "other_pair",
 )  # fmt: skip
 OF_ROW = ("data.prune",)
 
@@ -45,8 +46,8 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
         experiment = experiments.load(name)
     experiment, overrides = _with_added_rows(experiment, overrides)
     rows, overrides = option(overrides, "rows")
-    train_seeds, overrides = option(overrides, "train_seeds")
-    teachers, overrides = option(overrides, "teachers")
+    train_seeds, overrides = seeds_option(overrides, "train_seeds")
+    teachers, overrides = seeds_option(overrides, "teachers")
     other_pair, overrides = option(overrides, "other_pair")
     notes = [w.removeprefix("note=") for w in overrides if w.startswith("note=")]
     overrides = [w for w in overrides if not w.startswith("note=")]
@@ -59,6 +60,12 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
         _refuse_other_pair(name, experiment, [o.split("=")[1] for o in overrides if _key(o) == "model"])
     table = Table(name, experiment, overrides, train_seeds, notes, teachers)
     return table, chosen_rows(table, rows)
+
+
+def taking(names: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Those of several tables and figures that take a command line's words: only tables take rows of one's own."""
+    with_rows = any(word.startswith("row.") for word in words)
+    return [name for name in names if not with_rows or experiments.load(name).kind == "table"]
 
 
 class OtherPair(UserError):
@@ -142,6 +149,24 @@ def option(words: Sequence[str], name: str) -> tuple[list[Any] | None, list[str]
         raise UserError(f"{assignments[-1]}: not a list; write {name}=[a,b]")
     values = value if isinstance(value, list) else [value]
     return [v if isinstance(v, (int, bool)) else str(v) for v in values], rest
+
+
+def seeds_option(words: Sequence[str], name: str) -> tuple[list[int] | None, list[str]]:
+    """The seeds of the last `name=[...]` among the words (None if there is none), and the other words.
+
+    Raises:
+        UserError: the value is not a list of different whole numbers, or an empty list of training seeds.
+    """
+    values, rest = option(words, name)
+    if values is None:
+        return None, rest
+    if wrong := [value for value in values if isinstance(value, bool) or not isinstance(value, int) or value < 0]:
+        raise UserError(f"{name}: {wrong[0]} is not a seed; write whole numbers, such as {name}=[1,2,3]")
+    if len(set(values)) < len(values):
+        raise UserError(f"{name}={values} names a seed twice")
+    if not values and name == "train_seeds":
+        raise UserError("train_seeds=[] names no seed; leave it out for those that the table was measured with")
+    return values, rest
 
 
 def _refuse_row_settings(experiment: Experiment, overrides: Sequence[str], train_seeds: list[Any] | None) -> None:

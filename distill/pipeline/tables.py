@@ -203,7 +203,12 @@ class Table:
         corpus = ["loss.w_lm=0.0"] if row.label in self._without_corpus else []
         of_row = [*corpus, *row.overrides, *overrides_of(row.reference)]
         words = [*self.experiment.overrides, *self._sets(), *of_row, *self.overrides, *last]
-        return [load([*words, *training, *more], of_method=not row.reference) for training in trainings]
+        try:
+            return [load([*words, *training, *more], of_method=not row.reference) for training in trainings]
+        except UserError as error:
+            if row.group != "added":
+                raise
+            raise UserError([f"row.{row.label}: {problem}" for problem in error.problems]) from None
 
     def _rows_without_corpus(self) -> list[str]:
         """Under `preset=reference` the rows for which no recipe was read, if others of the table have one.
@@ -416,6 +421,9 @@ def chosen_rows(table: Table, rows: Sequence[Any] | None) -> list[str]:
     unknown = [row for row in rows or [] if row not in known]
     if unknown:
         listed = ", ".join(known)
-        raise UserError([f"rows: no row is named {r}{nearest(str(r), known)} (the rows are {listed})" for r in unknown])
+        quoted = next((f'; write a label with a comma as rows=["{label}"]' for label in known if "," in label), "")
+        raise UserError(
+            [f"rows: no row is named {r}{nearest(str(r), known)} (the rows are {listed}{quoted})" for r in unknown]
+        )
     always = [*CONTEXT, *(label for label, row in table.row_definitions.items() if row.group == "added")]
     return [label for label in known if rows is None or label in rows or label in always]

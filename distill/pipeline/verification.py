@@ -61,12 +61,8 @@ class Cell:
         Raises:
             UserError: there is no such table, row, column or cell, or the column has costs.
         """
-        path = Path(file)
-        stem = path.name.removesuffix(".manifest.json").split(".")[0].removesuffix("_long")
-        source = path.with_name(f"{stem}.manifest.json")
-        if not source.is_file():
-            raise UserError(f"{file}: not the file of a measured table: there is no {source}")
-        manifest, results = Manifest.read(source), path.resolve().parents[2]
+        source = _manifest_beside(Path(file))
+        manifest, results = Manifest.read(source), source.resolve().parents[2]
         parts = {name: (part[0], part[1]) for name, part in manifest.columns.items() if part is not None}
         if title in parts and parts[title][0] == metrics.TRAINING:
             raise UserError(f"column={title}: costs are of a machine, and differ from run to run; name another column")
@@ -90,6 +86,21 @@ class Cell:
             raise UserError(f"{file}: no such cell was measured; name another row or column, or none")
         row, column = random.choice(cells)
         return Cell(manifest, results, row.row, column)
+
+    def misprint(self) -> str:
+        """What the table's CSV shows in place of the number that the runs have; empty if it shows that."""
+        path = self.manifest.folder(self.results) / f"{self.manifest.name}.csv"
+        if not path.is_file():
+            return ""
+        only = replace(self.manifest, rows=[self.row])
+        measured = str(rows_of(only, self.results)[0].cell(self.column))
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame = frame.set_index(frame.columns[0])
+        for table in (frame, frame.T):  # some papers print the columns as rows
+            if self.row.label in table.index and self.column.title in table.columns:
+                shown = str(table.at[self.row.label, self.column.title])
+                return "" if shown == measured else f"{path} shows {shown}, and its runs have {measured}"
+        return ""  # a figure
 
     def values(self, run: str, results: Path, teacher: str) -> pd.Series:
         """A run's values in the cell's column over the table's sets and seeds, by generation seed.
@@ -133,6 +144,22 @@ class Cell:
         degrees = min(spread[1] for spread in (of_trainings, of_teachers) if spread)
         deviation = math.sqrt(2 * (variance / len(self.row.runs) + between))
         return float(stats.t.ppf(INSIDE, degrees)) * deviation
+
+
+def _manifest_beside(path: Path) -> Path:
+    """The manifest of a table's file.
+
+    Raises:
+        UserError: there is none.
+    """
+    kinds = (".manifest.json", "_long.csv", path.suffix)
+    stems = [path.name.removesuffix(kind) for kind in kinds if kind and path.name.endswith(kind)]
+    for stem in stems:
+        if (source := path.parent / f"{stem}.manifest.json").is_file():
+            return source
+    raise UserError(
+        f"{path}: not the file of a measured table; name one of its files, such as results/micro/akl/main.csv"
+    )
 
 
 Spread = tuple[float, int] | None  # a variance and its degrees of freedom; None if nothing tells it
@@ -229,14 +256,17 @@ def _again(folder: RunFolder, cell: Cell, store: str | Path, folders: Mapping[st
     ]:
         raise UserError(problems)
     import_plugins(recorded.get("plugins"))
-    sets = [cell.column.dataset] if cell.column.dataset in recorded["data"]["eval"] else []
+    of_data, dataset = recorded["data"]["eval"], cell.column.dataset
+    if recorded["debug"]["smoke"] and dataset in cell.manifest.sets:  # a run has the sets of its first table only
+        of_data.setdefault(dataset, {"title": cell.manifest.sets[dataset]["title"]})
+    sets = [name for name in (dataset, *of_data) if name in of_data]
     preset = load([f"preset={recorded['preset']['name']}"]).preset.model_dump(mode="json")
     settings = {
         **recorded,
         "seed": cell.manifest.seeds or [10],
         "preset": {**preset, **recorded["preset"]},  # an older run lacks the quirks that were found since
         "paths": {**recorded["paths"], "store": str(store), "results": f"{store}/results"},
-        "eval": {**recorded["eval"], **({"sets": sets} if sets else {})},
+        "eval": {**recorded["eval"], "sets": sets[:1]},
     }
     try:
         row = Row(cell.row.label, Config.model_validate(settings), description["role"])

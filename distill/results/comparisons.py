@@ -22,10 +22,12 @@ class Tested:
     Attributes:
         comparison: the paired test.
         p: its p, adjusted by Holm's method over the family.
+        other_teachers: the difference of the rows' first trainings with each further teacher that both have.
     """
 
     comparison: Comparison
     p: float
+    other_teachers: Sequence[float] = ()
 
     @property
     def verdict(self) -> str:
@@ -39,8 +41,15 @@ class Tested:
         """Whether the verdict is not `open` after Holm's adjustment too."""
         return self.p < LEVEL
 
+    @property
+    def turns(self) -> bool:
+        """Whether the difference has the other sign with a further teacher, against the verdict."""
+        return self.verdict != "open" and any(x * self.comparison.difference < 0 for x in self.other_teachers)
+
     def __str__(self) -> str:
-        return f"{self.comparison.interval} {self.verdict} (Holm p {p_text(self.p)})"
+        others = ", ".join(f"{difference:+.2f}" for difference in self.other_teachers)
+        more = f"; other teachers {others}" if others else ""
+        return f"{self.comparison.interval} {self.verdict} (Holm p {p_text(self.p)}{more})"
 
 
 Comparisons = Mapping[tuple[str, str, str], Tested]  # by row, other row and column
@@ -49,8 +58,9 @@ Comparisons = Mapping[tuple[str, str, str], Tested]  # by row, other row and col
 def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: Experiment) -> Comparisons:
     """The tests of a table: all rows against its baseline, and those that the paper says to score above others.
 
-    There are none in columns without scores by prompt, and none of rows that were not measured. Holm's adjustment is
-    over all tests of the table's own rows, and apart from them over those of rows below them (`SET_APART`), so that a
+    There are none in columns without scores by prompt, and none of rows that were not measured or were made over
+    different copies of a stage. Holm's adjustment is over all tests of the table's own rows, of which two rows that are
+    tested both ways are one, and apart from them over those of rows below them (`SET_APART`), so that a
     row that somebody adds leaves the p of the others as it was.
     """
     by_label = {row.label: row for row in rows}
@@ -59,6 +69,8 @@ def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: 
     tests: dict[tuple[str, str, str], Comparison] = {}
     for label, other in dict.fromkeys(pairs):
         if label not in by_label or other is None or other not in by_label:
+            continue
+        if not by_label[label].has_copies_of(by_label[other]):
             continue
         for column in columns:
             one, two = (by_label[name].resampled(column) for name in (label, other))
@@ -70,8 +82,28 @@ def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: 
     adjusted: dict[tuple[str, str, str], float] = {}
     for apart in (False, True):
         family = [key for key in tests if any(by_label[name].row.group in SET_APART for name in key[:2]) == apart]
-        adjusted |= zip(family, holm([tests[key].p for key in family]), strict=True)
-    return {key: Tested(test, adjusted[key]) for key, test in tests.items()}
+        once = {unordered(key): tests[key].p for key in family}
+        p_values = dict(zip(once, holm(list(once.values())), strict=True))
+        adjusted |= {key: p_values[unordered(key)] for key in family}
+    titled = {column.title: column for column in columns}
+    return {
+        (label, other, title): Tested(
+            test, adjusted[label, other, title], _with_teachers(by_label[label], by_label[other], titled[title])
+        )
+        for (label, other, title), test in tests.items()
+    }
+
+
+def _with_teachers(row: RowData, other: RowData, column: Column) -> list[float]:
+    """The difference of two rows' first trainings with each further teacher that both have."""
+    both = [(row.other_teachers[seed], other.other_teachers.get(seed)) for seed in row.other_teachers]
+    cells = [(one.cell(column), two.cell(column)) for one, two in both if two is not None]
+    return [one.mean - two.mean for one, two in cells if one is not None and two is not None]
+
+
+def unordered(key: tuple[str, str, str]) -> tuple[frozenset[str], str]:
+    """Two rows and a column, however the rows are ordered."""
+    return frozenset(key[:2]), key[2]
 
 
 def claimed(tests: Comparisons, experiment: Experiment) -> Comparisons:
@@ -82,15 +114,21 @@ def claimed(tests: Comparisons, experiment: Experiment) -> Comparisons:
 def orders(
     rows: Sequence[RowData], columns: Sequence[Column], paper: Mapping[tuple[str, str], PaperNumber]
 ) -> dict[str, Agreement]:
-    """How far the order of the paper's rows agrees with its printed order, by column: Kendall's tau."""
-    agreements = {}
+    """How far the order of the paper's methods agrees with its printed order, by column: Kendall's tau.
+
+    Teachers are no methods. A row that was made over other copies of a stage than a row above it has no place in the
+    order.
+    """
+    agreements: dict[str, Agreement] = {}
+    comparable: list[RowData] = []
+    for row in (row for row in rows if row.row.group == "paper" and row.row.role == "student"):
+        if all(row.has_copies_of(other) for other in comparable):
+            comparable.append(row)
     for column in columns:
         both = [
             (row, value, number)
-            for row in rows
-            if row.row.group == "paper"
-            and (value := row.cell(column)) is not None
-            and (number := paper.get((row.label, column.title))) is not None
+            for row in comparable
+            if (value := row.cell(column)) is not None and (number := paper.get((row.label, column.title))) is not None
         ]
         scores = [resampled for row, _, _ in both if (resampled := row.resampled(column)) is not None]
         alike = len(scores) == len(both) and all(x.has_prompts_of(scores[0]) for x in scores)

@@ -40,12 +40,14 @@ class Drawing:
         plot: plots the numbers on matplotlib axes; with several panels it gets a list of them.
         table: a table for the markdown page, below the picture; None for no table.
         panels: the number of panels, one below the other, with one x axis.
+        notes: lines of the page's header: what was chosen, and what the table's numbers are.
     """
 
     frame: pd.DataFrame
     plot: Callable[[Any], None]
     table: pd.DataFrame | None = None
     panels: int = 1
+    notes: Sequence[str] = ()
 
 
 FIGURES: dict[str, Callable[[FigureData], Drawing]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from distill.base import locations
-from distill.base.errors import UserError
+from distill.base.errors import UserError, nearest
 from distill.config.reference import ReferenceConfig, of_pair
 from distill.config.section import Section
 
@@ -200,8 +201,8 @@ class Experiment(Section):
         if not label.isprintable():
             hidden = next(character for character in label if not character.isprintable())
             wrong = f"{label!r} has {hidden!r}, which cannot be seen"
-        elif label in (*self.rows, *CONTEXT):
-            wrong = f"the label {label!r} is taken"
+        elif alike := [x for x in (*self.rows, *CONTEXT) if _plain(x) == _plain(label)]:
+            wrong = f"the label {label!r} is taken" if label in alike else f"{label!r} reads like {alike[0]!r}"
         if wrong is not None:
             raise UserError(
                 f"row.{' '.join(label.split())}: {wrong}; write row.LABEL='KEY=VALUE KEY=VALUE' with a label of its own"
@@ -235,6 +236,11 @@ class Experiment(Section):
         return any(c.dataset not in (None, "training", "validation", "benchmarks") for c in self.columns.values())
 
 
+def _plain(label: str) -> str:
+    """A label as it is read: without its case and outer spaces."""
+    return " ".join(label.split()).casefold()
+
+
 def names() -> list[str]:
     """The names of all tables and figures, as `paper/table`."""
     return list(locations.tables(EXPERIMENTS))
@@ -263,7 +269,8 @@ def from_file(path: Path) -> tuple[str, Experiment]:
     """The experiment in a file of one's own, and its name: the file's `paper`, and the name of the file.
 
     Raises:
-        UserError: the file does not exist or is not valid, or its name is that of a table of the project.
+        UserError: the file does not exist or is not valid, or its name is that of a table of the project or no name for
+            files.
     """
     path = path.expanduser()
     if not path.is_file():
@@ -271,6 +278,11 @@ def from_file(path: Path) -> tuple[str, Experiment]:
             f"{path}: there is no such file; give a table's file (.yaml), or a name such as abkd/losses_gpt2"
         )
     experiment = parse(path, str(path))
+    for what, part in (("paper", experiment.paper), ("file name", path.stem)):
+        if not re.fullmatch(r"\w[\w-]*", part):
+            raise UserError(
+                f"{path}: the {what} {part!r} is part of the names of the table's files; use letters, digits, _ and -"
+            )
     name = f"{experiment.paper}/{path.stem}"
     if name in locations.tables(EXPERIMENTS):
         raise UserError(f"{path}: its results would replace those of the table {name}; rename the file, or its paper")
@@ -285,7 +297,7 @@ def parse(path: Path, file_name: str) -> Experiment:
         file_name: the file's name in messages.
 
     Raises:
-        UserError: the file does not match the schema, or names unknown pairs.
+        UserError: the file does not match the schema, or names unknown pairs or sources.
     """
     try:
         raw: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -306,6 +318,12 @@ def parse(path: Path, file_name: str) -> Experiment:
     named |= {pair for c in experiment.columns.values() for pair in (*(c.pairs or ()), *c.needs_of)}
     if unknown := sorted(named - pairs):
         raise UserError(f"{file_name}: pairs names {', '.join(unknown)}; the pairs are {', '.join(sorted(pairs))}")
+    if absent := [source for source in experiment.sources if not (locations.PAPER / f"{source}.csv").is_file()]:
+        known = sorted(file.stem for file in locations.PAPER.glob("*.csv"))
+        raise UserError(
+            f"{file_name}: sources names {absent[0]}{nearest(absent[0], known)}, and results/paper has no file of that"
+            " name; leave out sources for a table without printed numbers"
+        )
     return experiment
 
 

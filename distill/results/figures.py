@@ -46,7 +46,7 @@ def write_figure(manifest: Manifest, experiment: Experiment, results: str | Path
     assert experiment.draw is not None
     rows = rows_of(manifest, results)
     drawing = FIGURES[experiment.draw](FigureData(experiment, rows, results, manifest))
-    lines = header(rows, experiment, manifest)
+    lines = [*drawing.notes, *header(rows, experiment, manifest)]
     folder = manifest.folder(results)
     with matplotlib.rc_context({"svg.hashsalt": manifest.table, "svg.fonttype": "none"}):
         width, height = SIZE

@@ -48,7 +48,7 @@ def written_again(page: str, results: Path) -> str:
         if block:
             blocks[f"{manifest.table} {manifest.model}"] = block
             counts += counted
-    blocks[ALL] = markdown_table(pd.DataFrame(counts)) + "\n"
+    blocks[ALL] = markdown_table(pd.DataFrame(counts).fillna("")) + "\n"
     marked = {name for _, name, _ in MARK.findall(page)}
     if missing := sorted(blocks.keys() - marked):
         raise UserError(
@@ -84,6 +84,8 @@ def _block(manifest: Manifest, results: Path) -> tuple[str, list[dict[str, str]]
         named = {"claim": f"{row} above {', '.join(others)}", "table": link, "pair": manifest.model}
         named["trainings"] = "1" if fewest == 1 else f"{fewest} or more"
         counts.append(named | {word: _count(of_row, word) for word in ("yes", "open", "reversed")})
+        if with_others := [test for test in of_row if test.verdict != "open" and test.other_teachers]:
+            counts[-1]["turned by a teacher"] = f"{sum(test.turns for test in with_others)} of {len(with_others)}"
     return "\n".join(lines), counts
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from distill.results import metrics
 from distill.results.experiment import Experiment
 from distill.results.manifest import Manifest
@@ -183,21 +185,16 @@ def separation_lines(rows: Sequence[RowData], experiment: Experiment, manifest: 
 
 
 def stage_copy_lines(rows: Sequence[RowData]) -> Iterator[str]:
-    """The rows that used different copies of the same stage, such as a teacher that was trained twice.
-
-    A stage's name has the hash of its inputs and settings. Copies with the same name may still differ, since machines
-    round differently.
-    """
-    labels: dict[str, dict[str, dict[str, None]]] = {}  # row labels by stage name and copy, in the table's order
+    """The rows that used different copies of the same stage, such as a teacher that was trained twice."""
+    labels: dict[str, dict[str, list[str]]] = {}  # row labels by stage name and copy, in the table's order
     for row in rows:
-        for run in row.descriptions:
-            for name, stage in run["stages"].items():
-                copy = str(stage.get("weights") or (stage.get("seconds"), stage.get("commit")))
-                labels.setdefault(name, {}).setdefault(copy, {})[row.label] = None
+        for name, copies in row.copies.items():
+            for copy in copies:
+                labels.setdefault(name, {}).setdefault(copy, []).append(row.label)
     for name, labels_by_copy in labels.items():
         if len(labels_by_copy) > 1:
             groups = " | ".join(map(", ".join, labels_by_copy.values()))
-            yield f"Made over different copies of {name}, so not to be compared: {groups}."
+            yield f"Made over different copies of {name}, so not compared: {groups}."
 
 
 def machine_lines(rows: Sequence[RowData]) -> Iterator[str]:
@@ -227,12 +224,15 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 def seeds_line(manifest: Manifest, rows: Sequence[RowData]) -> str:
     """The seeds that means and standard deviations are over, and how many teachers the rows share.
 
-    A table without generated responses has no generation seeds.
+    Where no row has a number of several generation seeds, there are no means over them.
     """
     training_seeds = ", ".join(map(str, manifest.train_seeds))
     teachers = len(teacher_artifacts(rows))
     shared = "one teacher, one student start" if teachers < 2 else f"{teachers} teachers, each with its student start"
-    if not manifest.seeds:
+    if any(stage_copy_lines(rows)):
+        shared += ", in the copies above"
+    titles = {(part[0], part[1]) for part in manifest.columns.values() if part is not None}
+    if not any(_has_several_seeds(row.lines, titles) for row in rows):
         return f"Training seed{'s' if len(manifest.train_seeds) > 1 else ''} {training_seeds}; {shared}."
     generation = f"generation seeds {', '.join(map(str, manifest.seeds))}"
     if len(manifest.train_seeds) == 1:
@@ -241,3 +241,11 @@ def seeds_line(manifest: Manifest, rows: Sequence[RowData]) -> str:
         seeds = f"student training seeds {training_seeds}, each the mean over {generation} (of a row with one training,"
         seeds += " such as the Teacher, over generation seeds)"
     return f"Mean (sample standard deviation) over {seeds}; {shared}."
+
+
+def _has_several_seeds(lines: pd.DataFrame, columns: set[tuple[str, str]]) -> bool:
+    """Whether a row's numbers in some of the columns are over several generation seeds."""
+    if lines.empty:
+        return False
+    of_columns = lines[[pair in columns for pair in zip(lines["dataset"], lines["metric"], strict=True)]]
+    return bool((of_columns.groupby(["dataset", "metric"])["seed"].nunique() > 1).any())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from distill.results.comparisons import Comparisons, claimed, orders
+from distill.results.comparisons import Comparisons, claimed, orders, unordered
 from distill.results.experiment import SET_APART, Experiment
 from distill.results.manifest import Manifest
 from distill.results.markdown import markdown_table
@@ -23,14 +23,15 @@ TAU = (
 
 
 TAU_INTERVAL = (
-    " Its 95 % interval is over resampled prompts and, of rows with several, trainings; of rows with one it does not"
-    " tell what another training would give."
+    " Its 95 % interval reaches as far as the tau of resampled prompts and, of rows with several, trainings lies from"
+    " the measured one; of rows with one training it does not tell what another training would give."
 )
 
 
 CLAIMS = (
     "The cell of a claim has the difference of its two rows with the 95 % interval, `yes`, `reversed`, or `open` where"
-    " the interval contains 0, and p adjusted by Holm's method."
+    " the interval contains 0, and p adjusted by Holm's method. Interval and p are with one teacher; where both rows"
+    " were trained with others too, the differences with those follow."
 )
 
 
@@ -91,11 +92,14 @@ def note_on_tests(tests: Comparisons, rows: Sequence[RowData]) -> str:
     )
     if several and any(fewest == 1 < most for fewest, most in counts):
         text += "; a row with one training is taken to vary between trainings as the row beside it"
+    if several:
+        text += "; where trainings hardly vary, intervals are rather too wide, since the noise of scores counts twice"
     if single:
         where = "; between rows with one training each they tell" if several else "; they tell"
         text += f"{where} whether these trained models differ on such prompts, not whether another training would"
-    apart = sum(any(name in set_apart for name in key[:2]) for key in tests)
-    of_own = f"{len(tests) - apart} tests of this page"
+    once = {unordered(key) for key in tests}
+    apart = sum(not set_apart.isdisjoint(pair) for pair, _ in once)
+    of_own = f"{len(once) - apart} tests of this page"
     below = f" of the table's rows, and for the {apart} of rows below them" if apart else ""
     return f"{text}. p (Holm) is adjusted for the {of_own}{below}."
 

@@ -66,6 +66,25 @@ class RowData:
     def _measured(self) -> frozenset[tuple[str, str]]:
         return frozenset(zip(self.lines["dataset"], self.lines["metric"], strict=True))
 
+    @cached_property
+    def copies(self) -> dict[str, set[str]]:
+        """The copies of each stage behind the row, by the stage's name.
+
+        The name has the hash of the stage's inputs and settings. Copies of one name may still differ, since machines
+        round differently.
+        """
+        copies: dict[str, set[str]] = {}
+        for run in self.descriptions:
+            for name, stage in run["stages"].items():
+                copy = str(stage.get("weights") or (stage.get("seconds"), stage.get("commit")))
+                copies.setdefault(name, set()).add(copy)
+        return copies
+
+    def has_copies_of(self, other: RowData) -> bool:
+        """Whether both were made over the same copies of the stages that they share, so that they can be compared."""
+        shared = self.copies.keys() & other.copies.keys()
+        return all(len(self.copies[name] | other.copies[name]) == 1 for name in shared)
+
     def prompt_scores(self, dataset: str, metric: str) -> pd.DataFrame:
         """The scores in a metric, a line a training and a column a prompt, by example id."""
         column, topic = metrics.per_prompt_column(metric)
