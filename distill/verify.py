@@ -6,8 +6,8 @@ row's run recorded, and the values are compared one by one. Another kind of proc
 every training and so the teacher too. Exit code 0 if they are equal to the byte; where the run was made on another kind
 of processor, with other threads or versions, also if they differ by no more than such rows do by chance, as far as the
 pair's kept tables tell of trainings and teachers; 1 if they differ by more, or if the table shows another number than
-its runs have. `store=FOLDER` keeps that store, so that a stopped check goes on. A folder outside the project, of which a
-run records only the name, is given by its key, such as model.teacher.path=FOLDER.
+its runs have. `store=FOLDER` keeps that store, so that a stopped check goes on. A folder outside the project, of which
+a run records only the name, is given by its key, such as model.teacher.path=FOLDER.
 """
 
 from __future__ import annotations

@@ -277,9 +277,9 @@ def order_agreement(
 ) -> Agreement | None:
     """Kendall's tau between measured and printed values of the same rows; None for fewer than three rows.
 
-    Its interval reaches to both sides as far as the farther of the 2.5 and 97.5 % percentiles of the taus over resampled
-    trainings and prompts lies from the measured one, and ends at -1 and 1. The percentiles alone would be no interval:
-    resampling disturbs an order, so that they lie too near 0, and leave out 1 where the printed order holds.
+    Its interval reaches to both sides as far as the farther of the 2.5 and 97.5 % percentiles of the taus over
+    resampled trainings and prompts lies from the measured one, and ends at -1 and 1. The percentiles alone would be no
+    interval: resampling disturbs an order, so that they lie too near 0, and leave out 1 where the printed order holds.
 
     Args:
         measured: the rows' measured values.
