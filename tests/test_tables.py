@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -865,7 +866,10 @@ def test_columns_that_tell_little_are_named():
 
 
 def test_how_far_rows_lie_apart_between_teachers():
-    """The row's first training with its own teacher beside those with others; a row without others does not count."""
+    """The row's first training with its own teacher beside those with others; a row without others does not count.
+
+    Nor does one that is the same run with each teacher.
+    """
     column = Column("Dolly Eval", (("dolly", "rouge_l"),))
 
     def with_others(label, own, others):
@@ -876,7 +880,8 @@ def test_how_far_rows_lie_apart_between_teachers():
         return RowData(runs, lines, [], [{"shared_seed": 10}], other_rows)
 
     rows = [with_others("A", [20.0, 99.0], {"11": 22.0, "12": 24.0}), with_others("B", [30.0], {"11": 36.0}),
-            with_others("C", [1.0, 2.0], {})]  # fmt: skip
+            with_others("C", [1.0, 2.0], {}), with_others("D", [5.0], {"11": 5.0})]  # fmt: skip
+    rows[3].other_teachers["11"] = replace(rows[3], other_teachers={})
     values = by_teacher(rows, column)
     assert values.to_dict("index")["A"] == {"10": 20.0, "11": 22.0, "12": 24.0} and list(values.index) == ["A", "B"]
     assert between_teachers(values) == pytest.approx(math.sqrt((4.0 + 18.0) / 2))

@@ -85,11 +85,16 @@ def between_trainings(rows: Sequence[RowData], column: Column) -> float | None:
 def by_teacher(rows: Sequence[RowData], column: Column) -> pd.DataFrame:
     """Each row's first training with each teacher: the mean in a column, by row and the seed of the teacher.
 
-    It has no lines if no row has another teacher.
+    It has no lines if no row has another teacher. A row that does without one, as SFT from given weights, is the same
+    run with each teacher and is left out.
     """
     values: dict[str, dict[str, float]] = {}
     for row in rows:
-        others = {seed: value.mean for seed, data in row.other_teachers.items() if (value := data.cell(column))}
+        others = {
+            seed: value.mean
+            for seed, data in row.other_teachers.items()
+            if data.row.runs != row.row.runs[:1] and (value := data.cell(column))
+        }
         own = cell(row.lines[row.lines["run"] == row.row.runs[0]], column) if others else None
         if own is not None and row.descriptions:
             values[row.label] = {str(row.descriptions[0]["shared_seed"]): own.mean, **others}
