@@ -54,13 +54,13 @@ def main(words: list[str]) -> int:
 def _all(names: Sequence[str], words: Sequence[str]) -> int:
     """All tables that have numbers for the pair; a table that fails does not stop the others."""
     from distill.base.console import say
-    from distill.pipeline.request import OtherPair, taking
+    from distill.pipeline.request import NotFor
 
     code, reported = 0, set[str]()
-    for name in taking(names, words):
+    for name in names:
         try:
             code = max(code, _one([name, *words]))
-        except OtherPair as error:
+        except NotFor as error:
             say(f"left out: {error}")
         except UserError as error:
             new = [problem for problem in error.problems if problem not in reported]

@@ -37,10 +37,13 @@ def row(label, rng, dolly, sni, prompts=200, group="paper", copy="", others=()):
         ids = [f"{dataset}{i}" for i in range(prompts)]
         frames.append(pd.DataFrame({"dataset": dataset, "id": ids, "topic": "", "rouge_l": values}))
         line = {"dataset": dataset, "metric": "rouge_l", "train_seed": 1, "seed": "10", "value": values.mean()}
+        line["run"] = label
         lines.append(line)
-    runs = RowRuns(label, group, "student", "gpt2", [])
-    described = [{"stages": {"train/t": {"weights": copy}}}] if copy else []
-    with_others = {str(seed): row(label, rng, mean, sni, prompts, group) for seed, mean in enumerate(others, 11)}
+    runs = RowRuns(label, group, "student", "gpt2", [label])
+    described = [{"stages": {"train/t": {"weights": copy}}, "shared_seed": 10}]
+    with_others = {
+        str(seed): row(f"{label}{seed}", rng, mean, sni, prompts, group) for seed, mean in enumerate(others, 11)
+    }
     return RowData(runs, pd.DataFrame(lines), [pd.concat(frames)], described, with_others)
 
 
@@ -115,6 +118,14 @@ def test_rows_over_different_copies_are_not_compared():
     assert [key[:2] for key in tests] == [("C", "A")]
     paper = {(x.label, "Dolly Eval"): PaperNumber(str(i), "") for i, x in enumerate(rows)}
     assert orders(rows, [DOLLY], paper) == {}  # two rows have no order
+    assert (
+        orders(
+            [row("D", rng, 9, 20, copy="z"), *rows[::2], row("E", rng, 9, 20, copy="x")],
+            [DOLLY],
+            {**paper, ("D", "Dolly Eval"): PaperNumber("7", ""), ("E", "Dolly Eval"): PaperNumber("8", "")},
+        )["Dolly Eval"].rows
+        == 3
+    )  # A, C and E
     same = [row(x, rng, 20 + 5 * i, 20, copy="x") for i, x in enumerate("ABC")]
     assert orders(same, [DOLLY], paper)["Dolly Eval"].rows == 3
 
@@ -123,8 +134,9 @@ def test_a_claim_tells_the_difference_with_other_teachers():
     rng = np.random.default_rng(3)
     rows = [row("A", rng, 20, 20, others=(20, 20)), row("B", rng, 25, 20, others=(23, 18))]
     test = comparisons(rows, [DOLLY], own({"B": ["A"]}))["B", "A", "Dolly Eval"]
-    assert test.other_teachers == pytest.approx([3, -2], abs=0.6) and test.turns
-    assert re.search(r"yes \(Holm p .*; other teachers \+\d\.\d\d, -\d\.\d\d\)$", str(test))
+    assert dict(test.by_teacher) == pytest.approx({"10": 5, "11": 3, "12": -2}, abs=0.6) and test.turns
+    of_teachers = r"first trainings by teacher 10: \+\d\.\d\d, 11: \+\d\.\d\d, 12: -\d\.\d\d"
+    assert re.search(rf"yes \(Holm p .*; {of_teachers}\)$", str(test))
     steady = [rows[0], row("B", rng, 25, 20, others=(23, 22))]
     assert not comparisons(steady, [DOLLY], own({"B": ["A"]}))["B", "A", "Dolly Eval"].turns
 

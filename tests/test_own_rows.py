@@ -27,6 +27,7 @@ from distill.results import experiment
 from distill.results.experiment import Experiment
 from distill.results.latex import latex_table
 from distill.results.manifest import Manifest, RowRuns
+from distill.results.rendering import write_table
 from distill.results.runs import Fact, Measured, RunFolder
 from distill.results.statistics import Column
 from distill.results.table import RowData, cells_table
@@ -134,7 +135,8 @@ def test_a_figure_has_no_rows_to_add_to(words):
     with pytest.raises(UserError, match="this is a figure"):
         requested(["akl/fig_toy_gaussian", "row.Mine=loss=skl"])
     lines, _, problems = overview(["akl/fig_toy_gaussian", "akl/main"], ["model=micro", *words, "row.Mine=loss=skl"])
-    assert problems == [] and list(lines["table"]) == ["akl/main"]
+    assert problems == [] and list(lines["table"]) == ["akl/fig_toy_gaussian", "akl/main"]
+    assert lines["time"][0] == "a figure, which takes no rows"
 
 
 def test_a_label_with_a_comma_is_quoted(words):
@@ -161,7 +163,7 @@ def test_a_table_in_a_file_anywhere(tmp_path, words):
     with pytest.raises(UserError, match=r"the file name 'my\.mu' is part of the names"):
         requested([str(tmp_path / "my.mu.yaml"), *words])
     (tmp_path / "mine.yaml").write_text(re.sub(r"sources: \[.*\]", "sources: [abkd0_tabel3]", text))
-    with pytest.raises(UserError, match=r"sources names abkd0_tabel3; did you mean .*, and results/paper has no file"):
+    with pytest.raises(UserError, match=r"sources: results/paper has no abkd0_tabel3\.csv; did you mean"):
         requested([str(tmp_path / "mine.yaml"), *words])
 
 
@@ -289,7 +291,9 @@ def test_a_cell_made_again_is_equal_to_the_byte(measured, tmp_path, capsys, monk
     assert not verdict.holds and "different by -" in verdict.text and "should be equal to the byte" in verdict.text
     assert cell.misprint().endswith("and its runs have 77.00 (0.00)")  # the table was not written again
     words = [str(measured), f"row={cell.row.label}", "column=Dolly Eval", f"store={tmp_path}/again"]
-    assert verify.main(words) == 1
+    assert verify.main(words) == 1 and "and its runs have 77.00" in capsys.readouterr().out
+    write_table(Manifest.read(measured.with_suffix(".manifest.json")), experiment.load(TABLE), measured.parents[2])
+    assert verify.main(words) == 1 and "different by -" in capsys.readouterr().out
     # on another kind of processor it may differ by what trainings differ
     monkeypatch.setattr(verification, "hardware", lambda: {"processor": "another", "kind": "x", "threads": 1})
     for reach, holds in ((None, False), (1.0, False), (100.0, True)):

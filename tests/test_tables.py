@@ -186,7 +186,8 @@ def test_tau_of_measured_and_printed_order():
     for _ in range(20):
         measured, printed = rng.integers(0, 6, (2, 7)).astype(float)
         expected = stats.kendalltau(measured, printed).statistic
-        assert order_agreement(measured, printed).tau == pytest.approx(expected, nan_ok=True)
+        assert order_agreement(measured, printed).tau == pytest.approx(expected)
+    assert order_agreement([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None  # only ties
     assert order_agreement([1.0, 2.0], [1.0, 2.0]) is None
     prompts = rng.normal(50, 20, 200)
     clear = [made_up(rng, 3, prompts, 8.0 * place) for place in range(4)]
@@ -203,12 +204,9 @@ def test_tau_of_measured_and_printed_order():
 @pytest.mark.parametrize(("trainings", "noise"), [(3, 0.7), (3, 0.2), (1, 0.0)])
 @pytest.mark.parametrize("spread", [2.0, 0.0])
 def test_the_interval_of_tau_covers_the_truth(trainings, noise, spread):
-    """60 times eight rows whose true order is the printed one (tau 1), or that are equal in truth (tau 0).
-
-    Percentiles of the resampled taus cover tau 1 in 1 to 11 of 100 cases here.
-    """
+    """100 times eight rows whose true order is the printed one (tau 1), or that are equal in truth (tau 0)."""
     rng, covered = np.random.default_rng(7), 0
-    for _ in range(60):
+    for _ in range(100):
         prompts, printed = rng.normal(0, 10, 150), rng.permutation(8).astype(float)
         truth = printed * spread / 7
         rows = [
@@ -219,7 +217,7 @@ def test_the_interval_of_tau_covers_the_truth(trainings, noise, spread):
         agreement = order_agreement([x.mean() for x in rows], printed, draws)
         assert -1 <= agreement.low <= agreement.tau <= agreement.high <= 1
         covered += agreement.low <= (1.0 if spread else 0.0) <= agreement.high
-    assert covered >= 45
+    assert covered >= 80
 
 
 CONFIG = {

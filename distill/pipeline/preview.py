@@ -19,7 +19,7 @@ from distill.data.sets import Dataset
 from distill.pipeline.keys import VERSIONS
 from distill.pipeline.measure import missing_nodes
 from distill.pipeline.nodes import Node, upcoming
-from distill.pipeline.request import OtherPair, requested, taking
+from distill.pipeline.request import NotFor, OtherPair, requested
 from distill.pipeline.store import Store
 from distill.pipeline.tables import Table
 from distill.training.estimate import span
@@ -177,13 +177,14 @@ def overview(names: Sequence[str], overrides: Sequence[str]) -> tuple[pd.DataFra
         overrides.
     """
     lines, unread, problems = [], dict[str, None](), dict[str, None]()
-    for name in taking(names, overrides):
+    for name in names:
         try:
             table, chosen = requested([name, *overrides])
             unread |= dict.fromkeys(stand_in_for_data(table))
             rows = previews(table, chosen)
-        except OtherPair:
-            lines.append({"table": name, "time": "no numbers for this pair"})
+        except NotFor as error:
+            why = "no numbers for this pair" if isinstance(error, OtherPair) else "a figure, which takes no rows"
+            lines.append({"table": name, "time": why})
             continue
         except UserError as error:
             problems |= dict.fromkeys(error.problems)

@@ -44,6 +44,8 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
         name, experiment = experiments.from_file(Path(name))
     else:
         experiment = experiments.load(name)
+    if experiment.kind == "figure" and any(word.startswith("row.") for word in overrides):
+        raise NotFor(f"{name}: this is a figure; rows can be added to tables")
     experiment, overrides = _with_added_rows(experiment, overrides)
     rows, overrides = option(overrides, "rows")
     train_seeds, overrides = seeds_option(overrides, "train_seeds")
@@ -62,13 +64,11 @@ def requested(words: Sequence[str]) -> tuple[Table, list[str]]:
     return table, chosen_rows(table, rows)
 
 
-def taking(names: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Those of several tables and figures that take a command line's words: only tables take rows of one's own."""
-    with_rows = any(word.startswith("row.") for word in words)
-    return [name for name in names if not with_rows or experiments.load(name).kind == "table"]
+class NotFor(UserError):
+    """A table or figure that some words for all tables are not for."""
 
 
-class OtherPair(UserError):
+class OtherPair(NotFor):
     """A pair of the papers for which a table has no printed numbers."""
 
 

@@ -88,7 +88,10 @@ class Cell:
         return Cell(manifest, results, row.row, column)
 
     def misprint(self) -> str:
-        """What the table's CSV shows in place of the number that the runs have; empty if it shows that."""
+        """What the table's CSV shows in place of the number that the runs have; empty if it shows that.
+
+        Other files of the table are not read, nor are a figure's, whose CSV has no cells.
+        """
         path = self.manifest.folder(self.results) / f"{self.manifest.name}.csv"
         if not path.is_file():
             return ""
@@ -100,7 +103,7 @@ class Cell:
             if self.row.label in table.index and self.column.title in table.columns:
                 shown = str(table.at[self.row.label, self.column.title])
                 return "" if shown == measured else f"{path} shows {shown}, and its runs have {measured}"
-        return ""  # a figure
+        return ""
 
     def values(self, run: str, results: Path, teacher: str) -> pd.Series:
         """A run's values in the cell's column over the table's sets and seeds, by generation seed.
@@ -248,7 +251,7 @@ def _again(folder: RunFolder, cell: Cell, store: str | Path, folders: Mapping[st
         UserError: the config is not one of this version, or the row would be another run, or over other data.
     """
     description = folder.description()
-    recorded: dict[str, Any] = _with_folders(description["config"], folders or {})
+    recorded: dict[str, Any] = copy.deepcopy(_with_folders(description["config"], folders or {}))
     if problems := [
         f"{folder.folder}: {key} was {value}, which is no folder here; say where it is, as {key}=FOLDER"
         for key, value in _folders_of(recorded).items()

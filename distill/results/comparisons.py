@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from distill.results.experiment import SET_APART, Experiment
 from distill.results.printed import PaperNumber
+from distill.results.separation import by_teacher
 from distill.results.statistics import Agreement, Column, Comparison, compare, holm, order_agreement, p_text
-from distill.results.table import RowData
+from distill.results.table import Resampled, RowData
 
 LEVEL = 0.05
 
@@ -22,12 +24,13 @@ class Tested:
     Attributes:
         comparison: the paired test.
         p: its p, adjusted by Holm's method over the family.
-        other_teachers: the difference of the rows' first trainings with each further teacher that both have.
+        by_teacher: the difference of the rows' first trainings by the seed of their teacher, the table's first; empty
+            if they were trained with no other.
     """
 
     comparison: Comparison
     p: float
-    other_teachers: Sequence[float] = ()
+    by_teacher: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -43,12 +46,14 @@ class Tested:
 
     @property
     def turns(self) -> bool:
-        """Whether the difference has the other sign with a further teacher, against the verdict."""
-        return self.verdict != "open" and any(x * self.comparison.difference < 0 for x in self.other_teachers)
+        """Whether there is a verdict, and first trainings with another teacher differ with the other sign than with the
+        table's."""
+        first, *others = self.by_teacher.values() or [0.0]
+        return self.verdict != "open" and any(first * other < 0 for other in others)
 
     def __str__(self) -> str:
-        others = ", ".join(f"{difference:+.2f}" for difference in self.other_teachers)
-        more = f"; other teachers {others}" if others else ""
+        differences = ", ".join(f"{seed}: {difference:+.2f}" for seed, difference in self.by_teacher.items())
+        more = f"; first trainings by teacher {differences}" if differences else ""
         return f"{self.comparison.interval} {self.verdict} (Holm p {p_text(self.p)}{more})"
 
 
@@ -88,17 +93,26 @@ def comparisons(rows: Sequence[RowData], columns: Sequence[Column], experiment: 
     titled = {column.title: column for column in columns}
     return {
         (label, other, title): Tested(
-            test, adjusted[label, other, title], _with_teachers(by_label[label], by_label[other], titled[title])
+            test, adjusted[label, other, title], _by_teacher(by_label[label], by_label[other], titled[title])
         )
         for (label, other, title), test in tests.items()
     }
 
 
-def _with_teachers(row: RowData, other: RowData, column: Column) -> list[float]:
-    """The difference of two rows' first trainings with each further teacher that both have."""
-    both = [(row.other_teachers[seed], other.other_teachers.get(seed)) for seed in row.other_teachers]
-    cells = [(one.cell(column), two.cell(column)) for one, two in both if two is not None]
-    return [one.mean - two.mean for one, two in cells if one is not None and two is not None]
+def _by_teacher(row: RowData, other: RowData, column: Column) -> dict[str, float]:
+    """The difference of two rows' first trainings by the seed of their teacher, the table's first.
+
+    It is empty without other teachers. Only those count that both rows have in one copy.
+    """
+    values = by_teacher([row, other], column)
+    if not {row.label, other.label} <= set(values.index):
+        return {}
+    of_both = values.T[[row.label, other.label]].dropna()
+    seeds, differences = of_both.index.to_list(), (of_both[row.label] - of_both[other.label]).to_list()
+    both = {seed: (one, other.other_teachers.get(seed)) for seed, one in row.other_teachers.items()}
+    apart = [seed for seed, (one, two) in both.items() if two is not None and not one.has_copies_of(two)]
+    found = {seed: value for seed, value in zip(seeds, differences, strict=True) if seed not in apart}
+    return found if len(found) > 1 else {}
 
 
 def unordered(key: tuple[str, str, str]) -> tuple[frozenset[str], str]:
@@ -116,14 +130,11 @@ def orders(
 ) -> dict[str, Agreement]:
     """How far the order of the paper's methods agrees with its printed order, by column: Kendall's tau.
 
-    Teachers are no methods. A row that was made over other copies of a stage than a row above it has no place in the
-    order.
+    Teachers are no methods. Where rows were made over different copies of a stage, the order is that of the most rows
+    that share theirs.
     """
     agreements: dict[str, Agreement] = {}
-    comparable: list[RowData] = []
-    for row in (row for row in rows if row.row.group == "paper" and row.row.role == "student"):
-        if all(row.has_copies_of(other) for other in comparable):
-            comparable.append(row)
+    comparable = _of_one_copy([row for row in rows if row.row.group == "paper" and row.row.role == "student"])
     for column in columns:
         both = [
             (row, value, number)
@@ -132,8 +143,37 @@ def orders(
         ]
         scores = [resampled for row, _, _ in both if (resampled := row.resampled(column)) is not None]
         alike = len(scores) == len(both) and all(x.has_prompts_of(scores[0]) for x in scores)
-        draws = np.stack([x.means for x in scores], axis=1) if both and alike else None
+        draws = _draws(scores, [row.label for row, _, _ in both]) if both and alike else None
         measured, printed = [v.mean for _, v, _ in both], [float(n.mean) for _, _, n in both]
         if (agreement := order_agreement(measured, printed, draws)) is not None:
             agreements[column.title] = agreement
     return agreements
+
+
+def _of_one_copy(rows: Sequence[RowData]) -> list[RowData]:
+    """The most rows, in their order, that were made over the same copies of the stages that they share."""
+    largest: list[RowData] = []
+    for first in rows:
+        together = [first]
+        for row in rows:
+            if row is not first and all(row.has_copies_of(other) for other in together):
+                together.append(row)
+        if len(together) > len(largest):
+            largest = together
+    return [row for row in rows if any(row is other for other in largest)]
+
+
+def _draws(scores: Sequence[Resampled], labels: Sequence[str]) -> np.ndarray:
+    """The rows' resampled means `[RESAMPLES, rows]`.
+
+    As in `compare` a row with one training is taken to vary between trainings as those with several do.
+    """
+    draws = np.stack([x.means for x in scores], axis=1)
+    of_trainings = [np.mean([frame.mean(axis=1).to_numpy() for frame in x.frames], axis=0) for x in scores]
+    variances = [float(means.var(ddof=1)) for means in of_trainings if len(means) > 1]
+    if variances:
+        for place, (means, label) in enumerate(zip(of_trainings, labels, strict=True)):
+            if len(means) == 1:
+                noise = np.random.default_rng(zlib.crc32(label.encode())).normal(size=len(draws))
+                draws[:, place] += np.sqrt(np.mean(variances)) * noise
+    return draws

@@ -193,15 +193,13 @@ class Experiment(Section):
         """The table with one more row below its own.
 
         Raises:
-            UserError: the label is empty or there already, or the table has no rows.
+            UserError: the label is empty, or there already or one that reads like it.
         """
-        if self.model is None or self.kind != "table":
-            raise UserError(f"row.{label}: this is a figure; rows can be added to tables")
         wrong = "the row has no label" if not label.strip() else None
         if not label.isprintable():
             hidden = next(character for character in label if not character.isprintable())
             wrong = f"{label!r} has {hidden!r}, which cannot be seen"
-        elif alike := [x for x in (*self.rows, *CONTEXT) if _plain(x) == _plain(label)]:
+        elif alike := [x for x in (*self.rows, *CONTEXT) if normalised(x) == normalised(label)]:
             wrong = f"the label {label!r} is taken" if label in alike else f"{label!r} reads like {alike[0]!r}"
         if wrong is not None:
             raise UserError(
@@ -236,8 +234,8 @@ class Experiment(Section):
         return any(c.dataset not in (None, "training", "validation", "benchmarks") for c in self.columns.values())
 
 
-def _plain(label: str) -> str:
-    """A label as it is read: without its case and outer spaces."""
+def normalised(label: str) -> str:
+    """A label as it is read: in lower case, with single spaces."""
     return " ".join(label.split()).casefold()
 
 
@@ -321,8 +319,8 @@ def parse(path: Path, file_name: str) -> Experiment:
     if absent := [source for source in experiment.sources if not (locations.PAPER / f"{source}.csv").is_file()]:
         known = sorted(file.stem for file in locations.PAPER.glob("*.csv"))
         raise UserError(
-            f"{file_name}: sources names {absent[0]}{nearest(absent[0], known)}, and results/paper has no file of that"
-            " name; leave out sources for a table without printed numbers"
+            f"{file_name}: sources: results/paper has no {absent[0]}.csv{nearest(absent[0], known)}; leave out sources"
+            " for a table without printed numbers"
         )
     return experiment
 

@@ -84,8 +84,10 @@ def _block(manifest: Manifest, results: Path) -> tuple[str, list[dict[str, str]]
         named = {"claim": f"{row} above {', '.join(others)}", "table": link, "pair": manifest.model}
         named["trainings"] = "1" if fewest == 1 else f"{fewest} or more"
         counts.append(named | {word: _count(of_row, word) for word in ("yes", "open", "reversed")})
-        if with_others := [test for test in of_row if test.verdict != "open" and test.other_teachers]:
-            counts[-1]["turned by a teacher"] = f"{sum(test.turns for test in with_others)} of {len(with_others)}"
+        if with_others := [test for test in of_row if test.verdict != "open" and test.by_teacher]:
+            counts[-1]["other sign with another teacher"] = (
+                f"{sum(test.turns for test in with_others)} of {len(with_others)}"
+            )
     return "\n".join(lines), counts
 
 

@@ -224,7 +224,7 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 def seeds_line(manifest: Manifest, rows: Sequence[RowData]) -> str:
     """The seeds that means and standard deviations are over, and how many teachers the rows share.
 
-    Where no row has a number of several generation seeds, there are no means over them.
+    Costs have no generation seeds, and some measurements only the first.
     """
     training_seeds = ", ".join(map(str, manifest.train_seeds))
     teachers = len(teacher_artifacts(rows))
@@ -232,9 +232,12 @@ def seeds_line(manifest: Manifest, rows: Sequence[RowData]) -> str:
     if any(stage_copy_lines(rows)):
         shared += ", in the copies above"
     titles = {(part[0], part[1]) for part in manifest.columns.values() if part is not None}
-    if not any(_has_several_seeds(row.lines, titles) for row in rows):
+    generation_seeds = sorted({seed for row in rows for seed in _seeds(row.lines, titles)})
+    if not generation_seeds:
         return f"Training seed{'s' if len(manifest.train_seeds) > 1 else ''} {training_seeds}; {shared}."
-    generation = f"generation seeds {', '.join(map(str, manifest.seeds))}"
+    generation = f"generation seed{'s' * (len(generation_seeds) > 1)} {', '.join(map(str, generation_seeds))}"
+    if len(manifest.train_seeds) == len(generation_seeds) == 1:
+        return f"One number a row: {generation}, training seed {training_seeds}; {shared}."
     if len(manifest.train_seeds) == 1:
         seeds = f"{generation}; one training (seed {training_seeds})"
     else:
@@ -243,9 +246,8 @@ def seeds_line(manifest: Manifest, rows: Sequence[RowData]) -> str:
     return f"Mean (sample standard deviation) over {seeds}; {shared}."
 
 
-def _has_several_seeds(lines: pd.DataFrame, columns: set[tuple[str, str]]) -> bool:
-    """Whether a row's numbers in some of the columns are over several generation seeds."""
-    if lines.empty:
-        return False
-    of_columns = lines[[pair in columns for pair in zip(lines["dataset"], lines["metric"], strict=True)]]
-    return bool((of_columns.groupby(["dataset", "metric"])["seed"].nunique() > 1).any())
+def _seeds(lines: pd.DataFrame, columns: set[tuple[str, str]]) -> set[int]:
+    """The generation seeds of a row's numbers in some columns."""
+    pairs = zip(lines["dataset"], lines["metric"], strict=True) if len(lines) else ()
+    of_columns = [pair in columns for pair in pairs]
+    return {int(seed) for seed in lines["seed"][of_columns] if seed} if any(of_columns) else set()

@@ -258,7 +258,7 @@ class Agreement:
     Attributes:
         rows: the number of rows.
         tau: Kendall's tau-b: 1 for one order, -1 for the reverse, near 0 for unrelated ones.
-        low: the lower end of its 95 % interval; None without scores by prompt.
+        low: the lower end of its interval (`order_agreement`); None without scores by prompt.
         high: the upper end.
     """
 
@@ -275,7 +275,7 @@ class Agreement:
 def order_agreement(
     measured: Sequence[float], printed: Sequence[float], draws: np.ndarray | None = None
 ) -> Agreement | None:
-    """Kendall's tau between measured and printed values of the same rows; None for fewer than three rows.
+    """Kendall's tau between measured and printed values of the same rows; None for fewer than three rows, or only ties.
 
     Its interval reaches to both sides as far as the farther of the 2.5 and 97.5 % percentiles of the taus over
     resampled trainings and prompts lies from the measured one, and ends at -1 and 1. The percentiles alone would be no
@@ -290,10 +290,10 @@ def order_agreement(
         return None
     signs = _signs(np.asarray(printed, dtype=float))
     (tau,) = _tau(np.asarray(measured, dtype=float)[None], signs)
+    if np.isnan(tau):
+        return None
     taus = np.zeros(0) if draws is None else _tau(draws, signs)
     if np.isnan(taus).all():  # no scores, or only ties
-        return Agreement(len(measured), float(tau))
-    if np.isnan(tau):
         return Agreement(len(measured), float(tau))
     reach = float(np.abs(np.nanpercentile(taus, [2.5, 97.5]) - tau).max())
     return Agreement(len(measured), float(tau), max(-1.0, float(tau) - reach), min(1.0, float(tau) + reach))

@@ -17,6 +17,7 @@ EPOCHS = (1, 200)
 TAIL_EPOCHS = (10, 30, 100, 250)  # the paper's last one is 250 in one section and 300 in another
 DIGITS = 7
 HEAD = 0.5  # mass of the head, AKL's mu
+SLOPE = 1.2  # of the long tail, a power of the class's rank
 FITTED = (
     f"The paper gives neither shapes nor number of classes: here {CLASSES} classes, and a student whose logits start"
     f" normal at random and are fitted by Adam with learning rate {RATE}, a step an epoch."
@@ -130,7 +131,7 @@ def _shapes() -> dict[str, np.ndarray]:
     shapes = {
         "one peak": stats.norm.pdf(x, 20, 4) + 1e-4,
         "two peaks": 0.6 * stats.norm.pdf(x, 15, 3) + 0.4 * stats.norm.pdf(x, 42, 5) + 1e-4,
-        "long tail": (x + 1.0) ** -1.2,
+        "long tail": (x + 1.0) ** -SLOPE,
     }
     return {name: p / p.sum() for name, p in shapes.items()}
 
@@ -205,7 +206,8 @@ def toy_head_tail(data: FigureData) -> Drawing:
 
     notes = [
         FITTED,
-        f"The teacher falls as a power of -1.2; its head are the fewest classes with half of its mass, {head.sum()}.",
+        f"The teacher falls with the class's rank to the power of -{SLOPE}; its head is the {head.sum()} top classes,"
+        f" the fewest that hold {HEAD:.0%} of its mass.",
         "The table has the sum of absolute differences between student and teacher over head and tail.",
     ]
     return Drawing(frame, plot, pd.DataFrame(lines), panels=len(TAIL_EPOCHS), notes=notes)
