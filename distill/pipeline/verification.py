@@ -101,8 +101,8 @@ class Cell:
         frame = frame.set_index(frame.columns[0])
         for table in (frame, frame.T):  # some papers print the columns as rows
             if self.row.label in table.index and self.column.title in table.columns:
-                shown = str(table.at[self.row.label, self.column.title])
-                return "" if shown == measured else f"{path} shows {shown}, and its runs have {measured}"
+                in_file = str(table.at[self.row.label, self.column.title])
+                return "" if in_file == measured else f"{path} shows {in_file}, and its runs have {measured}"
         return ""
 
     def values(self, run: str, results: Path, teacher: str) -> pd.Series:

@@ -46,8 +46,7 @@ class Tested:
 
     @property
     def turns(self) -> bool:
-        """Whether there is a verdict, and first trainings with another teacher differ with the other sign than with the
-        table's."""
+        """Whether there is a verdict, and the rows' first trainings differ with another sign under another teacher."""
         first, *others = self.by_teacher.values() or [0.0]
         return self.verdict != "open" and any(first * other < 0 for other in others)
 
@@ -111,8 +110,8 @@ def _by_teacher(row: RowData, other: RowData, column: Column) -> dict[str, float
     seeds, differences = of_both.index.to_list(), (of_both[row.label] - of_both[other.label]).to_list()
     both = {seed: (one, other.other_teachers.get(seed)) for seed, one in row.other_teachers.items()}
     apart = [seed for seed, (one, two) in both.items() if two is not None and not one.has_copies_of(two)]
-    found = {seed: value for seed, value in zip(seeds, differences, strict=True) if seed not in apart}
-    return found if len(found) > 1 else {}
+    of_one_copy = {seed: value for seed, value in zip(seeds, differences, strict=True) if seed not in apart}
+    return of_one_copy if len(of_one_copy) > 1 else {}
 
 
 def unordered(key: tuple[str, str, str]) -> tuple[frozenset[str], str]:

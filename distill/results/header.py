@@ -189,7 +189,7 @@ def stage_copy_lines(rows: Sequence[RowData]) -> Iterator[str]:
     labels: dict[str, dict[str, list[str]]] = {}  # row labels by stage name and copy, in the table's order
     for row in rows:
         for name, copies in row.copies.items():
-            for copy in copies:
+            for copy in sorted(copies):  # a set's own order differs from process to process
                 labels.setdefault(name, {}).setdefault(copy, []).append(row.label)
     for name, labels_by_copy in labels.items():
         if len(labels_by_copy) > 1:
